@@ -1,0 +1,197 @@
+"""The whole error tree on one screen, ordered by who must act.
+
+    CasemateError ─ RequestError   the caller changes something
+                  ├ CapacityError  wait, try again
+                  ├ HostError      the operator fixes the host
+                  ├ VmmError       the VMM refused or died
+                  └ GuestError     the agent failed or lied
+
+Each class has a stable ``code``; each instance a ``hint`` (what to do), a ``retry``
+(whether doing it again is safe) and ``evidence`` (what one would go looking for).
+A user's program that fails is a result, never one of these. Standard library only:
+the agent inside the guest imports this file too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any, ClassVar
+
+
+class Retry(Enum):
+    """Whether the same call may simply be made again. UNKNOWN: it may have taken effect."""
+
+    SAFE = "safe"
+    NEVER = "never"
+    UNKNOWN = "unknown"
+
+
+class CasemateError(Exception):
+    """Anything Casemate itself reports."""
+
+    code: ClassVar[str] = "internal"
+    default_retry: ClassVar[Retry] = Retry.NEVER
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        retry: Retry | None = None,
+        evidence: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.retry = retry or self.default_retry
+        self.evidence = dict(evidence or {})
+
+    def __str__(self) -> str:
+        return f"{self.message} — {self.hint}" if self.hint else self.message
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "code": self.code,
+            "message": self.message,
+            "hint": self.hint,
+            "retry": self.retry.value,
+            "evidence": self.evidence,
+        }
+
+
+class RequestError(CasemateError):
+    code = "bad-request"
+
+
+class InvalidSpec(RequestError):
+    code = "invalid-spec"
+
+
+class NotFound(RequestError):
+    code = "not-found"
+
+
+class NotSupported(RequestError):
+    code = "not-supported"
+
+
+class StateConflict(RequestError):
+    code = "state-conflict"
+
+
+class QuotaExceeded(RequestError):
+    code = "quota-exceeded"
+
+
+class FileRefused(RequestError):
+    """The guest's kernel refused a file operation; ``evidence["errno"]`` has its name, as ENOENT."""
+
+    code = "file-refused"
+
+
+class ExecRefused(RequestError):
+    """The guest could not start the program; ``evidence["errno"]`` has the kernel's reason."""
+
+    code = "exec-refused"
+
+
+class CapacityError(CasemateError):
+    code = "capacity"
+    default_retry = Retry.SAFE
+
+
+class PoolExhausted(CapacityError):
+    code = "pool-exhausted"
+
+
+class HostFull(CapacityError):
+    code = "host-full"
+
+
+class HostError(CasemateError):
+    code = "host-error"
+
+
+class ToolMissing(HostError):
+    code = "tool-missing"
+
+
+class ToolFailed(HostError):
+    """A program of the host's failed; evidence has its argv, exit status and last lines."""
+
+    code = "tool-failed"
+
+
+class KvmUnavailable(HostError):
+    code = "kvm-unavailable"
+
+
+class LeakedResource(HostError):
+    """Something could not be released; it and what it stands on are kept for the sweep."""
+
+    code = "leaked-resource"
+
+
+class DaemonUnavailable(HostError):
+    code = "daemon-unavailable"
+    default_retry = Retry.UNKNOWN
+
+
+class ImageBroken(HostError):
+    """A stored artifact is missing or its digest is wrong."""
+
+    code = "image-broken"
+
+
+class VmmError(CasemateError):
+    code = "vmm-error"
+
+
+class VmmRefused(VmmError):
+    code = "vmm-refused"
+
+
+class VmmExited(VmmError):
+    code = "vmm-exited"
+
+
+class BootTimeout(VmmError):
+    code = "boot-timeout"
+
+
+class GuestError(CasemateError):
+    code = "guest-error"
+
+
+class AgentSilent(GuestError):
+    code = "agent-silent"
+    default_retry = Retry.UNKNOWN
+
+
+class ProtocolViolation(GuestError):
+    """Bytes from a guest that no honest agent sends. The machine is killed, the event audited."""
+
+    code = "protocol-violation"
+
+
+def every_error(root: type[CasemateError] = CasemateError) -> Iterator[type[CasemateError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from every_error(child)
+
+
+def from_json(body: Mapping[str, Any]) -> CasemateError:
+    """The error another process wrote with ``to_json``; an unknown code is a plain CasemateError."""
+    kind = next((k for k in every_error() if k.code == body.get("code")), CasemateError)
+    try:
+        retry = Retry(body.get("retry"))
+    except ValueError:
+        retry = Retry.UNKNOWN
+    evidence = body.get("evidence")
+    return kind(
+        str(body.get("message", "no message")),
+        hint=str(body.get("hint", "")),
+        retry=retry,
+        evidence=evidence if isinstance(evidence, dict) else {},
+    )

@@ -1,0 +1,138 @@
+"""What every driver of a VMM promises: a spec goes in, a machine comes out.
+
+Nothing above this file knows which VMM runs. ``docs/vmm-contract.md`` maps each method to
+QEMU's monitor commands and to Firecracker's API calls.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Isolation = Literal["hardware", "emulated"]
+Accelerator = Literal["kvm", "tcg"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """One virtio block device. The guest sees the drives in order: /dev/vda, /dev/vdb, ..."""
+
+    path: Path
+    writable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What a cold boot starts; a restore needs none of it."""
+
+    vmlinux: Path
+    initrd: Path
+    cmdline: str
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """One machine. *guest_id* (the sandbox's id) names everything of it on the host."""
+
+    guest_id: str
+    vcpus: int
+    memory_mib: int
+    drives: tuple[Drive, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFiles:
+    """A stopped machine: its memory (memory_mib MiB, sparse, mapped copy-on-write) and its device state."""
+
+    memory: Path
+    state: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What a snapshot only fits together with; compared for equality before a restore, for a VMM does not."""
+
+    vmm: str  # "qemu"
+    version: str  # as the VMM prints it
+    vmm_sha256: str
+    machine: str  # the machine's configuration, one line
+    cpu: str  # the CPU model as given to the VMM and the host CPU's name
+    accelerator: Accelerator
+
+
+@dataclass(frozen=True, slots=True)
+class VmmExit:
+    """How a VMM process ended: an exit status, or the signal that ended it."""
+
+    status: int | None
+    signal: int | None
+
+
+class Machine(Protocol):
+    """A live VMM process with one guest. Closed by leaving the driver's context manager, which kills it."""
+
+    @property
+    def pid(self) -> int:
+        """Of the VMM itself, as the host's /proc has it."""
+
+    @property
+    def stream(self) -> socket.socket:
+        """The host's end of the one byte stream; non-blocking. Replaced by reopen_stream."""
+
+    async def unpause(self) -> None:
+        """Let the vCPUs run. Raises VmmRefused, VmmExited."""
+
+    async def pause(self) -> None:
+        """Stop the vCPUs; the guest's clocks stand still. Raises VmmRefused, VmmExited."""
+
+    async def save_state(self, into: Path) -> None:
+        """Write the paused machine's device state into the new file *into*; memory is the host's business.
+
+        Cancelled: *into* may be partial; the machine stays paused. Raises VmmRefused, VmmExited.
+        """
+
+    async def reopen_stream(self) -> socket.socket:
+        """Replace a lost stream by a fresh one; the guest sees the old one close. Raises VmmRefused, VmmExited."""
+
+    async def wait_exit(self) -> VmmExit:
+        """Return when the VMM process has ended, by itself or not."""
+
+    def console(self) -> bytes:
+        """The last output of the guest's console, at most 64 KiB. Never waits."""
+
+
+class Driver(Protocol):
+    """Makes machines of one VMM. Stateless between calls."""
+
+    @property
+    def isolation(self) -> Isolation: ...
+
+    @property
+    def accelerator(self) -> Accelerator: ...
+
+    @property
+    def kernel_arguments(self) -> str:
+        """What this VMM's machines need on the guest kernel's command line (console, clocks, mitigations)."""
+
+    async def platform(self) -> Platform:
+        """Measured once, then remembered. Raises ToolMissing when the VMM is not installed or too old."""
+
+    def boot(self, spec: MachineSpec, kernel: Kernel, memory: Path) -> AbstractAsyncContextManager[Machine]:
+        """A running machine, booted cold; its memory *is* the file *memory* (created, sparse).
+
+        Entering raises VmmExited (evidence: argv, exit, console), VmmRefused, HostError.
+        Leaving kills the VMM, whatever it does.
+        """
+
+    def restore(self, spec: MachineSpec, snapshot: SnapshotFiles) -> AbstractAsyncContextManager[Machine]:
+        """A paused clone: *snapshot*'s memory is mapped copy-on-write and never written.
+
+        Same raises and same leaving as boot.
+        """
+
+    def describe(self, spec: MachineSpec, snapshot: SnapshotFiles) -> Mapping[str, Any]:
+        """The restore as data, for inspection and for the benchmark's floor: argv, jail, descriptors, monitor steps."""
