@@ -1,0 +1,32 @@
+"""What a user holds: a sandbox, from the wish to the end."""
+
+from casemate.sandbox.handshake import Introduction
+from casemate.sandbox.ids import is_id, is_name, new_id
+from casemate.sandbox.link import Channel, Link
+from casemate.sandbox.service import Sandboxes, open_sandboxes
+from casemate.sandbox.snapshot import Snapshot, machine_spec
+from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, StateReason
+from casemate.sandbox.states import Reason, State
+from casemate.sandbox.supervisor import Handle, Supervisor, introduce
+
+__all__ = [
+    "Channel",
+    "Handle",
+    "Introduction",
+    "Link",
+    "Reason",
+    "SandboxInfo",
+    "SandboxSpec",
+    "Sandboxes",
+    "Shape",
+    "Snapshot",
+    "State",
+    "StateReason",
+    "Supervisor",
+    "introduce",
+    "is_id",
+    "is_name",
+    "machine_spec",
+    "new_id",
+    "open_sandboxes",
+]

@@ -1,0 +1,149 @@
+"""An image version becomes a snapshot: boot, introduce, warm, stop, keep.
+
+The one place where a machine boots. Everything is made in a folder with a temporary name, on
+which nothing else may stand, and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from casemate import errors
+from casemate.host import own_folder
+from casemate.images import Artifacts, make_scratch_disk
+from casemate.sandbox import Introduction, Link, Shape, Snapshot, introduce, machine_spec, new_id
+from casemate.vmm import Driver, Kernel, Machine, Platform
+
+Progress = Callable[[str, str, float | None], None]
+BUILDING = ".building-"
+HASH_BYTES = 4 << 20
+PREPARE_S = 180.0  # numpy, pandas and matplotlib take 6 to 20 s to import under emulation
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What one snapshot is made from."""
+
+    image: str  # name@version
+    shape: Shape
+    artifacts: Artifacts
+    zygote: bool = True
+
+
+async def build_snapshot(
+    driver: Driver, recipe: Recipe, snapshots: Path, progress: Progress, *, boot_timeout_s: float
+) -> Snapshot:
+    """A new snapshot below *snapshots*. Cancelled or failed: nothing of it stays.
+
+    Raises BootTimeout or AgentSilent (evidence: the console's last lines), VmmError, HostError.
+    """
+    snapshot_id, platform = new_id(), await driver.platform()
+    started = time.monotonic()
+    async with own_folder(snapshots / f"{BUILDING}{snapshot_id}") as folder:
+        progress("disk", "making the writable disk", 0.0)
+        await make_scratch_disk(folder / "disk", recipe.shape.disk_mib)
+        async with _booted(driver, recipe, snapshot_id, folder, progress, boot_timeout_s) as (machine, link):
+            progress("warm", "starting the interpreters", 0.3)
+            await _prepare(link, machine, recipe)
+            progress("save", "saving the machine", 0.8)
+            await machine.pause()
+            await machine.save_state(folder / "state")
+        progress("digest", "taking digests", 0.9)
+        digests = await anyio.to_thread.run_sync(_seal, folder)
+        snapshot = _describe(snapshot_id, recipe, platform, snapshots / snapshot_id, digests)
+        await anyio.to_thread.run_sync(_write_manifest, folder, snapshot)
+        folder.rename(snapshot.folder)
+    progress("done", f"snapshot {snapshot_id} in {time.monotonic() - started:.1f} s", 1.0)
+    return snapshot
+
+
+@asynccontextmanager
+async def _booted(
+    driver: Driver, recipe: Recipe, snapshot_id: str, folder: Path, progress: Progress, timeout_s: float
+) -> AsyncIterator[tuple[Machine, Link]]:
+    """A booted guest that has been introduced, to nobody: all its secrets are thrown away ones."""
+    parts = recipe.artifacts
+    spec = machine_spec(snapshot_id, recipe.shape, parts.root, parts.agent, folder / "disk")
+    kernel = Kernel(parts.kernel, parts.initrd, driver.kernel_arguments)
+    progress("boot", f"booting Linux {parts.kernel_release}", 0.1)
+    async with driver.boot(spec, kernel, folder / "memory") as machine, anyio.create_task_group() as tasks:
+        link = Link(snapshot_id, silence_s=timeout_s)
+        tasks.start_soon(link.run, machine.stream)
+        try:
+            await introduce(link, Introduction(secrets.token_hex(13)), timeout_s)
+        except errors.AgentSilent as error:
+            console = machine.console()[-4000:].decode(errors="replace")
+            raise errors.BootTimeout(
+                f"the guest of {recipe.image} did not answer within {timeout_s:g} s of its boot",
+                hint="the last lines of its console are in the evidence",
+                evidence={"console": console},
+            ) from error
+        yield machine, link
+        tasks.cancel_scope.cancel()
+
+
+async def _prepare(link: Link, machine: Machine, recipe: Recipe) -> None:
+    try:
+        async with link.open("control", {"op": "prepare", "zygote": recipe.zygote}, timeout_s=PREPARE_S):
+            pass
+        async with link.open("control", {"op": "sync"}, timeout_s=60):
+            pass
+        await link.ping()
+    except errors.GuestError as error:
+        error.evidence.setdefault("console", machine.console()[-4000:].decode(errors="replace"))
+        raise
+
+
+def _seal(folder: Path) -> dict[str, str]:
+    """Make what clones map and copy unchangeable, durable and known by digest."""
+    digests = {}
+    for name in ("memory", "state", "disk"):
+        path = folder / name
+        path.chmod(0o444)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            digests[name] = _sha256(path)
+    return digests
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(HASH_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _describe(
+    snapshot_id: str, recipe: Recipe, platform: Platform, folder: Path, digests: Mapping[str, str]
+) -> Snapshot:
+    return Snapshot(
+        id=snapshot_id,
+        image=recipe.image,
+        shape=recipe.shape,
+        platform=platform,
+        kernel_release=recipe.artifacts.kernel_release,
+        folder=folder,
+        root=recipe.artifacts.root,
+        agent=recipe.artifacts.agent,
+        digests=digests,
+    )
+
+
+def _write_manifest(folder: Path, snapshot: Snapshot) -> None:
+    path = folder / "manifest.json"
+    with path.open("x") as file:
+        json.dump(snapshot.manifest(), file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    path.chmod(0o444)

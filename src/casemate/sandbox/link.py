@@ -1,0 +1,339 @@
+"""The one task between a machine's stream and the wire; everybody else holds channels.
+
+The stream's bytes come from hostile code. They are parsed by ``wire.Connection`` alone; the
+first bad one ends the link with ProtocolViolation and the supervisor kills the machine. Each
+turn reads a bounded piece and then lets the event loop go on, so that a flooding guest slows
+only itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+
+from casemate import errors, wire
+
+READ_BYTES = 262_144  # one turn's share of the event loop, well under a millisecond of parsing
+PING_EVERY_S = 5.0
+E = TypeVar("E", bound=BaseException)
+_DENIALS: dict[str, type[errors.CasemateError]] = {
+    "exec-refused": errors.ExecRefused,
+    "file-refused": errors.FileRefused,
+    "not-found": errors.NotFound,
+    "not-served": errors.NotSupported,
+    "state-conflict": errors.StateConflict,
+}
+
+
+class Channel:
+    """One conversation with the agent. Used by one task at a time; made by ``Link.open`` only."""
+
+    def __init__(self, link: Link, number: int) -> None:
+        self._link = link
+        self._number = number
+        self._arrived: deque[wire.Data | wire.Message | None] = deque()
+        self._changed = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._answer: dict[str, Any] | None = None
+        self._failure: errors.CasemateError | None = None
+        self._closed = False
+
+    @property
+    def accepted(self) -> dict[str, Any]:
+        """What the agent said when it accepted."""
+        return self._answer or {}
+
+    async def receive(self) -> wire.Data | wire.Message | None:
+        """The next piece in order; None when the guest has said all. Safe to cancel.
+
+        Raises GuestError when the channel or the whole link died.
+        """
+        while not self._arrived:
+            if self._failure is not None:
+                raise self._failure
+            self._changed.clear()
+            await self._changed.wait()
+        item = self._arrived[0]
+        if item is None:
+            return None  # stays: every later call says so too
+        self._arrived.popleft()
+        if isinstance(item, wire.Data):
+            self._link.consumed(self._number, len(item.data))
+        return item
+
+    async def send(self, data: bytes | memoryview, sub: int = 1) -> None:
+        """Hand *data* to the guest; waits while its window is full. Cancelled: a part may have been sent."""
+        view = memoryview(data)
+        while view:
+            self._check_sendable()
+            self._writable.clear()
+            taken = self._link.connection.send(self._number, sub, view)
+            if taken:
+                self._link.wake()
+                view = view[taken:]
+            else:
+                await self._writable.wait()
+
+    async def send_message(self, body: Mapping[str, Any]) -> None:
+        """Hand one JSON object to the guest."""
+        self._check_sendable()
+        self._link.connection.send_message(self._number, dict(body))
+        self._link.wake()
+
+    def finish(self) -> None:
+        """Say that no more comes from this side."""
+        if not self._closed and self._failure is None:
+            self._link.connection.finish(self._number)
+            self._link.wake()
+
+    def reset(self, code: str, hint: str = "") -> None:
+        """End the channel in both directions at once; what was under way is lost."""
+        if not self._closed and self._failure is None:
+            self._link.connection.reset(self._number, code, hint)
+            self._link.wake()
+        self._closed = True
+
+    def _check_sendable(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise errors.StateConflict(f"channel {self._number} is closed")
+
+    # what the link's task calls
+
+    def on_answer(self, body: dict[str, Any]) -> None:
+        self._answer = body
+        self._changed.set()
+
+    def on_item(self, item: wire.Data | wire.Message | None) -> None:
+        self._arrived.append(item)
+        self._changed.set()
+
+    def on_writable(self) -> None:
+        self._writable.set()
+
+    def on_closed(self) -> None:
+        self._closed = True
+
+    def on_failure(self, error: errors.CasemateError) -> None:
+        self._failure = self._failure or error
+        self._changed.set()
+        self._writable.set()
+
+    async def wait_answer(self) -> None:
+        while self._answer is None:
+            if self._failure is not None:
+                raise self._failure
+            self._changed.clear()
+            await self._changed.wait()
+
+
+class Link:
+    """Owns nothing: the machine owns the stream, the supervisor runs ``run`` and closes both."""
+
+    def __init__(self, guest_id: str, *, silence_s: float) -> None:
+        self.guest_id = guest_id
+        self.failure: errors.CasemateError | None = None
+        self.ended = asyncio.Event()
+        self.last_traffic = time.monotonic()
+        self._silence_s = silence_s
+        self._nonce = b""
+        self.connection = wire.Connection(wire.Side.HOST)
+        self._channels: dict[int, Channel] = {}
+        self._pongs: dict[bytes, asyncio.Event] = {}
+        self._wake = asyncio.Event()
+        self._ready: dict[str, Any] | None = None
+        self._ready_arrived = asyncio.Event()
+
+    def consumed(self, number: int, count: int) -> None:
+        self.connection.consumed(number, count)
+        self.wake()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def run(self, stream: socket.socket, *, reopened: bool = False) -> None:
+        """Carry bytes until the stream or the guest's honesty ends; then ``failure`` says why.
+
+        Never raises for what the guest does; cancellation ends it at once.
+        """
+        self._nonce = secrets.token_bytes(16)
+        self.connection = wire.Connection(wire.Side.HOST, nonce=self._nonce)
+        self.connection.synchronise(reopened=reopened)
+        self.failure, self._ready = None, None
+        self._ready_arrived.clear()
+        self.ended.clear()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._write, stream)
+                tasks.start_soon(self._watch)
+                await self._read(stream)
+                tasks.cancel_scope.cancel()
+        except* errors.CasemateError as group:
+            self._fail(_first(group))
+        except* OSError as group:
+            self._fail(errors.AgentSilent(f"sandbox {self.guest_id}: its stream broke", evidence={"cause": repr(_first(group))}))
+        finally:
+            self._fail(errors.AgentSilent(f"sandbox {self.guest_id}: its stream was closed"))
+            self.ended.set()
+
+    async def handshake(self, hello: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """Introduce this clone to itself and return the agent's answer, unchecked.
+
+        Raises AgentSilent after *timeout_s*; ProtocolViolation for what no agent sends.
+        """
+        self.connection.hello(dict(hello))
+        self.wake()
+        await self._until(self._ready_arrived, timeout_s, "the hand-shake was not answered")
+        if self._ready is None:
+            raise self._dead()
+        return self._ready
+
+    async def ping(self, *, timeout_s: float = 10.0) -> float:
+        """Milliseconds until the agent echoed a token. Raises AgentSilent."""
+        token, answered, started = secrets.token_bytes(8), asyncio.Event(), time.perf_counter()
+        self._pongs[token] = answered
+        try:
+            self.connection.ping(token)
+            self.wake()
+            await self._until(answered, timeout_s, "a ping was not answered")
+        finally:
+            self._pongs.pop(token, None)
+        if self.failure is not None:
+            raise self.failure
+        return (time.perf_counter() - started) * 1000
+
+    @asynccontextmanager
+    async def open(self, kind: str, params: Mapping[str, Any], *, timeout_s: float = 10.0) -> AsyncIterator[Channel]:
+        """A channel the agent has accepted; what is still open at the end of the block is reset.
+
+        Raises the error a denial stands for (ExecRefused, FileRefused, NotFound, NotSupported, …),
+        AgentSilent when no answer came in *timeout_s*.
+        """
+        if self.failure is not None:
+            raise self.failure
+        number = self.connection.open(kind, dict(params))
+        channel = self._channels[number] = Channel(self, number)
+        self.wake()
+        try:
+            try:
+                with anyio.fail_after(timeout_s):
+                    await channel.wait_answer()
+            except TimeoutError as error:
+                raise errors.AgentSilent(
+                    f"sandbox {self.guest_id}: {kind} was not answered within {timeout_s:g} s",
+                    hint="the guest may be out of CPU; try again or kill the sandbox",
+                ) from error
+            yield channel
+        finally:
+            channel.reset("closed")
+            self._channels.pop(number, None)
+
+    async def _until(self, event: asyncio.Event, timeout_s: float, what: str) -> None:
+        try:
+            with anyio.fail_after(timeout_s):
+                await event.wait()
+        except TimeoutError as error:
+            raise errors.AgentSilent(f"sandbox {self.guest_id}: {what} within {timeout_s:g} s") from error
+
+    async def _read(self, stream: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await loop.sock_recv(stream, READ_BYTES):
+            self.last_traffic = time.monotonic()
+            for event in self.connection.receive(data):
+                self._dispatch(event)
+            self.wake()  # pongs and credits the parsing called for
+            await asyncio.sleep(0)
+
+    async def _write(self, stream: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while chunk := self.connection.outgoing():
+                await loop.sock_sendall(stream, chunk)
+
+    async def _watch(self) -> None:
+        """While anybody waits for the guest, ask it now and then whether it lives."""
+        while True:
+            await anyio.sleep(PING_EVERY_S)
+            if not self._channels:
+                continue
+            silent_s = time.monotonic() - self.last_traffic
+            if silent_s > self._silence_s:
+                raise errors.AgentSilent(f"sandbox {self.guest_id}: its agent said nothing for {silent_s:.0f} s")
+            self.connection.ping(bytes(8))
+            self.wake()
+
+    def _dispatch(self, event: wire.Event) -> None:
+        match event:
+            case wire.Data() | wire.Message():
+                if channel := self._channels.get(event.channel):
+                    channel.on_item(event)
+                elif isinstance(event, wire.Data):
+                    self.connection.consumed(event.channel, len(event.data))
+            case wire.Accepted():
+                if channel := self._channels.get(event.channel):
+                    channel.on_answer(event.body)
+            case wire.Denied():
+                if channel := self._channels.get(event.channel):
+                    channel.on_failure(_denial(event))
+            case wire.Writable():
+                if channel := self._channels.get(event.channel):
+                    channel.on_writable()
+            case wire.Finished():
+                if channel := self._channels.get(event.channel):
+                    channel.on_item(None)
+            case wire.Reset():
+                if channel := self._channels.get(event.channel):
+                    channel.on_failure(errors.GuestError(f"the agent gave up: {event.code}", hint=event.hint))
+            case wire.Closed():
+                if channel := self._channels.get(event.channel):
+                    channel.on_closed()
+            case wire.Opened():
+                self.connection.deny(event.channel, "not-served", "this host serves no channels yet")
+            case wire.Pong():
+                if waiting := self._pongs.get(event.token):
+                    waiting.set()
+            case wire.Ready():
+                if self._ready is not None:
+                    raise errors.ProtocolViolation(f"sandbox {self.guest_id}: a second READY")
+                self._ready = event.body
+                self._ready_arrived.set()
+            case wire.Synced():
+                pass  # the decoder checked the nonce
+            case wire.Hello():
+                raise errors.ProtocolViolation(f"sandbox {self.guest_id}: HELLO from a guest")
+
+    def _dead(self) -> errors.CasemateError:
+        return self.failure or errors.AgentSilent(f"sandbox {self.guest_id}: its stream is gone")
+
+    def _fail(self, error: errors.CasemateError) -> None:
+        self.failure = self.failure or error
+        for channel in self._channels.values():
+            channel.on_failure(self.failure)
+        for waiting in self._pongs.values():
+            waiting.set()
+        self._ready_arrived.set()
+
+
+def _denial(event: wire.Denied) -> errors.CasemateError:
+    kind = _DENIALS.get(event.code, errors.RequestError)
+    message = str(event.body.get("message") or f"the guest refused: {event.code}")
+    evidence = {k: v for k, v in event.body.items() if k in ("errno", "code", "path") and isinstance(v, str)}
+    return kind(message[:2000], hint=event.hint[:2000], evidence=evidence)
+
+
+def _first(group: BaseExceptionGroup[E]) -> E:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found  # type: ignore[return-value]

@@ -1,0 +1,203 @@
+"""All sandboxes of one daemon: the task group their supervisors live in, and the ways to a handle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from casemate import errors
+from casemate.host import remove_folder
+from casemate.sandbox.ids import new_id
+from casemate.sandbox.meta import read_meta
+from casemate.sandbox.snapshot import Snapshot
+from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, StateReason
+from casemate.sandbox.states import Reason, State
+from casemate.sandbox.supervisor import Handle, Index, Supervisor
+
+log = structlog.get_logger()
+DRAIN_S = 20.0
+
+
+class SandboxIndex(Index, Protocol):
+    async def find_sandboxes(self, tenant: str, *, include_terminated: bool) -> list[SandboxInfo]: ...
+
+    async def unfinished_sandboxes(self) -> list[SandboxInfo]: ...
+
+
+FindSnapshot = Callable[[str, str, Shape], Awaitable[Snapshot]]
+
+
+class Sandboxes:
+    """Made by ``open_sandboxes``; every method may be called from any task of the daemon."""
+
+    def __init__(
+        self, supervisor: Supervisor, index: SandboxIndex, find_snapshot: FindSnapshot, default_shape: Shape, tasks: TaskGroup
+    ) -> None:
+        self._supervisor = supervisor
+        self._index = index
+        self._find_snapshot = find_snapshot
+        self._default_shape = default_shape
+        self._tasks = tasks
+        self._live: dict[str, Handle] = {}
+        self._draining = False
+
+    async def create(self, tenant: str, spec: SandboxSpec) -> Handle:
+        """A running sandbox. Cancelled, or out of time: whatever had begun is ended again.
+
+        Raises NotFound for the image, StateConflict for a taken name, BootTimeout after
+        ``create_timeout_s``, HostError, VmmError, GuestError.
+        """
+        if self._draining:
+            raise errors.HostFull("the daemon is stopping", hint="try again when it has restarted")
+        try:
+            with anyio.fail_after(spec.create_timeout_s):
+                snapshot = await self._find_snapshot(tenant, spec.image, self._shape(spec))
+                return await self._start(tenant, spec, snapshot)
+        except TimeoutError as error:
+            raise errors.BootTimeout(
+                f"the sandbox did not answer within create_timeout_s = {spec.create_timeout_s:g} s",
+                hint="the host may be overloaded; see casemate doctor",
+                retry=errors.Retry.SAFE,
+            ) from error
+
+    def get(self, tenant: str, ref: str) -> Handle:
+        """The live sandbox of that id, name or unique prefix of an id. Raises NotFound, InvalidSpec."""
+        own = [h for h in self._live.values() if h.info.tenant == tenant]
+        for handle in own:
+            if ref in (handle.info.id, handle.info.name):
+                return handle
+        found = [h for h in own if ref and h.info.id.startswith(ref)]
+        if len(found) > 1:
+            raise errors.InvalidSpec(f"{ref!r} is the beginning of {len(found)} ids", hint="write more of it")
+        if not found:
+            raise errors.NotFound(f"no live sandbox {ref[:80]!r}", hint="casemate ps --all lists them")
+        return found[0]
+
+    async def info(self, tenant: str, ref: str) -> SandboxInfo:
+        """As get, and for a day also what has terminated."""
+        try:
+            return self.get(tenant, ref).info
+        except errors.NotFound:
+            for info in await self._index.find_sandboxes(tenant, include_terminated=True):
+                if info.id == ref or (len(ref) >= 4 and info.id.startswith(ref)):
+                    return info
+            raise
+
+    async def list(self, tenant: str, *, include_terminated: bool = False) -> list[SandboxInfo]:
+        """Oldest first."""
+        live = {h.info.id: h.info for h in self._live.values() if h.info.tenant == tenant}
+        if include_terminated:
+            ended = await self._index.find_sandboxes(tenant, include_terminated=True)
+            live = {i.id: i for i in ended if i.state is State.TERMINATED} | live
+        return sorted(live.values(), key=lambda i: i.created_at)
+
+    async def kill(self, tenant: str, ref: str) -> SandboxInfo:
+        """End it and answer when it is gone; one that has already ended is answered as it is."""
+        try:
+            return await self.get(tenant, ref).kill()
+        except errors.NotFound:
+            return await self.info(tenant, ref)
+
+    def count_live(self) -> int:
+        return len(self._live)
+
+    async def drain(self) -> None:
+        """No new ones; end all, at once and together."""
+        self._draining = True
+        for handle in self._live.values():
+            handle.ask_stop(Reason.DAEMON_STOPPED, "the daemon was stopped")
+        with anyio.move_on_after(DRAIN_S):
+            for handle in list(self._live.values()):
+                await handle.ended.wait()
+
+    def _shape(self, spec: SandboxSpec) -> Shape:
+        default = self._default_shape
+        return Shape(
+            spec.vcpus or default.vcpus, spec.memory_mib or default.memory_mib, spec.disk_mib or default.disk_mib
+        )
+
+    async def _start(self, tenant: str, spec: SandboxSpec, snapshot: Snapshot) -> Handle:
+        handle = Handle(self._new_info(tenant, spec, snapshot), spec)
+        self._live[handle.info.id] = handle
+        try:
+            await self._tasks.start(self._supervise, handle, snapshot)
+        except BaseException:  # also cancellation: the caller will never see this sandbox
+            handle.ask_stop(Reason.BOOT_FAILED, "its create was cancelled or failed")
+            raise
+        return handle
+
+    async def _supervise(self, handle: Handle, snapshot: Snapshot, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        try:
+            await self._supervisor.supervise(handle, snapshot, task_status=task_status)
+        finally:
+            self._live.pop(handle.info.id, None)
+
+    def _new_info(self, tenant: str, spec: SandboxSpec, snapshot: Snapshot) -> SandboxInfo:
+        if spec.name is not None and any(
+            h.info.name == spec.name and h.info.tenant == tenant for h in self._live.values()
+        ):
+            raise errors.StateConflict(f"a sandbox named {spec.name!r} is alive", hint="kill it, or take another name")
+        driver, now = self._supervisor.driver, time.time()
+        return SandboxInfo(
+            id=new_id(),
+            tenant=tenant,
+            name=spec.name,
+            image=snapshot.image,
+            snapshot=snapshot.id,
+            state=State.PENDING,
+            isolation=driver.isolation,
+            accelerator=driver.accelerator,
+            vcpus=snapshot.shape.vcpus,
+            memory_mib=snapshot.shape.memory_mib,
+            disk_mib=snapshot.shape.disk_mib,
+            labels=dict(spec.labels),
+            created_at=now,
+            updated_at=now,
+            idle_timeout_s=spec.idle_timeout_s,
+            on_idle=spec.on_idle,
+            max_duration_s=spec.max_duration_s,
+            network=spec.network,
+            attached=spec.attached,
+        )
+
+
+@asynccontextmanager
+async def open_sandboxes(
+    supervisor: Supervisor, index: SandboxIndex, find_snapshot: FindSnapshot, default_shape: Shape
+) -> AsyncIterator[Sandboxes]:
+    """What an earlier daemon left is swept first; at the end every sandbox is terminated."""
+    await sweep(supervisor.folders, index)
+    async with anyio.create_task_group() as tasks:
+        sandboxes = Sandboxes(supervisor, index, find_snapshot, default_shape, tasks)
+        try:
+            yield sandboxes
+        finally:
+            with anyio.CancelScope(shield=True):
+                await sandboxes.drain()
+            tasks.cancel_scope.cancel()
+
+
+async def sweep(folders: Path, index: SandboxIndex) -> list[str]:
+    """Remove what a daemon that died has left; its VMMs died with it. Returns the ids.
+
+    The folders are the truth, the index is corrected to agree.
+    """
+    reason = StateReason(Reason.DAEMON_DIED.value, "the daemon that ran it died")
+    left = {i.id: i for i in await index.unfinished_sandboxes()}
+    for folder in sorted(folders.iterdir()) if folders.is_dir() else []:
+        if info := read_meta(folder):
+            left[info.id] = info
+        await anyio.to_thread.run_sync(remove_folder, folder)
+    for info in left.values():
+        if info.state is not State.TERMINATED:
+            await index.put_sandbox(info.terminated(reason))
+    if left:
+        log.warning("swept what an earlier daemon left", sandboxes=sorted(left))
+    return sorted(left)

@@ -1,0 +1,152 @@
+"""What was asked for (SandboxSpec) and what is (SandboxInfo): two types, both frozen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Self
+
+from casemate.errors import InvalidSpec, NotSupported
+from casemate.sandbox.ids import is_name
+from casemate.sandbox.states import State
+from casemate.vmm import Accelerator, Isolation
+
+OnIdle = Literal["kill", "keep"]
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+MAX_ENV_BYTES = 32_768  # the hand-shake carries it in one frame of 64 KiB
+MAX_LABELS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a snapshot is made for; a VMM cannot restore it into another."""
+
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """A checked wish. Raises InvalidSpec or NotSupported when made from anything else."""
+
+    image: str = "python"
+    name: str | None = None
+    vcpus: int | None = None
+    memory_mib: int | None = None
+    disk_mib: int | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
+    cwd: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    max_duration_s: float | None = None
+    idle_timeout_s: float | None = 900
+    on_idle: OnIdle = "kill"
+    network: str = "none"
+    attached: bool = False
+    create_timeout_s: float = 60
+
+    def __post_init__(self) -> None:
+        if self.network != "none":
+            raise NotSupported(f"network={self.network!r}: only 'none' is served", hint='use network="none"')
+        if self.name is not None and not is_name(self.name):
+            raise InvalidSpec(
+                f"name {self.name[:80]!r} is not valid", hint="up to 63 of a-z, 0-9 and -, not starting with -"
+            )
+        if self.on_idle not in ("kill", "keep"):
+            raise NotSupported(f"on_idle={self.on_idle!r} is not served", hint="use 'kill' or 'keep'")
+        _within("vcpus", self.vcpus, 1, 32)
+        _within("memory_mib", self.memory_mib, 128, 65_536)
+        _within("disk_mib", self.disk_mib, 64, 1_048_576)
+        _within("max_duration_s", self.max_duration_s, 0.1, 30 * 86_400)
+        _within("idle_timeout_s", self.idle_timeout_s, 0.1, 30 * 86_400)
+        _within("create_timeout_s", self.create_timeout_s, 0.1, 3600)
+        _check_env(self.env)
+        _check_labels(self.labels)
+
+
+def _within(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise InvalidSpec(f"{name} is {value}; it must be from {low:g} to {high:g}")
+
+
+def _check_env(env: Mapping[str, str]) -> None:
+    for name, value in env.items():
+        if not _VARIABLE.fullmatch(name) or "\0" in value:
+            raise InvalidSpec(f"env: {name[:80]!r} is not a variable a program can be given")
+    if sum(len(n) + len(v.encode()) for n, v in env.items()) > MAX_ENV_BYTES:
+        raise InvalidSpec(f"env is over {MAX_ENV_BYTES} bytes", hint="write what is large to a file instead")
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    if len(labels) > MAX_LABELS:
+        raise InvalidSpec(f"{len(labels)} labels; at most {MAX_LABELS}")
+    for name, value in labels.items():
+        if not _LABEL.fullmatch(name) or len(value) > 256:
+            raise InvalidSpec(f"label {name[:80]!r}: a key has up to 63 of A-Z a-z 0-9 . _ / -, a value 256")
+        if name.startswith("casemate/"):
+            raise InvalidSpec(f"label {name!r}: the prefix casemate/ is ours")
+
+
+@dataclass(frozen=True, slots=True)
+class StateReason:
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds since the create was accepted; None until it happened."""
+
+    restore_ms: float | None = None
+    first_answer_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxInfo:
+    """A sandbox as it is at one moment; ``meta.json`` and the API show just this."""
+
+    id: str
+    tenant: str
+    name: str | None
+    image: str
+    snapshot: str
+    state: State
+    isolation: Isolation
+    accelerator: Accelerator
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+    labels: Mapping[str, str]
+    created_at: float
+    updated_at: float
+    idle_timeout_s: float | None
+    on_idle: OnIdle
+    max_duration_s: float | None
+    network: str
+    attached: bool
+    state_reason: StateReason | None = None
+    timings: Timings = field(default_factory=Timings)
+    pid: int | None = None
+
+    def terminated(self, reason: StateReason) -> SandboxInfo:
+        """The same sandbox after an end nobody was there to record."""
+        return replace(self, state=State.TERMINATED, state_reason=reason, pid=None)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"state": self.state.value}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        """Raises KeyError, TypeError or ValueError for what this version did not write."""
+        reason = body["state_reason"]
+        return cls(
+            **{
+                **body,
+                "state": State(body["state"]),
+                "state_reason": StateReason(**reason) if reason else None,
+                "timings": Timings(**body["timings"]),
+            }
+        )
