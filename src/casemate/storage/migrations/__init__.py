@@ -1,0 +1,1 @@
+"""Alembic's folder. Run by ``storage.open`` only, on the connection it hands over."""
