@@ -115,6 +115,7 @@ def _revision(connection: sa.Connection) -> str | None:
 
 
 def _migrate(engine: sa.Engine, path: Path, found: str | None) -> None:
+    # here, not above: alembic is slow to import and an up-to-date database needs none of it
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory

@@ -46,9 +46,8 @@ def test_every_table_has_the_columns_every_row_must_have():
 
 def test_an_up_to_date_database_opens_without_alembic(tmp_path, database):
     code = (
-        "import sys; from pathlib import Path; from casemate import storage
-"
-        f"storage.open(Path({str(database.path)!r})).close(); print('alembic' in sys.modules)"
+        "import sys; from pathlib import Path; from casemate import storage;"
+        f" storage.open(Path({str(database.path)!r})).close(); print('alembic' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
