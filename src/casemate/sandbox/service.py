@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol
 
 import anyio
 import structlog
@@ -15,20 +14,16 @@ from anyio.abc import TaskGroup
 from casemate import errors
 from casemate.host import remove_folder
 from casemate.sandbox.ids import new_id
+from casemate.sandbox.index import Index
 from casemate.sandbox.meta import read_meta
 from casemate.sandbox.snapshot import Snapshot
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, StateReason
 from casemate.sandbox.states import Reason, State
-from casemate.sandbox.supervisor import Handle, Index, Supervisor
+from casemate.sandbox.supervisor import Handle, Supervisor
 
 log = structlog.get_logger()
 DRAIN_S = 20.0
-
-
-class SandboxIndex(Index, Protocol):
-    async def find_sandboxes(self, tenant: str, *, include_terminated: bool) -> list[SandboxInfo]: ...
-
-    async def unfinished_sandboxes(self) -> list[SandboxInfo]: ...
+REMEMBER_S = 86_400  # a terminated sandbox is listed for a day
 
 
 FindSnapshot = Callable[[str, str, Shape], Awaitable[Snapshot]]
@@ -38,7 +33,7 @@ class Sandboxes:
     """Made by ``open_sandboxes``; every method may be called from any task of the daemon."""
 
     def __init__(
-        self, supervisor: Supervisor, index: SandboxIndex, find_snapshot: FindSnapshot, default_shape: Shape, tasks: TaskGroup
+        self, supervisor: Supervisor, index: Index, find_snapshot: FindSnapshot, default_shape: Shape, tasks: TaskGroup
     ) -> None:
         self._supervisor = supervisor
         self._index = index
@@ -85,7 +80,7 @@ class Sandboxes:
         try:
             return self.get(tenant, ref).info
         except errors.NotFound:
-            for info in await self._index.find_sandboxes(tenant, include_terminated=True):
+            for info in await self._index.listed(tenant):
                 if info.id == ref or (len(ref) >= 4 and info.id.startswith(ref)):
                     return info
             raise
@@ -94,7 +89,7 @@ class Sandboxes:
         """Oldest first."""
         live = {h.info.id: h.info for h in self._live.values() if h.info.tenant == tenant}
         if include_terminated:
-            ended = await self._index.find_sandboxes(tenant, include_terminated=True)
+            ended = await self._index.listed(tenant)
             live = {i.id: i for i in ended if i.state is State.TERMINATED} | live
         return sorted(live.values(), key=lambda i: i.created_at)
 
@@ -170,10 +165,11 @@ class Sandboxes:
 
 @asynccontextmanager
 async def open_sandboxes(
-    supervisor: Supervisor, index: SandboxIndex, find_snapshot: FindSnapshot, default_shape: Shape
+    supervisor: Supervisor, index: Index, find_snapshot: FindSnapshot, default_shape: Shape
 ) -> AsyncIterator[Sandboxes]:
     """What an earlier daemon left is swept first; at the end every sandbox is terminated."""
     await sweep(supervisor.folders, index)
+    await index.forget(time.time() - REMEMBER_S)
     async with anyio.create_task_group() as tasks:
         sandboxes = Sandboxes(supervisor, index, find_snapshot, default_shape, tasks)
         try:
@@ -184,20 +180,20 @@ async def open_sandboxes(
             tasks.cancel_scope.cancel()
 
 
-async def sweep(folders: Path, index: SandboxIndex) -> list[str]:
+async def sweep(folders: Path, index: Index) -> list[str]:
     """Remove what a daemon that died has left; its VMMs died with it. Returns the ids.
 
     The folders are the truth, the index is corrected to agree.
     """
     reason = StateReason(Reason.DAEMON_DIED.value, "the daemon that ran it died")
-    left = {i.id: i for i in await index.unfinished_sandboxes()}
+    left = {i.id: i for i in await index.unfinished()}
     for folder in sorted(folders.iterdir()) if folders.is_dir() else []:
         if info := read_meta(folder):
             left[info.id] = info
         await anyio.to_thread.run_sync(remove_folder, folder)
     for info in left.values():
         if info.state is not State.TERMINATED:
-            await index.put_sandbox(info.terminated(reason))
+            await index.put(info.terminated(reason))
     if left:
         log.warning("swept what an earlier daemon left", sandboxes=sorted(left))
     return sorted(left)

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import anyio
 import structlog
@@ -21,6 +20,7 @@ from casemate import errors
 from casemate.host import own_folder
 from casemate.images import copy_disk
 from casemate.sandbox.handshake import Introduction
+from casemate.sandbox.index import Index
 from casemate.sandbox.link import Link
 from casemate.sandbox.meta import write_meta
 from casemate.sandbox.snapshot import Snapshot
@@ -30,12 +30,6 @@ from casemate.vmm import Driver, Machine
 
 log = structlog.get_logger()
 WATCH_EVERY_S = 1.0
-
-
-class Index(Protocol):
-    """Where names and history are kept; ``storage`` in the daemon."""
-
-    async def put_sandbox(self, info: SandboxInfo) -> None: ...
 
 
 @dataclass(eq=False)
@@ -219,11 +213,11 @@ class Supervisor:
         if record:
             await self._record(self.folders / handle.info.id, handle.info)
         else:
-            await self.index.put_sandbox(handle.info)
+            await self.index.put(handle.info)
 
     async def _record(self, folder: Path, info: SandboxInfo) -> None:
         await anyio.to_thread.run_sync(write_meta, folder, info)
-        await self.index.put_sandbox(info)
+        await self.index.put(info)
 
 
 async def introduce(link: Link, introduction: Introduction, timeout_s: float) -> None:
