@@ -138,6 +138,12 @@ class DaemonUnavailable(HostError):
     default_retry = Retry.UNKNOWN
 
 
+class DaemonRunning(HostError):
+    """Another daemon holds the home's lock; it is the one to talk to."""
+
+    code = "daemon-running"
+
+
 class ImageBroken(HostError):
     """A stored artifact is missing or its digest is wrong."""
 

@@ -1,6 +1,6 @@
 """From an image version to the snapshots that sandboxes start from."""
 
-from casemate.build.service import Images, Workshop
+from casemate.build.service import BuildHost, Images
 from casemate.build.snapshot import Recipe, build_snapshot
 
-__all__ = ["Images", "Recipe", "Workshop", "build_snapshot"]
+__all__ = ["BuildHost", "Images", "Recipe", "build_snapshot"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import structlog
 from casemate import errors
 from casemate.build.snapshot import BUILDING, Progress, Recipe, build_snapshot
 from casemate.host import remove_folder
-from casemate.images import Artifacts, Identities, Store, digest_of
+from casemate.images import Artifacts, Bootstrap, Identities, Workshop, digest_of
 from casemate.sandbox import Shape, Snapshot
 from casemate.storage import Database, SnapshotRow, VersionRow
 from casemate.storage import images as rows
@@ -23,38 +24,49 @@ from casemate.vmm import Driver
 log = structlog.get_logger()
 BUILT_IN = "system"  # the tenant that the images we come with belong to; everybody may use them
 BUILT_IN_NAMES = ("python",)
-GatherArtifacts = Callable[[str, Progress], Artifacts]
+PARTS = ("kernel", "initrd", "root", "agent")
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
-    """What building needs of this host."""
+class BuildHost:
+    """What building needs of this host. The workshop's calls block and run in a worker thread."""
 
     driver: Driver
     database: Database
-    store: Store
-    gather: GatherArtifacts  # blocking: kernel, initramfs, root and agent disk of a built-in image, made or found
-    refresh: Callable[[Mapping[str, str]], Artifacts]  # a version's artifacts, with the agent disk of today
+    workshop: Workshop
+    bootstrap: Bootstrap
     snapshots: Path
     verified: Identities
     host_id: str
     default_shape: Shape
     boot_timeout_s: float
 
+    def gather(self, name: str, force: bool, progress: Progress) -> Artifacts:
+        return self.workshop.prepare(name, force=force, progress=progress, bootstrap=self.bootstrap)
+
+    def artifacts(self, version: VersionRow) -> Artifacts:
+        """A version's artifacts, with the agent disk of today: the agent belongs to us, not to the image."""
+        stored = version.artifacts
+        return Artifacts(
+            **{part: self.workshop.store.path(stored[part]) for part in ("kernel", "initrd", "root")},
+            agent=self.workshop.agent(),
+            kernel_release=stored["kernel_release"],
+        )
+
 
 class Images:
     """Made once by the daemon; every method may be called from any of its tasks."""
 
-    def __init__(self, workshop: Workshop) -> None:
-        self._w = workshop
+    def __init__(self, host: BuildHost) -> None:
+        self._host = host
         self._building: dict[str, anyio.Lock] = {}
         self._known: dict[tuple[int, Shape], Snapshot] = {}
 
     async def start(self) -> None:
         """Forget what an earlier daemon was in the middle of."""
-        for folder in self._w.snapshots.glob(f"{BUILDING}*"):
+        for folder in self._host.snapshots.glob(f"{BUILDING}*"):
             await anyio.to_thread.run_sync(remove_folder, folder)
-        await self._w.database.write(rows.fail_unfinished, "the daemon that built it died")
+        await self._host.database.write(rows.fail_unfinished, "the daemon that built it died")
 
     # ------------------------------------------------------------------ what a create asks for
 
@@ -74,19 +86,21 @@ class Images:
             return snapshot
 
     async def build(self, tenant: str, name: str, force: bool, progress: Progress) -> dict[str, Any]:
-        """Make image *name* usable: its artifacts, and a snapshot of the default shape. Nothing is done twice.
+        """Make image *name* usable: its artifacts, and a snapshot of the default shape; nothing twice.
 
-        *force* makes a new version even where the last one is good. Raises NotFound, HostError, VmmError, GuestError.
+        *force* makes a new version even where the last one is good.
+        Raises NotFound, HostError, VmmError, GuestError.
         """
         if name not in BUILT_IN_NAMES:
             raise errors.NotFound(
                 f"there is no recipe for an image {name[:80]!r}", hint=f"known: {', '.join(BUILT_IN_NAMES)}"
             )
+        progress = _from_any_thread(progress)
         async with self._one_at_a_time(f"image {name}"):
             version = None if force else await self._usable(name)
             if version is None:
-                version = await self._new_version(name, progress)
-            await self._snapshot_of(version, self._w.default_shape, progress)
+                version = await self._new_version(name, force, progress)
+            await self._snapshot_of(version, self._host.default_shape, progress)
         return await self.get(tenant, version.reference)
 
     # ------------------------------------------------------------------------ what a list shows
@@ -94,7 +108,7 @@ class Images:
     async def list(self, tenant: str) -> list[dict[str, Any]]:
         found = []
         for owner in {tenant, BUILT_IN}:
-            for version in await self._w.database.read(rows.versions, owner):
+            for version in await self._host.database.read(rows.versions, owner):
                 found.append(await self._describe(version))
         return sorted(found, key=lambda image: (image["name"], image["version"]))
 
@@ -103,11 +117,11 @@ class Images:
         version = await self._version(tenant, ref)
         body = await self._describe(version)
         body["config"], body["artifacts"] = dict(version.config), dict(version.artifacts)
-        body["platform"] = asdict(await self._w.driver.platform())
-        snapshot = await self._find(version, self._w.default_shape)
+        body["platform"] = asdict(await self._host.driver.platform())
+        snapshot = await self._find(version, self._host.default_shape)
         if snapshot is not None:
             example = snapshot.machine("example", Path("/disk"))
-            body["clone"] = dict(self._w.driver.describe(example, snapshot.files)) | {
+            body["clone"] = dict(self._host.driver.describe(example, snapshot.files)) | {
                 "snapshot": snapshot.id,
                 "disk": str(snapshot.disk),
             }
@@ -122,34 +136,36 @@ class Images:
             raise errors.InvalidSpec(f"image {ref[:80]!r}: what follows @ is a version's number")
         wanted = int(number) if number else None
         try:
-            return await self._w.database.read(rows.version, tenant, name, wanted)
+            return await self._host.database.read(rows.version, tenant, name, wanted)
         except errors.NotFound:
-            return await self._w.database.read(rows.version, BUILT_IN, name, wanted)
+            return await self._host.database.read(rows.version, BUILT_IN, name, wanted)
 
     async def _usable(self, name: str) -> VersionRow | None:
         """The active version, if all its artifacts are here."""
         try:
-            version = await self._w.database.read(rows.version, BUILT_IN, name)
+            version = await self._host.database.read(rows.version, BUILT_IN, name)
         except errors.NotFound:
             return None
-        whole = version.state == "ready" and all(self._w.store.has(d) for d in version.artifacts.values())
+        whole = version.state == "ready" and all(
+            self._host.workshop.store.has(version.artifacts[part]) for part in PARTS[:3]
+        )
         return version if whole else None
 
-    async def _new_version(self, name: str, progress: Progress) -> VersionRow:
-        database = self._w.database
+    async def _new_version(self, name: str, force: bool, progress: Progress) -> VersionRow:
+        database = self._host.database
         config = {"built_in": name, "user": "user", "cwd": "/home/user"}
-        version = await database.write(rows.add_version, BUILT_IN, self._w.host_id, name, config)
+        version = await database.write(rows.add_version, BUILT_IN, self._host.host_id, name, config)
         await database.write(rows.update_version, version.id, state="building")
         try:
-            parts = await anyio.to_thread.run_sync(self._w.gather, name, progress)
+            parts = await anyio.to_thread.run_sync(self._host.gather, name, force, progress)
         except BaseException as error:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await database.write(rows.update_version, version.id, state="failed", log=str(error))
             raise
-        paths = (parts.kernel, parts.initrd, parts.root, parts.agent)
-        size_bytes = sum(path.stat().st_size for path in paths)
+        size_bytes = sum(getattr(parts, part).stat().st_size for part in PARTS)
+        artifacts = {**parts.digests, "kernel_release": parts.kernel_release}
         await database.write(
-            rows.update_version, version.id, state="ready", artifacts=parts.digests(), size_bytes=size_bytes
+            rows.update_version, version.id, state="ready", artifacts=artifacts, size_bytes=size_bytes
         )
         await database.write(rows.activate, version.id)
         return await database.read(rows.version, BUILT_IN, name, version.number)
@@ -163,30 +179,39 @@ class Images:
 
     async def _find(self, version: VersionRow, shape: Shape) -> Snapshot | None:
         """A stored snapshot that fits shape, platform, artifacts and today's agent; else None."""
-        platform = await self._w.driver.platform()
-        parts = await anyio.to_thread.run_sync(self._w.refresh, version.artifacts)
-        for row in reversed(await self._w.database.read(rows.snapshots_of, version.id)):
+        platform = await self._host.driver.platform()
+        parts = await anyio.to_thread.run_sync(self._host.artifacts, version)
+        for row in reversed(await self._host.database.read(rows.snapshots_of, version.id)):
             if row.state != "ready" or (row.vcpus, row.memory_mib, row.disk_mib) != _numbers(shape):
                 continue
             try:
-                snapshot = Snapshot.read(self._w.snapshots / row.id)
-                fits = snapshot.platform == platform and (snapshot.root, snapshot.agent) == (parts.root, parts.agent)
+                snapshot = Snapshot.read(self._host.snapshots / row.id)
+                fits = snapshot.platform == platform and (snapshot.root, snapshot.agent) == (
+                    parts.root,
+                    parts.agent,
+                )
                 if fits and await anyio.to_thread.run_sync(self._is_whole, snapshot):
                     return snapshot
             except errors.ImageBroken as error:
-                log.warning("a snapshot cannot be used and is built again", snapshot=row.id, error=error.message)
+                log.warning(
+                    "a snapshot cannot be used and is built again", snapshot=row.id, error=error.message
+                )
         return None
 
     async def _build(self, version: VersionRow, shape: Shape, progress: Progress) -> Snapshot:
-        parts = await anyio.to_thread.run_sync(self._w.refresh, version.artifacts)
+        parts = await anyio.to_thread.run_sync(self._host.artifacts, version)
         recipe = Recipe(version.reference, shape, parts)
         snapshot = await build_snapshot(
-            self._w.driver, recipe, self._w.snapshots, progress, boot_timeout_s=self._w.boot_timeout_s
+            self._host.driver,
+            recipe,
+            self._host.snapshots,
+            progress,
+            boot_timeout_s=self._host.boot_timeout_s,
         )
         row = SnapshotRow(
             id=snapshot.id,
             tenant=version.tenant,
-            host_id=self._w.host_id,
+            host_id=self._host.host_id,
             version_id=version.id,
             vcpus=shape.vcpus,
             memory_mib=shape.memory_mib,
@@ -196,31 +221,31 @@ class Images:
             memory_bytes=snapshot.files.memory.stat().st_blocks * 512,
         )
         with anyio.CancelScope(shield=True):
-            await self._w.database.write(rows.put_snapshot, row)
+            await self._host.database.write(rows.put_snapshot, row)
             await self._drop_superseded(version, shape, keep=snapshot.id)
             await anyio.to_thread.run_sync(self._is_whole, snapshot)
         return snapshot
 
     async def _drop_superseded(self, version: VersionRow, shape: Shape, keep: str) -> None:
         """What no longer fitted has a successor now; running clones hold its files open themselves."""
-        for row in await self._w.database.read(rows.snapshots_of, version.id):
+        for row in await self._host.database.read(rows.snapshots_of, version.id):
             if row.id != keep and (row.vcpus, row.memory_mib, row.disk_mib) == _numbers(shape):
-                await self._w.database.write(rows.delete_snapshot, row.id)
-                await anyio.to_thread.run_sync(remove_folder, self._w.snapshots / row.id)
+                await self._host.database.write(rows.delete_snapshot, row.id)
+                await anyio.to_thread.run_sync(remove_folder, self._host.snapshots / row.id)
 
     def _is_whole(self, snapshot: Snapshot) -> bool:
-        """Whether its files are the ones that were sealed: hashed once after each boot of the host, then recognised."""
+        """Whether its files are those that were sealed: hashed once after each boot of the host."""
         for name, digest in snapshot.digests.items():
             with (snapshot.folder / name).open("rb") as file:
-                if not self._w.verified.recognises(file.fileno(), digest):
+                if not self._host.verified.recognises(file.fileno(), digest):
                     if digest_of(file.fileno()) != digest:
                         log.error("a snapshot's file was changed", snapshot=snapshot.id, file=name)
                         return False
-                    self._w.verified.remember(file.fileno(), digest)
+                    self._host.verified.remember(file.fileno(), digest)
         return True
 
     async def _describe(self, version: VersionRow) -> dict[str, Any]:
-        stored = await self._w.database.read(rows.snapshots_of, version.id)
+        stored = await self._host.database.read(rows.snapshots_of, version.id)
         keys = ("id", "vcpus", "memory_mib", "disk_mib", "state", "memory_bytes")
         return {
             "name": version.name,
@@ -238,11 +263,19 @@ class Images:
             yield
 
 
+def _post(loop: asyncio.AbstractEventLoop, progress: Progress, *news: Any) -> None:
+    loop.call_soon_threadsafe(progress, *news)
+
+
+def _from_any_thread(progress: Progress) -> Progress:
+    """Gathering artifacts runs in a worker thread; its listener lives in the event loop."""
+    loop = asyncio.get_running_loop()
+    return lambda step, message, fraction: _post(loop, progress, step, message, fraction)
+
+
 def _numbers(shape: Shape) -> tuple[int, int, int]:
     return shape.vcpus, shape.memory_mib, shape.disk_mib
 
 
 def _log_progress(step: str, message: str, fraction: float | None) -> None:
     log.info("building a snapshot", step=step, message=message)
-
-

@@ -51,8 +51,8 @@ async def build_snapshot(
     started = time.monotonic()
     async with own_folder(snapshots / f"{BUILDING}{snapshot_id}") as folder:
         progress("disk", "making the writable disk", 0.0)
-        await make_scratch_disk(folder / "disk", recipe.shape.disk_mib)
-        async with _booted(driver, recipe, snapshot_id, folder, progress, boot_timeout_s) as (machine, link):
+        await anyio.to_thread.run_sync(make_scratch_disk, folder / "disk", recipe.shape.disk_mib)
+        async with _booted(driver, recipe, folder, progress, boot_timeout_s) as (machine, link):
             progress("warm", "starting the interpreters", 0.3)
             await _prepare(link, machine, recipe)
             progress("save", "saving the machine", 0.8)
@@ -69,15 +69,15 @@ async def build_snapshot(
 
 @asynccontextmanager
 async def _booted(
-    driver: Driver, recipe: Recipe, snapshot_id: str, folder: Path, progress: Progress, timeout_s: float
+    driver: Driver, recipe: Recipe, folder: Path, progress: Progress, timeout_s: float
 ) -> AsyncIterator[tuple[Machine, Link]]:
     """A booted guest that has been introduced, to nobody: all its secrets are thrown away ones."""
-    parts = recipe.artifacts
-    spec = machine_spec(snapshot_id, recipe.shape, parts.root, parts.agent, folder / "disk")
+    parts, guest_id = recipe.artifacts, folder.name.removeprefix(BUILDING)
+    spec = machine_spec(guest_id, recipe.shape, parts.root, parts.agent, folder / "disk")
     kernel = Kernel(parts.kernel, parts.initrd, driver.kernel_arguments)
     progress("boot", f"booting Linux {parts.kernel_release}", 0.1)
     async with driver.boot(spec, kernel, folder / "memory") as machine, anyio.create_task_group() as tasks:
-        link = Link(snapshot_id, silence_s=timeout_s)
+        link = Link(guest_id, silence_s=timeout_s)
         tasks.start_soon(link.run, machine.stream)
         try:
             await introduce(link, Introduction(secrets.token_hex(13)), timeout_s)

@@ -24,6 +24,16 @@ from casemate import errors, wire
 READ_BYTES = 262_144  # one turn's share of the event loop, well under a millisecond of parsing
 PING_EVERY_S = 5.0
 E = TypeVar("E", bound=BaseException)
+ChannelEvent = (
+    wire.Data
+    | wire.Message
+    | wire.Finished
+    | wire.Accepted
+    | wire.Denied
+    | wire.Writable
+    | wire.Reset
+    | wire.Closed
+)
 _DENIALS: dict[str, type[errors.CasemateError]] = {
     "exec-refused": errors.ExecRefused,
     "file-refused": errors.FileRefused,
@@ -109,19 +119,23 @@ class Channel:
 
     # what the link's task calls
 
-    def on_answer(self, body: dict[str, Any]) -> None:
-        self._answer = body
+    def on_event(self, event: ChannelEvent) -> None:
+        match event:
+            case wire.Data() | wire.Message():
+                self._arrived.append(event)
+            case wire.Finished():
+                self._arrived.append(None)
+            case wire.Accepted():
+                self._answer = event.body
+            case wire.Denied():
+                self.on_failure(_denial(event))
+            case wire.Writable():
+                self._writable.set()
+            case wire.Reset():
+                self.on_failure(errors.GuestError(f"the agent gave up: {event.code}", hint=event.hint))
+            case wire.Closed():
+                self._closed = True
         self._changed.set()
-
-    def on_item(self, item: wire.Data | wire.Message | None) -> None:
-        self._arrived.append(item)
-        self._changed.set()
-
-    def on_writable(self) -> None:
-        self._writable.set()
-
-    def on_closed(self) -> None:
-        self._closed = True
 
     def on_failure(self, error: errors.CasemateError) -> None:
         self._failure = self._failure or error
@@ -180,7 +194,11 @@ class Link:
         except* errors.CasemateError as group:
             self._fail(_first(group))
         except* OSError as group:
-            self._fail(errors.AgentSilent(f"sandbox {self.guest_id}: its stream broke", evidence={"cause": repr(_first(group))}))
+            self._fail(
+                errors.AgentSilent(
+                    f"sandbox {self.guest_id}: its stream broke", evidence={"cause": repr(_first(group))}
+                )
+            )
         finally:
             self._fail(errors.AgentSilent(f"sandbox {self.guest_id}: its stream was closed"))
             self.ended.set()
@@ -212,7 +230,9 @@ class Link:
         return (time.perf_counter() - started) * 1000
 
     @asynccontextmanager
-    async def open(self, kind: str, params: Mapping[str, Any], *, timeout_s: float = 10.0) -> AsyncIterator[Channel]:
+    async def open(
+        self, kind: str, params: Mapping[str, Any], *, timeout_s: float = 10.0
+    ) -> AsyncIterator[Channel]:
         """A channel the agent has accepted; what is still open at the end of the block is reset.
 
         Raises the error a denial stands for (ExecRefused, FileRefused, NotFound, NotSupported, …),
@@ -269,35 +289,14 @@ class Link:
                 continue
             silent_s = time.monotonic() - self.last_traffic
             if silent_s > self._silence_s:
-                raise errors.AgentSilent(f"sandbox {self.guest_id}: its agent said nothing for {silent_s:.0f} s")
+                raise errors.AgentSilent(
+                    f"sandbox {self.guest_id}: its agent said nothing for {silent_s:.0f} s"
+                )
             self.connection.ping(bytes(8))
             self.wake()
 
     def _dispatch(self, event: wire.Event) -> None:
         match event:
-            case wire.Data() | wire.Message():
-                if channel := self._channels.get(event.channel):
-                    channel.on_item(event)
-                elif isinstance(event, wire.Data):
-                    self.connection.consumed(event.channel, len(event.data))
-            case wire.Accepted():
-                if channel := self._channels.get(event.channel):
-                    channel.on_answer(event.body)
-            case wire.Denied():
-                if channel := self._channels.get(event.channel):
-                    channel.on_failure(_denial(event))
-            case wire.Writable():
-                if channel := self._channels.get(event.channel):
-                    channel.on_writable()
-            case wire.Finished():
-                if channel := self._channels.get(event.channel):
-                    channel.on_item(None)
-            case wire.Reset():
-                if channel := self._channels.get(event.channel):
-                    channel.on_failure(errors.GuestError(f"the agent gave up: {event.code}", hint=event.hint))
-            case wire.Closed():
-                if channel := self._channels.get(event.channel):
-                    channel.on_closed()
             case wire.Opened():
                 self.connection.deny(event.channel, "not-served", "this host serves no channels yet")
             case wire.Pong():
@@ -312,6 +311,11 @@ class Link:
                 pass  # the decoder checked the nonce
             case wire.Hello():
                 raise errors.ProtocolViolation(f"sandbox {self.guest_id}: HELLO from a guest")
+            case _:
+                if channel := self._channels.get(event.channel):
+                    channel.on_event(event)
+                elif isinstance(event, wire.Data):  # for a channel we have left
+                    self.connection.consumed(event.channel, len(event.data))
 
     def _dead(self) -> errors.CasemateError:
         return self.failure or errors.AgentSilent(f"sandbox {self.guest_id}: its stream is gone")

@@ -29,7 +29,7 @@ def write_meta(folder: Path, info: SandboxInfo) -> None:
 
 
 def read_meta(folder: Path) -> SandboxInfo | None:
-    """None where no whole record of this format is: a folder made but not yet filled, or by a later version."""
+    """None where no whole record of this format is: a folder not yet filled, or by a later version."""
     try:
         body = json.loads((folder / "meta.json").read_bytes())
         return SandboxInfo.from_json(body["sandbox"]) if body["format"] == FORMAT else None

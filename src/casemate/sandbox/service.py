@@ -33,7 +33,12 @@ class Sandboxes:
     """Made by ``open_sandboxes``; every method may be called from any task of the daemon."""
 
     def __init__(
-        self, supervisor: Supervisor, index: Index, find_snapshot: FindSnapshot, default_shape: Shape, tasks: TaskGroup
+        self,
+        supervisor: Supervisor,
+        index: Index,
+        find_snapshot: FindSnapshot,
+        default_shape: Shape,
+        tasks: TaskGroup,
     ) -> None:
         self._supervisor = supervisor
         self._index = index
@@ -115,7 +120,9 @@ class Sandboxes:
     def _shape(self, spec: SandboxSpec) -> Shape:
         default = self._default_shape
         return Shape(
-            spec.vcpus or default.vcpus, spec.memory_mib or default.memory_mib, spec.disk_mib or default.disk_mib
+            spec.vcpus or default.vcpus,
+            spec.memory_mib or default.memory_mib,
+            spec.disk_mib or default.disk_mib,
         )
 
     async def _start(self, tenant: str, spec: SandboxSpec, snapshot: Snapshot) -> Handle:
@@ -128,7 +135,9 @@ class Sandboxes:
             raise
         return handle
 
-    async def _supervise(self, handle: Handle, snapshot: Snapshot, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    async def _supervise(
+        self, handle: Handle, snapshot: Snapshot, *, task_status: anyio.abc.TaskStatus[None]
+    ) -> None:
         try:
             await self._supervisor.supervise(handle, snapshot, task_status=task_status)
         finally:
@@ -138,7 +147,9 @@ class Sandboxes:
         if spec.name is not None and any(
             h.info.name == spec.name and h.info.tenant == tenant for h in self._live.values()
         ):
-            raise errors.StateConflict(f"a sandbox named {spec.name!r} is alive", hint="kill it, or take another name")
+            raise errors.StateConflict(
+                f"a sandbox named {spec.name!r} is alive", hint="kill it, or take another name"
+            )
         driver, now = self._supervisor.driver, time.time()
         return SandboxInfo(
             id=new_id(),

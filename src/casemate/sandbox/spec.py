@@ -53,7 +53,8 @@ class SandboxSpec:
             raise NotSupported(f"network={self.network!r}: only 'none' is served", hint='use network="none"')
         if self.name is not None and not is_name(self.name):
             raise InvalidSpec(
-                f"name {self.name[:80]!r} is not valid", hint="up to 63 of a-z, 0-9 and -, not starting with -"
+                f"name {self.name[:80]!r} is not valid",
+                hint="up to 63 of a-z, 0-9 and -, not starting with -",
             )
         if self.on_idle not in ("kill", "keep"):
             raise NotSupported(f"on_idle={self.on_idle!r} is not served", hint="use 'kill' or 'keep'")

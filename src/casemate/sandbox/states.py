@@ -6,12 +6,12 @@ edge or a named refusal: ``go`` never guesses.
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 from casemate.errors import StateConflict
 
 
-class State(str, Enum):
+class State(StrEnum):
     READY = "ready"  # a pool member, owned by the pool, not listed
     PENDING = "pending"
     RUNNING = "running"
@@ -22,7 +22,7 @@ class State(str, Enum):
     TERMINATED = "terminated"
 
 
-class Action(str, Enum):
+class Action(StrEnum):
     CLAIM = "claim"
     STARTED = "started"
     SUSPEND = "suspend"
@@ -36,7 +36,7 @@ class Action(str, Enum):
     USE = "use"
 
 
-class Reason(str, Enum):
+class Reason(StrEnum):
     """Why a sandbox is ``terminated``; a sentence goes with it."""
 
     EXITED = "exited"

@@ -142,7 +142,11 @@ class Supervisor:
             tasks.start_soon(link.run, machine.stream)
             await machine.unpause()
             restored_ms = _since(born)
-            await introduce(link, Introduction(info.id, handle.spec.env, handle.spec.user, handle.spec.cwd), self.agent_timeout_s)
+            await introduce(
+                link,
+                Introduction(info.id, handle.spec.env, handle.spec.user, handle.spec.cwd),
+                self.agent_timeout_s,
+            )
             await link.ping(timeout_s=self.agent_timeout_s)
             handle._link, handle._machine = link, machine
             timings = Timings(restore_ms=restored_ms, first_answer_ms=_since(born))
@@ -172,7 +176,9 @@ class Supervisor:
             race.start_soon(first, until_overdue)
         if handle._stop.is_set():
             return None
-        with anyio.move_on_after(0.5):  # a VMM that ends closes the stream first; its end is the better reason
+        with anyio.move_on_after(
+            0.5
+        ):  # a VMM that ends closes the stream first; its end is the better reason
             vmm_end = await machine.wait_exit()
             return errors.VmmExited(
                 f"sandbox {handle.info.id}: its VMM ended with {vmm_end}",
@@ -196,9 +202,13 @@ class Supervisor:
         if isinstance(failure, errors.ProtocolViolation):
             await self.on_violation(handle.info, failure)
         if isinstance(failure, errors.LeakedResource):
-            log.error("something of a sandbox could not be released", sandbox=handle.info.id, error=str(failure))
+            log.error(
+                "something of a sandbox could not be released", sandbox=handle.info.id, error=str(failure)
+            )
         if handle.info.state is not State.TERMINATING:
-            reason = handle._why or StateReason(Reason.BOOT_FAILED.value, failure.message if failure else "cancelled")
+            reason = handle._why or StateReason(
+                Reason.BOOT_FAILED.value, failure.message if failure else "cancelled"
+            )
             await self._edge(handle, Action.TERMINATE, state_reason=reason, record=False)
         await self._edge(handle, Action.TERMINATED, pid=None, record=False)
         handle._link = handle._machine = None
@@ -237,5 +247,3 @@ def _first(group: BaseExceptionGroup[errors.CasemateError]) -> errors.CasemateEr
         found = found.exceptions[0]
     assert isinstance(found, errors.CasemateError)
     return found
-
-
