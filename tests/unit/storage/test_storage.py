@@ -97,7 +97,7 @@ def test_all_eight_states_are_allowed_and_no_other(database):
 def test_the_states_are_those_of_the_sandbox_room():
     from casemate.sandbox.states import State
 
-    assert schema.SANDBOX_STATES == tuple(state.value for state in State)
+    assert tuple(state.value for state in State) == schema.SANDBOX_STATES
 
 
 def test_put_replaces_and_counts_revisions(database):

@@ -1,0 +1,43 @@
+"""The kinds of event there are, and the bytes that an event's hash covers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+FIRST_PREV_HASH = "0" * 64
+
+
+class EventKind(str, Enum):
+    """Stable names; one is never used for something else."""
+
+    SANDBOX_CREATED = "sandbox.created"
+    SANDBOX_KILLED = "sandbox.killed"
+    PROTOCOL_VIOLATION = "sandbox.protocol-violation"
+    IMAGE_BUILT = "image.built"
+    REQUEST_REFUSED = "request.refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened. *actor* is the key that asked, or ``host``."""
+
+    id: int
+    tenant: str
+    host_id: str
+    created_at: float
+    event: str
+    actor: str
+    subject: str
+    detail: Mapping[str, Any]
+    prev_hash: str
+
+    def hash(self) -> str:
+        """Over the canonical JSON of all fields: sorted keys, no blanks, ASCII."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
