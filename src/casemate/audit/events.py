@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 FIRST_PREV_HASH = "0" * 64
 
 
-class EventKind(str, Enum):
+class EventKind(StrEnum):
     """Stable names; one is never used for something else."""
 
     SANDBOX_CREATED = "sandbox.created"

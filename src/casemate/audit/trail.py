@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,15 +43,18 @@ class Trail:
 
         Raises HostError when the database refuses; ValueError for a kind of event there is not.
         """
-        return await self.database.write(
-            _append,
-            EventKind(event),
-            tenant,
-            self.host_id,
-            actor,
-            subject[:MAX_TEXT_CHARS],
-            _cut(detail or {}),
+        unchained = Event(
+            id=0,
+            tenant=tenant,
+            host_id=self.host_id,
+            created_at=time.time(),
+            event=EventKind(event).value,
+            actor=actor,
+            subject=subject[:MAX_TEXT_CHARS],
+            detail=_cut(detail or {}),
+            prev_hash="",
         )
+        return await self.database.write(_append, unchained)
 
     async def verify(self) -> Broken | None:
         """Read the whole chain; None when every event is as it was written."""
@@ -62,18 +65,10 @@ class Trail:
         return await self.database.read(_listed, tenant, limit)
 
 
-def _append(
-    connection: sa.Connection,
-    kind: EventKind,
-    tenant: str,
-    host_id: str,
-    actor: str,
-    subject: str,
-    detail: Mapping[str, Any],
-) -> Event:
+def _append(connection: sa.Connection, unchained: Event) -> Event:
     newest = sa.select(table.c.id, table.c.hash).order_by(table.c.id.desc()).limit(1)
     last_id, last_hash = connection.execute(newest).one_or_none() or (0, FIRST_PREV_HASH)
-    event = Event(last_id + 1, tenant, host_id, time.time(), kind.value, actor, subject, detail, last_hash)
+    event = replace(unchained, id=last_id + 1, prev_hash=last_hash)
     fields = {name: getattr(event, name) for name in _FIELDS}
     row = fields | {"hash": event.hash(), "updated_at": event.created_at, "revision": 1}
     connection.execute(table.insert().values(row))
