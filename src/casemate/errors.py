@@ -68,6 +68,10 @@ class InvalidSpec(RequestError):
     code = "invalid-spec"
 
 
+class Forbidden(RequestError):
+    code = "forbidden"
+
+
 class NotFound(RequestError):
     code = "not-found"
 
