@@ -6,7 +6,7 @@ meant is what the kernel says (SCM_CREDENTIALS, our own ``waitpid``), never what
 
     agent ──control──▶ zygote root        "make a child, here is its socket"
       │                   └ fork, fork ─▶ child, an orphan, hence our own child
-      └──────socket of that child───────▶ "hello" (with the kernel's word on its pid), waits for a job
+      └──────socket of that child───────▶ "waiting" (with the kernel's word on its pid), then gets a job
 
 A waiting child is nobody's yet: it becomes a script or the default context when it gets its job. It is in
 its cgroup before the snapshot is made, so that the first job in a clone is one message.
@@ -14,9 +14,18 @@ its cgroup before the snapshot is made, so that the first job in a clone is one 
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+from casemate.guest.peer import Peer, PeerGone, PeerLied
+
+PRELOAD = ("numpy", "pandas", "matplotlib", "matplotlib.pyplot")
+# CPython is started with a script name of this length, over which a child writes its own script's path.
+_MARK = "casemate-zygote".ljust(4096, "-")
+_SPARES_THAT_MAY_DIE = 3
 
 
 class Timer(Protocol):
@@ -67,59 +76,34 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A script to be run as ``python3 argv…``. ``argv[0]`` is the script's path as the user gave it."""
+    """What `python3 argv…` is to be run with. ``argv[0]`` is the script's path as the user gave it.
+
+    Identity None: the zygote's own (for tests without root).
+    """
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: str
-    identity: Identity
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the default context is started with, when a cell finds none alive."""
-
-    env: Mapping[str, str]
-    cwd: str
-    identity: Identity
+    identity: Identity | None
 
 
 @dataclass(slots=True)
 class Child:
-    """A warm process that has been given a job. Its group is the caller's from now on."""
+    """A warm process. Once it was given a job, its group is the owner's of that job."""
 
-    pid: int
+    peer: Peer
     group: Group
-
-
-@dataclass(slots=True)
-class Cell:
-    """One piece of code in the default context, waiting or running."""
-
-    code: bytes
-    timeout_s: float | None
-    output: Callable[[int, bytes], None]
-    ended: Callable[[dict[str, Any]], None]
-    paused: bool = field(default=False)
-
-    def pause(self) -> None:
-        """Read no more output; the context's writes block when its pipe is full."""
-        raise NotImplementedError
-
-    def resume(self) -> None:
-        raise NotImplementedError
-
-    def cancel(self) -> None:
-        """End the cell as a time-out does (SIGINT, then the group is killed); `ended` is still called."""
-        raise NotImplementedError
+    pid: int = 0
+    exited: Callable[[int], None] | None = None
 
 
 class Zygote:
-    """Warm Python processes for scripts and for the one default context.
+    """Warm Python processes; `run_script` gives one a job, `Interpreter` keeps one as a context.
 
-    *argv* starts the zygote root (see `command`); *new_group* hands out a ready cgroup for each child.
-    *spares* children wait at any time; one that was used is replaced *refill_after_s* later, so that
-    forking does not compete with the job. All callbacks run from the loop, never from inside a call.
+    *python* is the image's interpreter, *runtime* the folder with our room ``runtime``; *new_group* hands out
+    a ready cgroup for each child. *spares* children wait at any time; one that was used is replaced
+    *refill_after_s* later, so that forking does not compete with the job. All callbacks run from the
+    loop, never from inside a call.
     """
 
     def __init__(
@@ -128,20 +112,75 @@ class Zygote:
         reaper: Reaper,
         new_group: Callable[[], Group],
         *,
-        argv: Sequence[str],
-        env: Mapping[str, str],
+        python: str,
+        runtime: str,
+        preload: Sequence[str] = PRELOAD,
         spares: int = 2,
-        refill_after_s: float = 0.25,
+        refill_after_s: float = 0.5,
     ) -> None:
-        raise NotImplementedError
+        self._loop, self._reaper, self._new_group = loop, reaper, new_group
+        self._python, self._preload = python, preload
+        self.runtime = runtime
+        self._spares, self._refill_after_s = spares, refill_after_s
+        self._control: Peer | None = None
+        self._waiting: list[Child] = []
+        self._coming: set[int] = set()
+        self._dead_spares = 0
+        self._refill: Timer | None = None
+        self._ready: Callable[[], None] | None = None
+        self._failed: Callable[[str], None] | None = None
+        self.about: dict[str, Any] = {}
+        self.root_pid = 0
 
     def start(self, ready: Callable[[], None], failed: Callable[[str], None]) -> None:
         """Start the zygote root and its spares. *ready* is called when all of them wait for a job.
 
-        *failed* is called, with a reason, when the root ends or breaks the protocol; from then on
-        `run_script` returns None and cells end as died, and everything else of the agent goes on.
+        *failed* is called, with a reason, when the root ends or breaks the protocol; from then on `take`
+        and `run_script` return None, and everything else of the agent goes on.
         """
-        raise NotImplementedError
+        self._ready, self._failed = ready, failed
+        self._control = Peer()
+        self.root_pid = self._spawn_root(self._control.theirs.fileno())
+        self._control.theirs.close()
+        self._reaper.adopt(self.root_pid, lambda status: self._fail(f"the zygote ended ({status:#x})"))
+        self._loop.watch(self._control.fileno(), self._from_root)
+
+    @property
+    def alive(self) -> bool:
+        return self._control is not None
+
+    def take(self) -> Child | None:
+        """A waiting child, in its group, for the caller to `order`; None when there is none just now."""
+        if not self._waiting:
+            return None
+        child = self._waiting.pop(0)
+        self._refill_later()
+        return child
+
+    def order(
+        self, child: Child, job: Job, stdio: tuple[int, int, int], exited: Callable[[int], None], **more: Any
+    ) -> bool:
+        """Give *child* its job. False: it can't be sent; the child is then put back.
+
+        The child answers on its peer: `started`, or `refused` with an errno name; or it just ends.
+        """
+        who = job.identity
+        message = {
+            "argv": list(job.argv),
+            "env": dict(job.env),
+            "cwd": job.cwd,
+            "uid": who.uid if who else None,
+            "gid": who.gid if who else None,
+            "groups": list(who.groups) if who else [],
+            "seed": os.urandom(64).hex(),
+            **more,
+        }
+        if not child.peer.send(message, stdio):
+            self._waiting.append(child)
+            return False
+        self._loop.unwatch(child.peer.fileno())
+        child.exited = exited
+        return True
 
     def run_script(
         self,
@@ -156,36 +195,193 @@ class Zygote:
 
         *stdio* is copied, the caller keeps and closes its own. Then exactly one of *started* or
         *refused* (errno name, as ENOENT for a missing cwd) is called; *exited* (wait status) follows
-        after *started* only.
+        after *started* only. The child's group is the caller's to kill and close, refused or not.
         """
-        raise NotImplementedError
-
-    def cell(
-        self,
-        code: bytes,
-        surroundings: Surroundings,
-        *,
-        timeout_s: float | None,
-        output: Callable[[int, bytes], None],
-        ended: Callable[[dict[str, Any]], None],
-    ) -> Cell:
-        """Run *code* in the default context, starting one when none is alive; cells queue in order.
-
-        *output* gets (1 or 2, bytes); *ended* gets the body of the `end` message: ``{"end": {...},
-        "text": str | None, "duration_ms": int}``, after the last byte of output. Bounded so that its
-        JSON fits a frame.
-        """
-        raise NotImplementedError
-
-    def reseed(self) -> None:
-        """Send fresh randomness to the living context. Jobs bring their own: waiting children need none."""
-        raise NotImplementedError
+        child = self.take()
+        if child is None:
+            return None
+        start = _Start(self._loop, child, started, refused, exited)
+        if not self.order(child, job, stdio, start.on_exit):
+            return None
+        self._loop.watch(child.peer.fileno(), start.on_message)
+        return child
 
     def stop(self) -> None:
-        """End the zygote root, its waiting children and the context."""
-        raise NotImplementedError
+        """End the zygote root and the waiting children."""
+        self._failed = None
+        self._fail("stopped")
+
+    # ------------------------------------------------------------------ root
+
+    def _spawn_root(self, fd: int) -> int:
+        env = {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LANG": "C.UTF-8",
+            "HOME": "/nonexistent",
+            "MPLCONFIGDIR": "/run/casemate/matplotlib",
+            "PYTHONPATH": os.path.join(self.runtime, "hook"),
+            "CASEMATE_ZYGOTE": json.dumps({"fd": fd, "preload": list(self._preload)}),
+        }
+        pid = os.fork()
+        if pid == 0:
+            self._exec_root(fd, env)
+        return pid
+
+    def _exec_root(self, fd: int, env: dict[str, str]) -> NoReturn:
+        try:
+            os.setsid()
+            os.chdir("/")
+            os.set_inheritable(fd, True)
+            null = os.open("/dev/null", os.O_RDWR)
+            os.dup2(null, 0)
+            os.dup2(2, 1)
+            os.execve(self._python, ["python3", _MARK], env)  # noqa: S606
+        finally:
+            os._exit(127)
+
+    def _from_root(self) -> None:
+        assert self._control is not None
+        try:
+            received = self._control.receive()
+        except PeerGone:
+            return self._fail("the zygote hung up")
+        except PeerLied as lie:
+            return self._fail(f"the zygote sent {lie}")
+        if received is None:
+            return None
+        self.about = received[0]
+        self._fill()
+        return None
+
+    def _fail(self, reason: str) -> None:
+        if self._control is None:
+            return
+        self._loop.unwatch(self._control.fileno())
+        self._control.close()
+        self._control = None
+        for child in self._waiting:
+            self._discard(child)
+        self._waiting.clear()
+        if self._refill is not None:
+            self._refill.cancel()
+        if self._failed is not None:
+            self._failed(reason)
+
+    # ---------------------------------------------------------------- spares
+
+    def _refill_later(self) -> None:
+        if self._refill is None:
+            self._refill = self._loop.call_later(self._refill_after_s, self._fill)
+
+    def _fill(self) -> None:
+        self._refill = None
+        for _ in range(self._spares - len(self._waiting) - len(self._coming)):
+            self._ask_for_child()
+
+    def _ask_for_child(self) -> None:
+        if self._control is None:
+            return
+        child = Child(Peer(), self._new_group())
+        if not self._control.send({"op": "fork"}, [child.peer.theirs.fileno()]):
+            child.peer.close()
+            child.group.close()
+            self._fail("the zygote does not take orders")
+            return
+        child.peer.theirs.close()
+        self._coming.add(child.peer.fileno())
+        self._loop.watch(child.peer.fileno(), lambda: self._from_spare(child))
+
+    def _from_spare(self, child: Child) -> None:
+        try:
+            received = child.peer.receive()
+            if received is None:
+                return None
+            message, pid = received
+            if child.pid or message != {"event": "waiting"}:
+                raise PeerLied("a message out of turn")
+            self._reaper.adopt(pid, lambda status: self._on_exit(child, status))
+            child.pid = pid
+            child.group.add(pid)
+        except (PeerGone, PeerLied, OSError):
+            return self._lost(child)
+        self._coming.discard(child.peer.fileno())
+        self._waiting.append(child)
+        self._dead_spares = 0
+        if self._ready is not None and not self._coming:
+            ready, self._ready = self._ready, None
+            ready()
+        return None
+
+    def _on_exit(self, child: Child, status: int) -> None:
+        if child.exited is not None:
+            child.exited(status)
+        else:
+            self._lost(child)
+
+    def _lost(self, child: Child) -> None:
+        """A child that ended, or lied, before it had a job."""
+        if child.peer.fileno() < 0:
+            return
+        if child in self._waiting:
+            self._waiting.remove(child)
+        self._coming.discard(child.peer.fileno())
+        self._discard(child)
+        self._dead_spares += 1
+        if self._dead_spares > _SPARES_THAT_MAY_DIE:
+            self._fail("its children die")
+        else:
+            self._refill_later()
+
+    def _discard(self, child: Child) -> None:
+        self._loop.unwatch(child.peer.fileno())
+        child.peer.close()
+        child.group.kill()
+        child.group.close()
 
 
-def command(python: str, runtime: str, preload: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
-    """(argv, env) that start the zygote root in *runtime* with the image's *python*."""
-    raise NotImplementedError
+class _Start:
+    """From the job to the child's word that it has begun; the order of the callbacks is kept here."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        child: Child,
+        started: Callable[[], None],
+        refused: Callable[[str], None],
+        exited: Callable[[int], None],
+    ) -> None:
+        self._loop, self._child = loop, child
+        self._started, self._refused, self._exited = started, refused, exited
+        self._answered = False
+        self._begun = False
+
+    def on_message(self) -> None:
+        try:
+            received = self._child.peer.receive()
+        except (PeerGone, PeerLied):
+            return self._answer("EIO")
+        if received is None:
+            return None
+        message = received[0]
+        errno_name = message.get("errno")
+        if message.get("event") == "started":
+            return self._answer(None)
+        return self._answer(errno_name if isinstance(errno_name, str) and len(errno_name) < 20 else "EIO")
+
+    def _answer(self, errno_name: str | None) -> None:
+        self._loop.unwatch(self._child.peer.fileno())
+        self._child.peer.close()
+        self._answered = True
+        self._begun = errno_name is None
+        if errno_name is None:
+            self._started()
+        else:
+            self._refused(errno_name)
+
+    def on_exit(self, status: int) -> None:
+        if not self._answered:
+            self.on_message()  # its word may be in the socket still
+        if not self._answered:
+            self._answer("EIO")
+        if self._begun:
+            self._exited(status)

@@ -1,0 +1,148 @@
+"""Puts a job's environment, locale and standard streams where a new `python3` would have found them.
+
+Whatever a running interpreter can't take on any more (a hash seed, another encoding, LD_PRELOAD) is not
+imitated: `needs_cold` says so, and the child becomes a new `python3`.
+"""
+
+import _locale
+import io
+import os
+import sys
+import time
+from typing import Any, Dict, List, Mapping, Optional
+
+_HONOURED = {
+    "PYTHONPATH",
+    "PYTHONUSERBASE",
+    "PYTHONUNBUFFERED",
+    "PYTHONIOENCODING",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONFAULTHANDLER",
+    # read when they are used, or only by an interactive interpreter
+    "PYTHONASYNCIODEBUG",
+    "PYTHONBREAKPOINT",
+    "PYTHONINSPECT",
+    "PYTHONSTARTUP",
+    "PYTHON_COLORS",
+    "PYTHON_HISTORY",
+    "PYTHON_BASIC_REPL",
+}
+_OF_THE_LOADER = ("LD_", "GLIBC_TUNABLES", "MALLOC_")
+_COERCED = ("C", "POSIX", "C.UTF-8", "C.utf8", "UTF-8")
+
+
+def needs_cold(env: Mapping[str, str]) -> bool:
+    """Whether *env* asks for what only a new interpreter can do."""
+    for name, value in env.items():
+        if value and name.startswith("PYTHON") and name not in _HONOURED:
+            return True
+        if name.startswith(_OF_THE_LOADER):
+            return True
+    locale = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or ""
+    return not locale.lower().replace("-", "").endswith("utf8")
+
+
+def find_interpreter(env: Mapping[str, str]) -> Optional[str]:
+    """The `python3` that a shell with *env* would start."""
+    for folder in env.get("PATH", os.defpath).split(":"):
+        path = os.path.join(folder or ".", "python3")
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def take_interpreter(path: Optional[str]) -> bool:
+    """Answer to the name *path*; False when it is another interpreter than this one."""
+    if path is None or path == sys.executable:
+        return True
+    try:
+        same = os.path.samefile(path, sys.executable)
+    except OSError:
+        return False
+    of_venv = os.path.exists(os.path.join(os.path.dirname(os.path.dirname(path)), "pyvenv.cfg"))
+    if not same or of_venv or sys.prefix != sys.base_prefix:
+        return False
+    sys.executable = path
+    if hasattr(sys, "_base_executable"):
+        sys._base_executable = path
+    return True
+
+
+def replace_environ(env: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(env)
+    posix = sys.modules["posix"]
+    posix.environ.clear()
+    posix.environ.update({os.fsencode(name): os.fsencode(value) for name, value in env.items()})
+    time.tzset()
+
+
+def set_locale() -> bool:
+    """Take LC_CTYPE from the environment as CPython does; False when there is no such UTF-8 locale."""
+    try:
+        _locale.setlocale(_locale.LC_CTYPE, "")
+    except ValueError:  # _locale.Error
+        return False
+    return _locale.nl_langinfo(_locale.CODESET) == "UTF-8"
+
+
+def rebuild_streams(line_buffered: bool = False) -> None:
+    """New sys.stdin, sys.stdout and sys.stderr over descriptors 0, 1 and 2, as at CPython's start."""
+    encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
+    encoding = encoding or "utf-8"
+    if not errors:
+        escape = _locale.setlocale(_locale.LC_CTYPE) in _COERCED
+        errors = "surrogateescape" if escape else "strict"
+    streams = vars(sys)
+    streams["stdin"] = streams["__stdin__"] = _stream(0, "<stdin>", encoding, errors, line_buffered)
+    streams["stdout"] = streams["__stdout__"] = _stream(1, "<stdout>", encoding, errors, line_buffered)
+    streams["stderr"] = streams["__stderr__"] = _stream(2, "<stderr>", encoding, "backslashreplace", True)
+
+
+def _stream(fd: int, name: str, encoding: str, errors: str, line_buffered: bool) -> io.TextIOWrapper:
+    mode = "w" if fd else "r"
+    unbuffered = fd != 0 and bool(os.environ.get("PYTHONUNBUFFERED"))
+    buffer: Any = open(fd, mode + "b", buffering=0 if unbuffered else -1, closefd=False)  # noqa: SIM115
+    raw = buffer if unbuffered else buffer.raw
+    raw.name = name
+    line_buffered = line_buffered or raw.isatty()
+    text: Any = io.TextIOWrapper(buffer, encoding, errors, "\n", line_buffered, unbuffered)
+    text.mode = mode
+    stream: io.TextIOWrapper = text
+    return stream
+
+
+def extend_path(base: List[str]) -> None:
+    """sys.path as the site module builds it from PYTHONPATH and the user's own site folder."""
+    import site
+
+    before = os.environ.get("PYTHONPATH")
+    sys.path[:] = [os.path.abspath(path) for path in before.split(":")] if before else []
+    sys.path += [path for path in base if path not in sys.path]
+    site.USER_SITE = site.USER_BASE = None
+    site.ENABLE_USER_SITE = site.check_enableusersite()
+    user_site = site.getusersitepackages()
+    if site.ENABLE_USER_SITE and os.path.isdir(user_site):
+        first = next((i for i, path in enumerate(sys.path) if path.endswith("-packages")), len(sys.path))
+        rest = sys.path[first:]
+        del sys.path[first:]
+        site.addsitedir(user_site, None)
+        sys.path += [path for path in rest if path not in sys.path]
+
+
+def honour_flags(env: Mapping[str, str]) -> None:
+    if env.get("PYTHONDONTWRITEBYTECODE"):
+        sys.dont_write_bytecode = True
+    if env.get("PYTHONFAULTHANDLER"):
+        import faulthandler
+
+        faulthandler.enable(file=2)
+    if "matplotlib" in sys.modules and env.get("MPLBACKEND"):
+        sys.modules["matplotlib"].use(env["MPLBACKEND"])
+
+
+def clean(env: object) -> Dict[str, str]:
+    """*env* as received, checked. Raises ValueError."""
+    if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
+        raise ValueError("env is no table of strings")
+    return env

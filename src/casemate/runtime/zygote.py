@@ -1,0 +1,102 @@
+"""The zygote root: imports once, forks on request, runs nothing of the user's itself.
+
+Single-threaded. It forks twice, so that a child is an orphan and PID 1, our agent, is its parent: exit
+statuses come from the kernel, and the root has nothing to do while jobs run.
+"""
+
+import gc
+import importlib
+import json
+import os
+import socket
+import sys
+import traceback
+from typing import Any, Dict, List, Optional
+
+from . import child
+from .program import Program
+
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_TRIAL_PASSED = 41
+
+
+def serve() -> None:
+    """Serve the agent until it hangs up. Returns only in a child, once its job is prepared."""
+    orders: Dict[str, Any] = json.loads(os.environ.pop("CASEMATE_ZYGOTE"))
+    sock = socket.socket(fileno=orders["fd"])
+    sock.set_inheritable(False)
+    program = Program(sys.argv[0])
+    base_path = list(sys.path)
+    os.environ.pop("PYTHONPATH", None)
+    warm = program.complete and _trial(program)
+    if warm is None:
+        return None  # this is the trial
+    modules = _preload(orders["preload"])
+    importlib.import_module(child._PACKAGE + ".context")
+    gc.collect()
+    gc.freeze()
+    python = "%d.%d.%d" % sys.version_info[:3]
+    child.send(sock, {"event": "ready", "warm": warm, "python": python, "modules": modules})
+    while True:
+        try:
+            _, fds = child.receive(sock, 1)
+        except EOFError:
+            os._exit(0)
+        middle = _fork_orphan()
+        if middle:
+            sock.close()
+            return _live(middle, socket.socket(fileno=fds[0]), program, base_path, warm)
+        os.close(fds[0])
+
+
+def _live(middle: int, sock: socket.socket, program: Program, base_path: List[str], warm: bool) -> None:
+    try:
+        child.wait_until_orphaned(middle)
+        child.live(sock, program, base_path, warm)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(70)  # never on to a script that is not the user's
+
+
+def _preload(names: List[str]) -> Dict[str, str]:
+    """Import what is there; the answer names each module's version, or why it is missing."""
+    for name in _THREADS:
+        os.environ[name] = "1"
+    os.environ["MPLBACKEND"] = "Agg"
+    found = {}
+    for name in names:
+        try:
+            module = importlib.import_module(name)
+            top = sys.modules[name.partition(".")[0]]
+            found[name] = str(getattr(top, "__version__", getattr(module, "__version__", "")))
+        except Exception as error:  # an image with a broken numpy still has a Python
+            found[name] = "missing: %s" % str(error)[:200]
+    for name in (*_THREADS, "MPLBACKEND"):
+        os.environ.pop(name, None)
+    return found
+
+
+def _trial(program: Program) -> Optional[bool]:
+    """Let one child become a script of ours: did CPython run it? None in that child, which has to return."""
+    pid = os.fork()
+    if pid == 0:
+        program.become(os.path.join(os.path.dirname(__file__), "trial.py"), "/")
+        return None
+    _, status = os.waitpid(pid, 0)
+    return os.WIFEXITED(status) and os.WEXITSTATUS(status) == _TRIAL_PASSED
+
+
+def _fork_orphan() -> int:
+    """Fork a child whose parent ends at once. Returns the parent's pid in the child, 0 in the root."""
+    middle = os.fork()
+    if middle:
+        os.waitpid(middle, 0)
+        return 0
+    middle = os.getpid()
+    try:
+        if os.fork():
+            os._exit(0)
+    except OSError:
+        os._exit(1)
+    os.setsid()
+    return middle
