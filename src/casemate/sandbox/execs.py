@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import anyio
 
 from casemate import wire
-from casemate.errors import GuestError, InvalidSpec, ProtocolViolation
+from casemate.errors import GuestError, InvalidSpec, ProtocolViolation, StateConflict
 from casemate.sandbox import parse
 from casemate.sandbox.link import Channel, Link
 
@@ -167,11 +167,20 @@ class Exec:
     async def feed(self, data: bytes | memoryview) -> None:
         """Write to its standard input; waits while it does not read. Pieces of two tasks do not mix."""
         async with self._feeding:
-            await self._channel.send(data)
+            with self._input():
+                await self._channel.send(data)
 
     async def end_input(self) -> None:
         async with self._feeding:
-            await self._channel.send_message({"op": "stdin-eof"})
+            with self._input():
+                await self._channel.send_message({"op": "stdin-eof"})
+
+    @contextmanager
+    def _input(self) -> Iterator[None]:
+        try:
+            yield
+        except StateConflict as error:
+            raise StateConflict(f"exec {self.exec_id} has ended; it takes no more input") from error
 
     async def detach(self) -> None:
         """Let it run on with nobody attached, whatever its ``on_disconnect`` says."""

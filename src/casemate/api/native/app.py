@@ -1,0 +1,73 @@
+"""All routes of ``/v1``, one path with all its methods at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from casemate.api.auth import Authenticated
+from casemate.api.errors import HANDLERS
+from casemate.api.native.code import Code
+from casemate.api.native.execs import Execs
+from casemate.api.native.files import Files
+from casemate.api.native.images import Images, ImageService
+from casemate.api.native.sandboxes import SandboxResource
+from casemate.sandbox import Sandboxes
+
+Answer = Response | ASGIApp
+Handler = Callable[[Request], Awaitable[Answer]]
+
+
+def app(sandboxes: Sandboxes, images: ImageService, health: Callable[[], dict[str, Any]]) -> Starlette:
+    """The ASGI app over these services; it owns none of them."""
+    boxes, execs, files = SandboxResource(sandboxes), Execs(sandboxes), Files(sandboxes)
+    code, shelf = Code(sandboxes), Images(images)
+
+    async def say_health(request: Request) -> Response:
+        return JSONResponse(health())
+
+    sandbox = "/v1/sandboxes/{ref}"
+    routes = [
+        _route("/v1/health", GET=say_health),
+        _route("/v1/sandboxes", GET=boxes.list, POST=boxes.create),
+        _route(sandbox, GET=boxes.get, DELETE=boxes.kill),
+        _route(f"{sandbox}/execs", GET=execs.list, POST=execs.start),
+        _route(f"{sandbox}/execs/{{exec_id}}/output", GET=execs.output),
+        _route(f"{sandbox}/execs/{{exec_id}}/stdin", POST=execs.stdin),
+        _route(f"{sandbox}/execs/{{exec_id}}/signal", POST=execs.signal),
+        _route(f"{sandbox}/files", GET=files.read, PUT=files.write, DELETE=files.remove),
+        _route(f"{sandbox}/files/stat", GET=files.stat),
+        _route(f"{sandbox}/files/list", GET=files.list),
+        _route(f"{sandbox}/code", POST=code.run),
+        _route("/v1/images", GET=shelf.list),
+        _route("/v1/images/{ref}", GET=shelf.get),
+        _route("/v1/images/{name}/build", POST=shelf.build),
+    ]
+    made = Starlette(routes=routes, middleware=[Middleware(Authenticated)], exception_handlers=HANDLERS)
+    made.router.redirect_slashes = False
+    return made
+
+
+class _Resource:
+    """One path: its methods, each an async function that returns a response."""
+
+    def __init__(self, handlers: dict[str, Handler]) -> None:
+        self._handlers = handlers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handlers[scope["method"]](Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
+def _route(path: str, **handlers: Handler) -> Route:
+    # Starlette takes GET to imply HEAD, which would read a file or kill for nothing
+    route = Route(path, _Resource(handlers), methods=list(handlers))
+    route.methods = set(handlers)
+    return route

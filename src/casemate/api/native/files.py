@@ -1,0 +1,92 @@
+"""``/v1/sandboxes/{ref}/files``: read, write, remove, stat, list. Bytes go straight through."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+from pydantic import Field, field_validator
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from casemate.api.native.requests import Query, find_handle, read_query, using
+from casemate.api.native.streams import Out, octets
+from casemate.sandbox import Handle, Sandboxes, files
+
+_OCTAL = re.compile("[0-7]{1,5}")
+
+
+class PathQuery(Query):
+    path: str
+    user: str | None = None
+
+
+class ReadQuery(PathQuery):
+    offset: int = Field(0, ge=0)
+    length: int | None = Field(None, ge=0)
+
+
+class WriteQuery(PathQuery):
+    """*mode* is octal, as chmod takes it."""
+
+    mode: int | None = None
+    make_parents: bool = True
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _octal(cls, text: object) -> int:
+        if not isinstance(text, str) or not _OCTAL.fullmatch(text) or int(text, 8) > 0o7777:
+            raise ValueError("it must be octal, as 0644")
+        return int(text, 8)
+
+
+class RemoveQuery(PathQuery):
+    recursive: bool = False
+
+
+class Files:
+    def __init__(self, sandboxes: Sandboxes) -> None:
+        self._sandboxes = sandboxes
+
+    async def read(self, request: Request) -> ASGIApp:
+        query = read_query(request, ReadQuery)
+        return octets(partial(_send, find_handle(request, self._sandboxes), query))
+
+    async def write(self, request: Request) -> Response:
+        query = read_query(request, WriteQuery)
+        async with using(find_handle(request, self._sandboxes)) as link:
+            size = await files.write(
+                link,
+                query.path,
+                request.stream(),
+                mode=query.mode,
+                user=query.user,
+                make_parents=query.make_parents,
+            )
+        return JSONResponse({"path": query.path, "size": size})
+
+    async def remove(self, request: Request) -> Response:
+        query = read_query(request, RemoveQuery)
+        async with using(find_handle(request, self._sandboxes)) as link:
+            await files.remove(link, query.path, recursive=query.recursive, user=query.user)
+        return JSONResponse({"path": query.path})
+
+    async def stat(self, request: Request) -> Response:
+        query = read_query(request, PathQuery)
+        async with using(find_handle(request, self._sandboxes)) as link:
+            return JSONResponse((await files.stat(link, query.path, user=query.user)).to_json())
+
+    async def list(self, request: Request) -> Response:
+        query = read_query(request, PathQuery)
+        async with using(find_handle(request, self._sandboxes)) as link:
+            found = await files.listed(link, query.path, user=query.user)
+        return JSONResponse({"entries": [entry.to_json() for entry in found]})
+
+
+async def _send(handle: Handle, query: ReadQuery, out: Out) -> None:
+    """Chunked, without a length: what the kernel says of a file's size is not what a read gives (/proc)."""
+    opened = partial(files.open_read, user=query.user, offset=query.offset, length=query.length)
+    async with using(handle) as link, opened(link, query.path) as file:
+        while (piece := await file.read()) is not None:
+            await out.put(piece)
