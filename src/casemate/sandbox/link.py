@@ -110,6 +110,7 @@ class Channel:
             self._link.connection.reset(self._number, code, hint)
             self._link.wake()
         self._closed = True
+        self._writable.set()
 
     def _check_sendable(self) -> None:
         if self._failure is not None:
@@ -135,6 +136,7 @@ class Channel:
                 self.on_failure(errors.GuestError(f"the agent gave up: {event.code}", hint=event.hint))
             case wire.Closed():
                 self._closed = True
+                self._writable.set()  # who still wants to send learns that nobody listens
         self._changed.set()
 
     def on_failure(self, error: errors.CasemateError) -> None:
