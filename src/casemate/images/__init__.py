@@ -1,0 +1,20 @@
+"""The image store and everything of an image that needs no machine. See README.md."""
+
+from casemate.images.artifacts import Artifacts, Bootstrap, Workshop
+from casemate.images.identity import Identities
+from casemate.images.scratch import copy as copy_disk
+from casemate.images.scratch import make as make_scratch_disk
+from casemate.images.store import Store, digest_of
+from casemate.images.tools import Progress
+
+__all__ = [
+    "Artifacts",
+    "Bootstrap",
+    "Identities",
+    "Progress",
+    "Store",
+    "Workshop",
+    "copy_disk",
+    "digest_of",
+    "make_scratch_disk",
+]

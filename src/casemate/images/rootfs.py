@@ -1,0 +1,133 @@
+"""The built-in images: recipes as data, and the one command line that makes a root disk of each.
+
+mmdebstrap installs the packages into a folder, hooks finish it there and freeze it into an EROFS disk, which
+leaves through mmdebstrap's ``download`` hook. As root that is plain; for anyone else it happens in a user
+namespace with the user's subordinate ids, where only that hook can write a file the user owns.
+Few imports, and ``bootstrap_argv`` is pure: the launcher, which keeps the privilege, calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+SUITE: Final = "bookworm"
+BOOTSTRAP_TIMEOUT_S: Final = 1800.0
+COMPRESSION: Final = "lz4hc,9"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One built-in image. *fonts* asks for matplotlib's font cache."""
+
+    name: str
+    packages: tuple[str, ...]
+    fonts: bool = False
+
+
+RECIPES: Final = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "python",
+            (
+                "ca-certificates",
+                "fonts-dejavu-core",
+                "procps",
+                "python3",
+                "python3-ipython",
+                "python3-matplotlib",
+                "python3-numpy",
+                "python3-pandas",
+            ),
+            fonts=True,
+        ),
+        Recipe("tiny", ("python3-minimal",)),
+    )
+}
+
+_DROPPED = (
+    "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*",
+    "/usr/share/lintian/*", "/usr/share/bug/*", "/usr/share/gtk-doc/*", "/usr/share/help/*",
+)  # fmt: skip
+
+# "$1" is the image's root. Times are kept: a .pyc counts only while its source has the time it was made for.
+_USER = (
+    'chroot "$1" useradd --create-home --uid 1000 --user-group --shell /bin/bash user',
+    r"""printf '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n' > "$1/etc/hosts" """,
+    'echo sandbox > "$1/etc/hostname"',
+    'echo LANG=C.UTF-8 > "$1/etc/default/locale"',
+    'echo Etc/UTC > "$1/etc/timezone"',
+    'ln -sf /usr/share/zoneinfo/Etc/UTC "$1/etc/localtime"',
+    # Nothing to wait for: there is no resolver, and asking the loopback is refused at once.
+    r"""rm -f "$1/etc/resolv.conf"; printf 'nameserver 127.0.0.1\noptions timeout:1 attempts:1\n' """
+    '> "$1/etc/resolv.conf"',
+)
+_TRIM = (
+    'test ! -d "$1/usr/lib/python3/dist-packages" || '
+    'find "$1/usr/lib/python3/dist-packages" -depth -type d -name tests -exec rm -rf {} +',
+    'rm -rf "$1/usr/share/matplotlib/sample_data"',
+)
+_COMPILE = (
+    'chroot "$1" sh -c \'for d in /usr/lib/python3/dist-packages /usr/lib/python3.[0-9]*; do '
+    'test ! -d "$d" || python3 -m compileall -q -x "lib2to3/tests|test/" "$d" || true; done\'',
+)
+_FONTS = (
+    'chroot "$1" env -i HOME=/home/user PATH=/usr/bin:/bin setpriv --reuid 1000 --regid 1000 --clear-groups '
+    "python3 -c 'import matplotlib.font_manager'",
+)
+_CLEAN = (
+    'chroot "$1" apt-get clean',
+    'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin "$1"/var/cache/ldconfig/aux-cache',
+    'rm -rf "$1"/var/cache/debconf/*-old "$1"/var/lib/dpkg/*-old "$1"/var/log/*.log "$1"/var/log/apt',
+    'rm -rf "$1"/tmp/* "$1"/root/.cache',
+    ': > "$1/etc/machine-id"',
+)
+
+
+def hooks(recipe: Recipe, out: Path) -> list[str]:
+    """The shell lines that finish the image, in order; the last ones freeze it and bring it to *out*."""
+    # Frozen beside the root, not inside of it: mkfs must not meet its own output. The folder of both is
+    # mmdebstrap's temporary one, where the root of a user namespace may write.
+    freeze = (
+        f'mkfs.erofs -z{COMPRESSION} -x-1 --exclude-regex="^(dev|proc|sys)/" --quiet "$1.erofs" "$1"',
+        'mv "$1.erofs" "$1/.disk" && chmod 644 "$1/.disk"',
+        f"download /.disk {out}",
+    )
+    return [*_USER, *_TRIM, *_COMPILE, *(_FONTS if recipe.fonts else ()), *_CLEAN, *freeze]
+
+
+def bootstrap_argv(recipe: Recipe, out: Path, as_root: bool) -> list[str]:
+    """mmdebstrap's command line that writes the root disk of *recipe* to the new file *out*.
+
+    Raises ValueError for an *out* that a hook could misread: absolute, and of plain characters only.
+    """
+    if not out.is_absolute() or not all(c.isalnum() or c in "/._-" for c in str(out)):
+        raise ValueError(f"{str(out)!r} is no plain absolute path")
+    return [
+        "mmdebstrap",
+        "--mode=root" if as_root else "--mode=unshare",
+        "--variant=apt",
+        "--format=null",
+        f"--include={','.join(recipe.packages)}",
+        '--aptopt=APT::Install-Recommends "false"',
+        '--aptopt=Acquire::Languages "none"',
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in _DROPPED),
+        "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+        *(f"--customize-hook={hook}" for hook in hooks(recipe, out)),
+        SUITE,
+        "-",
+    ]
+
+
+class Watcher:
+    """Turns mmdebstrap's lines into progress: call it with each line of its stderr."""
+
+    def __init__(self, progress: Callable[[str, str, float | None], None]) -> None:
+        self._progress = progress
+
+    def __call__(self, line: str) -> None:
+        if line.startswith("I: "):
+            self._progress("root", line[3:].strip(), None)
