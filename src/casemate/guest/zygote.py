@@ -215,7 +215,7 @@ class Zygote:
 
     def _spawn_root(self, fd: int) -> int:
         env = {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PATH": f"{os.path.dirname(self._python)}:/usr/local/bin:/usr/bin:/bin",
             "LANG": "C.UTF-8",
             "HOME": "/nonexistent",
             "MPLCONFIGDIR": "/run/casemate/matplotlib",

@@ -51,6 +51,7 @@ def live(sock: socket.socket, program: Program, base_path: List[str], warm: bool
     Never returns when there is no job (the agent closed the socket), when the job was refused, or when
     it has to be run by a new interpreter.
     """
+    program.open()
     send(sock, {"event": "waiting"})
     try:
         job, fds = receive(sock, 3)

@@ -17,7 +17,7 @@ from typing import Callable, List, NamedTuple, Optional, Sequence
 _PR_SET_DUMPABLE = 4
 _PR_SET_MM = 35
 _PR_SET_MM_ARG_END = 9
-_REGION = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) rw.p \S+ \S+ (\d+)\s*(.*)$", re.M)
+_REGION = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) rw.p \S+ \S+ (\d+)[ \t]*(.*)$", re.M)
 
 
 class Place(NamedTuple):
@@ -38,8 +38,14 @@ class Program:
         """*mark*: the relative name the zygote was started with, in the folder that is current now."""
         self._mark = mark
         self._folder = os.getcwd() + "/"
-        self.memory = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
+        self.memory = -1
+        self.open()
         self.places = self._find()
+        self.close()
+
+    def open(self) -> None:
+        """Reach this process's memory. After a fork an older descriptor is the parent's memory still."""
+        self.memory = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
 
     def _find(self) -> List[Place]:
         needle = _wide(self._mark)

@@ -27,6 +27,7 @@ _HONOURED = {
     "PYTHON_HISTORY",
     "PYTHON_BASIC_REPL",
 }
+_LocaleError: Any = vars(_locale)["Error"]
 _OF_THE_LOADER = ("LD_", "GLIBC_TUNABLES", "MALLOC_")
 _COERCED = ("C", "POSIX", "C.UTF-8", "C.utf8", "UTF-8")
 
@@ -81,7 +82,7 @@ def set_locale() -> bool:
     """Take LC_CTYPE from the environment as CPython does; False when there is no such UTF-8 locale."""
     try:
         _locale.setlocale(_locale.LC_CTYPE, "")
-    except ValueError:  # _locale.Error
+    except _LocaleError:
         return False
     return _locale.nl_langinfo(_locale.CODESET) == "UTF-8"
 

@@ -20,8 +20,16 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _TRIAL_PASSED = 41
 
 
-def serve() -> None:
+def main() -> None:
     """Serve the agent until it hangs up. Returns only in a child, once its job is prepared."""
+    try:
+        serve()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(70)  # never on to a script that is not the user's
+
+
+def serve() -> None:
     orders: Dict[str, Any] = json.loads(os.environ.pop("CASEMATE_ZYGOTE"))
     sock = socket.socket(fileno=orders["fd"])
     sock.set_inheritable(False)
@@ -45,17 +53,9 @@ def serve() -> None:
         middle = _fork_orphan()
         if middle:
             sock.close()
-            return _live(middle, socket.socket(fileno=fds[0]), program, base_path, warm)
+            child.wait_until_orphaned(middle)
+            return child.live(socket.socket(fileno=fds[0]), program, base_path, warm)
         os.close(fds[0])
-
-
-def _live(middle: int, sock: socket.socket, program: Program, base_path: List[str], warm: bool) -> None:
-    try:
-        child.wait_until_orphaned(middle)
-        child.live(sock, program, base_path, warm)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(70)  # never on to a script that is not the user's
 
 
 def _preload(names: List[str]) -> Dict[str, str]:
@@ -80,6 +80,7 @@ def _trial(program: Program) -> Optional[bool]:
     """Let one child become a script of ours: did CPython run it? None in that child, which has to return."""
     pid = os.fork()
     if pid == 0:
+        program.open()
         program.become(os.path.join(os.path.dirname(__file__), "trial.py"), "/")
         return None
     _, status = os.waitpid(pid, 0)

@@ -32,7 +32,7 @@ assert _spec.loader is not None
 _package = importlib.util.module_from_spec(_spec)
 sys.modules[_PACKAGE] = _package
 _spec.loader.exec_module(_package)
-importlib.import_module(_PACKAGE + ".zygote").serve()  # returns in a child only
+importlib.import_module(_PACKAGE + ".zygote").main()  # returns in a child only
 
 if _real is None:
     raise ImportError("no sitecustomize", name="sitecustomize")  # what site expects of an image without one
