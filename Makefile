@@ -1,0 +1,66 @@
+# make demo    set up everything, then run untrusted code over a real file in a fresh microVM
+# make test    set up everything, check, then all tests (what CI runs)
+# make check   lint, types, import contracts, spelling      make fix    what can be mended by itself
+# make bench   the figures, each beside its floor           make help   this list
+
+SHELL  := bash
+PYTHON ?= python3
+BIN    := .venv/bin
+OUT    := demo-out
+CODE   := src tests examples bench tools
+
+SUDO   := $(shell test "$$(id -u)" = 0 || echo sudo)
+
+.DELETE_ON_ERROR:
+.PHONY: demo test check fix bench help clean
+
+help:
+	@sed -n '/^#/!q; s/^# //p' Makefile
+
+# A stamp per state of .venv: it is there exactly when its recipe went through, so a second make skips it.
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'error: Casemate needs Python 3.11 or newer; say which: make PYTHON=python3.12 …' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo 'This machine lacks python3-venv; installing it with apt.'; \
+	  command -v apt-get >/dev/null || { echo 'error: install the venv module of $(PYTHON) by hand' >&2; exit 1; }; \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends python3-venv; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/installed: .venv/made pyproject.toml
+	@echo 'Installing casemate into .venv …'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo 'Installing the tools of the tests into .venv …'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: .venv/installed
+	@$(BIN)/casemate setup --yes
+	@mkdir -p $(OUT)
+	$(BIN)/casemate run --timings --put examples/co2.csv:co2.csv --get chart.png:$(OUT)/chart.png examples/co2.py co2.csv
+
+check: .venv/installed-dev
+	$(BIN)/ruff check $(wildcard $(CODE))
+	$(BIN)/ruff format --check $(wildcard $(CODE))
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config .importlinter.toml
+	$(BIN)/codespell $(wildcard $(CODE) docs *.md Makefile)
+
+test: check
+	$(BIN)/casemate setup --yes
+	$(BIN)/pytest
+
+fix: .venv/installed-dev
+	$(BIN)/ruff check --fix $(wildcard $(CODE))
+	$(BIN)/ruff format $(wildcard $(CODE))
+
+bench: .venv/installed
+	@$(BIN)/casemate setup --yes
+	$(BIN)/casemate bench
+
+clean:
+	rm -rf .venv $(OUT)
