@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+import types
 from typing import Any, Dict, List, Tuple
 
 from . import surroundings
@@ -84,6 +85,7 @@ def live(sock: socket.socket, program: Program, base_path: List[str], warm: bool
     surroundings.extend_path(base_path)
     surroundings.honour_flags(env)
     surroundings.rebuild_streams(line_buffered=bool(job.get("context")))
+    renew_main()
     sys.argv = argv
     if hasattr(sys, "orig_argv"):
         sys.orig_argv = ["python3", *argv]
@@ -112,6 +114,13 @@ def _drop_rights(job: Dict[str, Any]) -> None:
         os.setuid(job["uid"])
         allow_own_proc()
     os.chdir(job["cwd"])
+
+
+def renew_main() -> None:
+    """A `__main__` that is not among the frozen objects, so that what is in it can be collected at exit."""
+    module = types.ModuleType("__main__")
+    module.__dict__.update(vars(sys.modules["__main__"]))
+    sys.modules["__main__"] = module
 
 
 def _run_cold(argv: List[str], env: Dict[str, str]) -> None:

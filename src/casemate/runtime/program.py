@@ -107,6 +107,8 @@ class Program:
 
 def absolute_path(path: str, cwd: str) -> str:
     """As CPython makes a script's path absolute: nothing is normalised."""
+    if path in ("", "."):
+        return cwd
     return path if path.startswith("/") else cwd + "/" + path
 
 

@@ -5,6 +5,7 @@ imitated: `needs_cold` says so, and the child becomes a new `python3`.
 """
 
 import _locale
+import codecs
 import io
 import os
 import sys
@@ -39,6 +40,10 @@ def needs_cold(env: Mapping[str, str]) -> bool:
             return True
         if name.startswith(_OF_THE_LOADER):
             return True
+    try:
+        codecs.lookup(env.get("PYTHONIOENCODING", "").partition(":")[0] or "utf-8")
+    except LookupError:
+        return True
     locale = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or ""
     return not locale.lower().replace("-", "").endswith("utf8")
 
@@ -90,7 +95,7 @@ def set_locale() -> bool:
 def rebuild_streams(line_buffered: bool = False) -> None:
     """New sys.stdin, sys.stdout and sys.stderr over descriptors 0, 1 and 2, as at CPython's start."""
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
-    encoding = encoding or "utf-8"
+    encoding = codecs.lookup(encoding or "utf-8").name
     if not errors:
         escape = _locale.setlocale(_locale.LC_CTYPE) in _COERCED
         errors = "surrogateescape" if escape else "strict"
