@@ -27,7 +27,7 @@ QUEUE_LIMIT = 64
 CODE_LIMIT = 16 * 1024 * 1024
 _CHUNK = 64 * 1024
 _TEXT_LIMIT = 48_000
-_WAIT_FOR_SPARE_S = 0.02
+_RETRY_S = 0.02
 
 
 @dataclass(slots=True, eq=False)
@@ -162,11 +162,20 @@ class Interpreter:
             return
         if cell.timer is not None:
             cell.timer.cancel()
-        try:
-            os.killpg(context.child.pid, signal.SIGINT)
-        except ProcessLookupError:
-            return  # its death is being reported
         cell.timer = self._loop.call_later(GRACE_S, context.child.group.kill)
+        self._strike(cell, context)
+
+    def _strike(self, cell: Cell, context: _Context) -> None:
+        """SIGINT, once the context has begun the cell: between cells it ignores it."""
+        if cell is not self._cell or context.end is not None:
+            return
+        try:
+            if _ignores_interrupts(context.child.pid):
+                self._loop.call_later(_RETRY_S, lambda: self._strike(cell, context))
+            else:
+                os.killpg(context.child.pid, signal.SIGINT)
+        except (FileNotFoundError, ProcessLookupError):
+            return  # its death is being reported
 
     def _report(self, cell: Cell, end: dict[str, Any], text: str | None = None) -> None:
         if cell.timer is not None:
@@ -185,7 +194,7 @@ class Interpreter:
             now = time.monotonic()
             self._start_by = self._start_by or now + START_LIMIT_S
             if self._zygote.alive and now < self._start_by:
-                self._loop.call_later(_WAIT_FOR_SPARE_S, self._next)
+                self._loop.call_later(_RETRY_S, self._next)
             else:
                 self._refuse_first("no warm Python in this sandbox")
             return False
@@ -314,6 +323,12 @@ def _own_pipe(job: Job) -> tuple[int, int]:
 
 def _readable_bytes(fd: int) -> int:
     return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0"))[0])
+
+
+def _ignores_interrupts(pid: int) -> bool:
+    with open(f"/proc/{pid}/status") as status:
+        ignored = next((line.split()[1] for line in status if line.startswith("SigIgn:")), "0")
+    return bool(int(ignored, 16) >> (signal.SIGINT - 1) & 1)
 
 
 def _reason(status: int) -> str:

@@ -12,6 +12,7 @@ Source: CPython Modules/main.c (pymain_run_python), Python/initconfig.c (config_
 
 import os
 import re
+import sys
 from typing import Callable, List, NamedTuple, Optional, Sequence
 
 _PR_SET_DUMPABLE = 4
@@ -107,7 +108,7 @@ class Program:
 
 def absolute_path(path: str, cwd: str) -> str:
     """As CPython makes a script's path absolute: nothing is normalised."""
-    if path in ("", "."):
+    if path == "." and sys.version_info >= (3, 11):
         return cwd
     return path if path.startswith("/") else cwd + "/" + path
 

@@ -7,12 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from zygote_bench import Bench
+from zygote_scripts import SCRIPTS
 
-from tests.unit.runtime.conftest import Bench
-from tests.unit.runtime.scripts import SCRIPTS
 
-
-def run_plainly(bench: Bench, argv: list[str], cwd: Path, env: dict[str, str], stdin: bytes) -> tuple[bytes, bytes, int]:
+def run_plainly(
+    bench: Bench, argv: list[str], cwd: Path, env: dict[str, str], stdin: bytes
+) -> tuple[bytes, bytes, int]:
     done = subprocess.run(
         ["python3", *argv],
         executable=bench.python,

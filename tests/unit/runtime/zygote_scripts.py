@@ -76,7 +76,9 @@ SCRIPTS = {
     "missing file": _script("", path="missing.py"),
     "a folder": _script("", path="."),
     "absolute path": _script("print(__file__, __import__('sys').argv)", path="./x.py"),
-    "path with dots": _script("import sys; print(__file__, sys.argv, sys.path[0])\n1/0", path=".././//{}/x.py"),
+    "path with dots": _script(
+        "import sys; print(__file__, sys.argv, sys.path[0])\n1/0", path=".././//{}/x.py"
+    ),
     "keyboard interrupt": _script("import os, signal; os.kill(os.getpid(), signal.SIGINT); print('no')"),
     "raised keyboard interrupt": _script("raise KeyboardInterrupt('by hand')"),
     "terminated": _script("import os, signal; print('x', flush=True); os.kill(os.getpid(), signal.SIGTERM)"),
@@ -176,9 +178,10 @@ SCRIPTS = {
     "sys": _script(
         """
         import sys
-        print(sys.argv, sys.path, sys.executable, getattr(sys, "orig_argv", [0])[1:], sys.flags, sys._xoptions)
+        print(sys.argv, sys.path, sys.executable, sys.flags, sys._xoptions)
+        print(getattr(sys, "orig_argv", "3.9"))
         print(sys.prefix, sys.base_prefix, sys.warnoptions, sys.dont_write_bytecode, sys.getrecursionlimit())
-        print(sys.getfilesystemencoding(), sys.getdefaultencoding(), sys.getswitchinterval(), sys.pycache_prefix)
+        print(sys.getfilesystemencoding(), sys.getdefaultencoding(), sys.pycache_prefix)
         print([name for name in sys.modules if "casemate" in name or "custom" in name])
         """,
         args=("a", "--b", "\u00fc", ""),
@@ -194,13 +197,14 @@ SCRIPTS = {
     "unbuffered": _script(
         """
         import os, sys
-        print("a", end=""); os.write(1, b"b"); print(sys.stdout.write_through, type(sys.stdout.buffer).__name__)
+        print("a", end=""); os.write(1, b"b")
+        print(sys.stdout.write_through, type(sys.stdout.buffer).__name__)
         """,
         env={"PYTHONUNBUFFERED": "1"},
     ),
     "buffered order": _script("import os; print('second'); os.write(1, b'first\\n')"),
     "io encoding": _script(
-        "import sys; print(sys.stdin.encoding, sys.stdout.errors, sys.stderr.encoding, sys.stderr.errors, '\u20ac')",
+        "import sys; print(sys.stdin.encoding, sys.stdout.errors, sys.stderr, sys.stderr.errors, '\u20ac')",
         env={"PYTHONIOENCODING": "latin-1:replace"},
     ),
     "environment": _script(
@@ -212,15 +216,13 @@ SCRIPTS = {
         env={"NAME": "v\u00e4lue", "EMPTY": ""},
     ),
     "other locale": _script(
-        "import locale, sys; print(locale.setlocale(locale.LC_CTYPE), sys.flags.utf8_mode, sys.stdout.errors)",
+        "import locale, sys; print(locale.setlocale(locale.LC_CTYPE), sys.flags, sys.stdout.errors)",
         env={"LANG": "de_XX.UTF-8"},
     ),
     "no locale": _script(
         "import os, sys; print(sys.flags.utf8_mode, sys.stdout.encoding, dict(os.environ))", env={"LANG": "C"}
     ),
-    "time zone": _script(
-        "import time; print(time.tzname, time.localtime(0))", env={"TZ": "XYZ-3"}
-    ),
+    "time zone": _script("import time; print(time.tzname, time.localtime(0))", env={"TZ": "XYZ-3"}),
     "python path": _script(
         "import sys, neighbour; print(sys.path, neighbour.NAME)", env={"PYTHONPATH": "/nowhere:relative"}
     ),
@@ -412,7 +414,9 @@ SCRIPTS = {
         1 / 0
         """
     ),
-    "inspect source": _script("import inspect\ndef f(): pass\nprint(inspect.getsource(f), inspect.getfile(f))"),
+    "inspect source": _script(
+        "import inspect\ndef f(): pass\nprint(inspect.getsource(f), inspect.getfile(f))"
+    ),
     "standard streams by name": _script("open('/dev/stdout', 'w').write('by name\\n')"),
     "site": _script(
         "import site; print(site.ENABLE_USER_SITE, site.USER_SITE, site.USER_BASE, site.getsitepackages())",
