@@ -1,0 +1,45 @@
+"""Bytes on the one stream: frames, channels, credit. Sans I/O; runs on the host and in the guest."""
+
+from casemate.wire.connection import MAX_CHANNELS, WINDOW, Connection, Side
+from casemate.wire.events import (
+    Accepted,
+    ChannelEvent,
+    Closed,
+    Data,
+    Denied,
+    Event,
+    Finished,
+    Hello,
+    Message,
+    Opened,
+    Pong,
+    Ready,
+    Reset,
+    Synced,
+    Writable,
+)
+from casemate.wire.frames import MAX_PAYLOAD, NONCE_BYTES
+
+__all__ = [
+    "MAX_CHANNELS",
+    "MAX_PAYLOAD",
+    "NONCE_BYTES",
+    "WINDOW",
+    "Accepted",
+    "ChannelEvent",
+    "Closed",
+    "Connection",
+    "Data",
+    "Denied",
+    "Event",
+    "Finished",
+    "Hello",
+    "Message",
+    "Opened",
+    "Pong",
+    "Ready",
+    "Reset",
+    "Side",
+    "Synced",
+    "Writable",
+]
