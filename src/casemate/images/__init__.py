@@ -1,13 +1,34 @@
-"""The image store and everything of an image that needs no machine. See README.md."""
+"""The image store and everything of an image that needs no machine. See README.md.
 
-from casemate.images.artifacts import Artifacts, Bootstrap, Workshop
-from casemate.images.identity import Identities
-from casemate.images.rootfs import RECIPES, Recipe
-from casemate.images.scratch import copy as copy_disk
-from casemate.images.scratch import make as make_scratch_disk
-from casemate.images.store import Store, digest_of
-from casemate.images.tools import Progress
+Lazy, because the launcher imports ``casemate.images.rootfs`` and must stay small.
+"""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from casemate.images.artifacts import Artifacts, Bootstrap, Workshop
+    from casemate.images.identity import Identities
+    from casemate.images.rootfs import RECIPES, Recipe
+    from casemate.images.scratch import copy_disk, make_scratch_disk
+    from casemate.images.store import Store, digest_of
+    from casemate.images.tools import Progress
+
+_HOMES = {
+    "RECIPES": "rootfs",
+    "Artifacts": "artifacts",
+    "Bootstrap": "artifacts",
+    "Identities": "identity",
+    "Progress": "tools",
+    "Recipe": "rootfs",
+    "Store": "store",
+    "Workshop": "artifacts",
+    "copy_disk": "scratch",
+    "digest_of": "store",
+    "make_scratch_disk": "scratch",
+}
 __all__ = [
     "RECIPES",
     "Artifacts",
@@ -21,3 +42,9 @@ __all__ = [
     "digest_of",
     "make_scratch_disk",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"casemate.images.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'casemate.images' has no attribute {name!r}")

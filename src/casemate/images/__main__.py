@@ -31,9 +31,7 @@ def main() -> int:
             made = {"agent": str(workshop.agent(tell))}
         else:
             found = workshop.prepare(arguments.image, force=arguments.force, progress=tell)
-            made = {part: str(getattr(found, part)) for part in found.digests} | {
-                "release": found.kernel_release
-            }
+            made = {part: str(getattr(found, part)) for part in found.digests} | {"release": found.kernel_release}
     except CasemateError as error:
         print(json.dumps(error.to_json(), indent=1), file=sys.stderr)
         return 1

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -94,16 +93,13 @@ def package_root() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
-def build(base: Path, into: Path, sources: Path) -> None:
-    """Write the agent disk to *into*; its bytes depend on *base* and on our *sources* only.
+def put_together(base: Path, sources: Path, tree: Path) -> None:
+    """Make the disk's tree in the new folder *tree*; what is in it depends on *base* and *sources* only.
 
-    Raises HostFull, ToolMissing, ToolFailed.
+    Raises ToolFailed when a file of ours does not compile.
     """
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=base.parent) as folder:
-        tree = Path(folder) / "tree"
-        shutil.copytree(base, tree, symlinks=True)
-        add_ours(sources, tree)
-        erofs.freeze(tree, into)
+    shutil.copytree(base, tree, symlinks=True)
+    add_ours(sources, tree)
 
 
 def key(base: Path, sources: Path) -> str:
@@ -121,8 +117,8 @@ def find_base(cache: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def make_base(apt: Apt, cache: Path, progress: Progress = no_progress) -> Path:
-    """The base of the packages apt has now, from *cache* or made there.
+def make_base(apt: Apt, cache: Path, bench: Path, progress: Progress = no_progress) -> Path:
+    """The base of the packages apt has now, from *cache*, or made in the folder *bench* and moved there.
 
     Raises HostError (registry out of reach), HostFull, ToolMissing, ToolFailed.
     """
@@ -132,10 +128,9 @@ def make_base(apt: Apt, cache: Path, progress: Progress = no_progress) -> Path:
     if not base.is_dir():
         debs = apt.fetch(packages, progress)
         progress("agent", "unpacking the agent's interpreter", None)
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=cache) as folder:
-            extract(debs, Path(folder) / "debian")
-            lay_out(Path(folder) / "debian", Path(folder) / "tree")
-            os.rename(Path(folder) / "tree", base)
+        extract(debs, bench / "debian")
+        lay_out(bench / "debian", bench / "base")
+        os.rename(bench / "base", base)
     base.touch()
     return base
 
@@ -161,9 +156,7 @@ def lay_out(debian: Path, tree: Path) -> None:
         if entry.stem in LEFT_OUT or entry.name in LEFT_OUT:
             continue
         if entry.is_dir():
-            shutil.copytree(
-                entry, stdlib / entry.name, ignore=shutil.ignore_patterns("__pycache__", "test*", "idle*")
-            )
+            shutil.copytree(entry, stdlib / entry.name, ignore=shutil.ignore_patterns("__pycache__", "test*", "idle*"))
         elif entry.suffix == ".py" and entry.is_file():
             shutil.copy2(entry, stdlib / entry.name)
     for codec in (stdlib / "encodings").iterdir():

@@ -1,35 +1,38 @@
 """The four files a machine boots from, each in the store: kernel, initramfs, root disk, agent disk.
 
 ``<store>/.index/<part>.json`` says which artifacts were made last, and from what (*key*); written here by
-rename, under the build lock, and read here. Parts whose key still fits are not made again, and then nothing
-asks the network; ``force`` asks the archives for what is newest.
+rename, under the lock of that part, and read here. Parts whose key still fits are not made again, and then
+nothing asks the network or waits; ``force`` asks the archives for what is newest.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.errors import HostError, NotFound, ToolFailed
-from casemate.images import agentdisk, initramfs, kernel, rootfs
+from casemate.errors import NotFound, ToolFailed
+from casemate.images import agentdisk, erofs, initramfs, kernel, rootfs
+from casemate.images.locks import held
 from casemate.images.packages import Apt, extract
 from casemate.images.store import Store
 from casemate.images.tools import Progress, no_progress, run
 
 LOCK_TIMEOUT_S = 2400.0
-LOCK_POLL_S = 0.2
 INDEX_FORMAT = 1
 BUSYBOX = "busybox-static"
+
+KERNEL_PARTS = ("kernel", "initrd")
+
+Made = dict[str, str]
+"""What the index holds of one part: names of artifacts and their digests, and a few words on their origin."""
 
 Bootstrap = Callable[[rootfs.Recipe, Path, Progress], None]
 """Runs ``rootfs.bootstrap_argv`` of a recipe; the daemon has its launcher do it."""
@@ -53,14 +56,14 @@ class Artifacts:
 class Workshop:
     """Makes artifacts below *home*: ``artifacts/`` is the store, ``cache/`` holds packages and half-products.
 
-    Blocking throughout: call it from a worker thread. Two builds at once take turns.
+    Blocking throughout: call it from a worker thread. Two builds of one part take turns.
     """
 
     def __init__(self, home: Path, apt_options: tuple[str, ...] = ()) -> None:
         self.store = Store(home / "artifacts")
         self.cache = home / "cache"
         self.cache.mkdir(parents=True, exist_ok=True)
-        self.apt = Apt(self.cache / "packages", apt_options)
+        self.apt = Apt(self.cache, apt_options)
         self._index = self.store.root / ".index"
         self._index.mkdir(exist_ok=True)
 
@@ -79,10 +82,9 @@ class Workshop:
         recipe = rootfs.RECIPES.get(image)
         if recipe is None:
             raise NotFound(f"no built-in image {image!r}", hint=f"there are: {', '.join(rootfs.RECIPES)}")
-        with self.lock(progress):
-            boot = self._kernel(force, progress)
-            agent = self._agent(force, progress)
-            root = self._root(recipe, force, progress, bootstrap or bootstrap_directly)
+        boot = self._kernel(force, progress)
+        agent = self._agent(force, progress)
+        root = self._root(recipe, force, progress, bootstrap or bootstrap_directly)
         return Artifacts(
             kernel=self.store.path(boot["kernel"]),
             initrd=self.store.path(boot["initrd"]),
@@ -91,84 +93,78 @@ class Workshop:
             kernel_release=boot["release"],
         )
 
-    @contextmanager
-    def lock(self, progress: Progress = no_progress) -> Iterator[None]:
-        """One builder at a time below this home. Raises HostError when another one takes too long."""
-        deadline, told = time.monotonic() + LOCK_TIMEOUT_S, False
-        with open(self.cache / "build.lock", "ab") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise HostError(
-                            "another build of artifacts does not end", hint="end it, or wait"
-                        ) from None
-                if not told:
-                    progress("wait", "another build is running; waiting for it", None)
-                    told = True
-                time.sleep(LOCK_POLL_S)
-            self._sweep()
-            yield
-
-    def _sweep(self) -> None:
-        """Half-products of builds that died; safe because the lock is ours."""
-        for leftover in self.cache.glob(".new-*"):
-            shutil.rmtree(leftover, ignore_errors=True)  # what resists is met again by the next build
-
-    def _kernel(self, force: bool, progress: Progress) -> dict[str, str]:
-        recipe = json.dumps([INDEX_FORMAT, initramfs.init_script(), kernel.BOOT_MODULES])
-        key = hashlib.sha256(recipe.encode()).hexdigest()
-        if not force and (known := self._recall("kernel", key, ("kernel", "initrd"))):
-            return known
-        package, busybox = kernel.choose(self.apt), self.apt.resolve([BUSYBOX])[0]
-        debs = self.apt.fetch([package, busybox], progress)
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=self.cache) as folder:
-            unpacked = kernel.unpack(debs[0], Path(folder) / "kernel", progress)
-            extract([debs[1]], Path(folder) / "busybox")
-            with self.store.new() as image:
-                image.path.write_bytes(unpacked.vmlinux.read_bytes())
-            with self.store.new() as initrd:
-                initramfs.write(unpacked, Path(folder) / "busybox/bin/busybox", initrd.path)
-        made = {"kernel": image.digest, "initrd": initrd.digest, "release": unpacked.release}
-        return self._note("kernel", key, made | {"package": f"{package.name} {package.version}"})
-
-    def _agent(self, force: bool, progress: Progress) -> dict[str, str]:
-        sources = agentdisk.package_root()
-        base = None if force else agentdisk.find_base(self.cache)
-        base = base or agentdisk.make_base(self.apt, self.cache, progress)
-        key = agentdisk.key(base, sources)
-        if known := self._recall("agent", key, ("agent",)):
-            return known
-        progress("agent", "packing the agent", None)
-        with self.store.new() as disk:
-            agentdisk.build(base, disk.path, sources)
-        return self._note("agent", key, {"agent": disk.digest})
-
     def agent(self, progress: Progress = no_progress) -> Path:
         """Only the agent disk, made anew when a file of ours on it has changed. Raises as prepare."""
-        with self.lock(progress):
-            return self.store.path(self._agent(False, progress)["agent"])
+        return self.store.path(self._agent(False, progress)["agent"])
 
-    def _root(
-        self, recipe: rootfs.Recipe, force: bool, progress: Progress, bootstrap: Bootstrap
-    ) -> dict[str, str]:
+    def _kernel(self, force: bool, progress: Progress) -> Made:
+        recipe = json.dumps([INDEX_FORMAT, initramfs.init_script(), kernel.BOOT_MODULES])
+        key = hashlib.sha256(recipe.encode()).hexdigest()
+        if not force and (known := self._recall("kernel", key, KERNEL_PARTS)):
+            return known
+        with self._bench("kernel", progress) as folder:
+            if not force and (known := self._recall("kernel", key, KERNEL_PARTS)):
+                return known
+            self.apt.refresh(progress, force=force)
+            package, busybox = kernel.choose(self.apt), self.apt.resolve([BUSYBOX])[0]
+            debs = self.apt.fetch([package, busybox], progress)
+            unpacked = kernel.unpack(debs[0], folder / "kernel", progress)
+            extract([debs[1]], folder / "busybox")
+            image = self.store.add(unpacked.vmlinux)
+            with self.store.new() as initrd:
+                initramfs.write(unpacked, folder / "busybox/bin/busybox", initrd.path)
+            made = {"kernel": image, "initrd": initrd.digest, "release": unpacked.release}
+            return self._note("kernel", key, made | {"package": f"{package.name} {package.version}"})
+
+    def _agent(self, force: bool, progress: Progress) -> Made:
+        sources = agentdisk.package_root()
+        base = None if force else agentdisk.find_base(self.cache)
+        if base and (known := self._recall("agent", agentdisk.key(base, sources), ("agent",))):
+            return known
+        with self._bench("agent", progress) as folder:
+            if base is None:
+                self.apt.refresh(progress, force=force)
+            base = base or agentdisk.make_base(self.apt, self.cache, folder, progress)
+            progress("agent", "packing the agent", None)
+            tree = folder / "agent"
+            agentdisk.put_together(base, sources, tree)
+            key = agentdisk.key(base, sources)
+            with self.store.new() as disk:
+                erofs.freeze(tree, disk.path)
+            return self._note("agent", key, {"agent": disk.digest})
+
+    def _root(self, recipe: rootfs.Recipe, force: bool, progress: Progress, bootstrap: Bootstrap) -> Made:
         commands = rootfs.bootstrap_argv(recipe, Path("/out"), as_root=True)
         key = hashlib.sha256(json.dumps([INDEX_FORMAT, commands]).encode()).hexdigest()
         part = f"root-{recipe.name}"
         if not force and (known := self._recall(part, key, ("root",))):
             return known
-        with self.store.new() as disk:
-            made = disk.path.with_suffix(".disk")  # mmdebstrap insists on making the file itself
-            try:
-                bootstrap(recipe, made, progress)
-                made.rename(disk.path)
-            finally:
-                made.unlink(missing_ok=True)
-        return self._note(part, key, {"root": disk.digest})
+        with self._bench(part, progress) as folder:
+            if not force and (known := self._recall(part, key, ("root",))):
+                return known
+            bootstrap(recipe, folder / "disk", progress)
+            progress("root", "taking the digest", None)
+            digest = self.store.take(folder / "disk")
+            return self._note(part, key, {"root": digest})
 
-    def _recall(self, part: str, key: str, artifacts: tuple[str, ...]) -> dict[str, str] | None:
+    @contextmanager
+    def _bench(self, part: str, progress: Progress) -> Iterator[Path]:
+        """A fresh folder to make *part* in, for one builder at a time below this home.
+
+        What builders that died left of this part is deleted first: the lock says that they are dead.
+        Raises HostError when another one takes too long.
+        """
+
+        def waiting() -> None:
+            progress("wait", f"somebody else is making the {part}; waiting", None)
+
+        with held(self.cache / f"{part}.lock", timeout_s=LOCK_TIMEOUT_S, waiting=waiting):
+            for leftover in self.cache.glob(f".new-{part}-*"):
+                shutil.rmtree(leftover, ignore_errors=True)  # what resists is met again next time
+            with tempfile.TemporaryDirectory(prefix=f".new-{part}-", dir=self.cache) as folder:
+                yield Path(folder)
+
+    def _recall(self, part: str, key: str, artifacts: tuple[str, ...]) -> Made | None:
         try:
             known = json.loads((self._index / f"{part}.json").read_text())
         except (FileNotFoundError, ValueError):
@@ -179,7 +175,7 @@ class Workshop:
             return None
         return {name: str(value) for name, value in known.items()}
 
-    def _note(self, part: str, key: str, made: Mapping[str, str]) -> dict[str, str]:
+    def _note(self, part: str, key: str, made: Mapping[str, str]) -> Made:
         entry = {"format": str(INDEX_FORMAT), "key": key, **made}
         temp = self._index / f".{secrets.token_hex(8)}"
         temp.write_text(json.dumps(entry, indent=1))

@@ -78,9 +78,7 @@ def build(kernel: UnpackedKernel, busybox: bytes) -> bytes:
         cpio.file("bin/busybox", busybox, 0o755),
         cpio.file("init", init_script().encode(), 0o755),
     ]
-    entries += [
-        cpio.file(f"modules/{module_name(path)}.ko", read_module(kernel.modules / path)) for path in boot
-    ]
+    entries += [cpio.file(f"modules/{module_name(path)}.ko", read_module(kernel.modules / path)) for path in boot]
     entries.append(cpio.file("modules/order", "".join(f"{module_name(p)}\n" for p in boot).encode()))
     return cpio.archive(entries)
 

@@ -48,9 +48,9 @@ def choose(apt: Apt) -> Package:
     Raises HostError when the host's archives have no cloud kernel at all.
     """
     for meta in CHOICES:
-        rows = apt.versions(meta)
-        preferred = [row for row in rows if _series(row[0]) >= MIN_PREFERRED]
-        for version, _suite in preferred or rows:
+        versions = apt.versions(meta)
+        preferred = [version for version in versions if _series(version) >= MIN_PREFERRED]
+        for version in preferred or versions:
             image = next((d for d in apt.depends(meta, version) if d.startswith("linux-image-")), None)
             if image is not None:
                 return apt.resolve([image])[0]
@@ -74,9 +74,7 @@ def payload_of(image: bytes) -> bytes:
         raise ImageBroken("the kernel package's vmlinuz has no Linux boot header")
     version = struct.unpack_from("<H", image, 0x206)[0]
     if version < 0x208:
-        raise ImageBroken(
-            f"the boot protocol {version:#x} of this vmlinuz does not tell where its payload is"
-        )
+        raise ImageBroken(f"the boot protocol {version:#x} of this vmlinuz does not tell where its payload is")
     setup_sects = image[0x1F1] or 4
     offset, length = struct.unpack_from("<II", image, 0x248)
     start = (setup_sects + 1) * 512 + offset
@@ -102,9 +100,7 @@ def unpack_vmlinux(vmlinuz: Path, into: Path) -> None:
         )
     with into.open("rb") as kernel:
         if kernel.read(4) != _ELF or into.stat().st_size != unpacked_bytes:
-            raise ImageBroken(
-                "the payload of this vmlinuz does not unpack to an ELF kernel of the size it tells"
-            )
+            raise ImageBroken("the payload of this vmlinuz does not unpack to an ELF kernel of the size it tells")
 
 
 def _unpacker(body: bytes) -> list[str]:
@@ -158,9 +154,7 @@ def load_order(modules_dep: str, builtin: str, wanted: Sequence[str]) -> list[st
             path = by_name[name]
             order += [p for p in (*reversed(needs[path]), path) if p not in order]
         elif name not in built_in:
-            raise ImageBroken(
-                f"this kernel has no module {name}", hint="use a cloud kernel of Debian 12 or newer"
-            )
+            raise ImageBroken(f"this kernel has no module {name}", hint="use a cloud kernel of Debian 12 or newer")
     return order
 
 

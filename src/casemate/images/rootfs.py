@@ -39,6 +39,7 @@ RECIPES: Final = {
                 "python3",
                 "python3-ipython",
                 "python3-matplotlib",
+                "python3-munkres",  # else fonttools asks for scipy, and that for a C++ compiler: 500 MB
                 "python3-numpy",
                 "python3-pandas",
             ),
@@ -82,17 +83,19 @@ _CLEAN = (
     'chroot "$1" apt-get clean',
     'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin "$1"/var/cache/ldconfig/aux-cache',
     'rm -rf "$1"/var/cache/debconf/*-old "$1"/var/lib/dpkg/*-old "$1"/var/log/*.log "$1"/var/log/apt',
-    'rm -rf "$1"/tmp/* "$1"/root/.cache',
+    'rm -rf "$1"/root/.cache',
     ': > "$1/etc/machine-id"',
 )
 
 
 def hooks(recipe: Recipe, out: Path) -> list[str]:
     """The shell lines that finish the image, in order; the last ones freeze it and bring it to *out*."""
+    # /tmp is left out and never emptied: mmdebstrap keeps its apt configuration there while it runs, and an
+    # apt without it would work on the host's own files.
     # Frozen beside the root, not inside of it: mkfs must not meet its own output. The folder of both is
     # mmdebstrap's temporary one, where the root of a user namespace may write.
     freeze = (
-        f'mkfs.erofs -z{COMPRESSION} -x-1 --exclude-regex="^(dev|proc|sys)/" --quiet "$1.erofs" "$1"',
+        f'mkfs.erofs -z{COMPRESSION} -x-1 --exclude-regex="^(dev|proc|sys|tmp)/" --quiet "$1.erofs" "$1"',
         'mv "$1.erofs" "$1/.disk" && chmod 644 "$1/.disk"',
         f"download /.disk {out}",
     )
@@ -111,6 +114,7 @@ def bootstrap_argv(recipe: Recipe, out: Path, as_root: bool) -> list[str]:
         "--mode=root" if as_root else "--mode=unshare",
         "--variant=apt",
         "--format=null",
+        "--skip=cleanup",  # the tree is thrown away; what is in the disk was cleaned by the hooks
         f"--include={','.join(recipe.packages)}",
         '--aptopt=APT::Install-Recommends "false"',
         '--aptopt=Acquire::Languages "none"',

@@ -32,7 +32,7 @@ def mkfs_argv(image: Path, disk_mib: int) -> list[str]:
     ]  # fmt: skip
 
 
-def make(image: Path, disk_mib: int) -> None:
+def make_scratch_disk(image: Path, disk_mib: int) -> None:
     """Write an empty scratch disk of *disk_mib* MiB to the new file *image*; it occupies well under 1 MiB.
 
     Raises ToolMissing, ToolFailed, HostFull.
@@ -42,7 +42,7 @@ def make(image: Path, disk_mib: int) -> None:
     run(mkfs_argv(image, disk_mib), timeout_s=MKFS_TIMEOUT_S, env={"E2FSPROGS_FAKE_TIME": "1"})
 
 
-def copy(source: Path, target: Path, *, mode: int = 0o600) -> None:
+def copy_disk(source: Path, target: Path, *, mode: int = 0o600) -> None:
     """Copy a disk to the new file *target* as cheaply as the file system can: shared extents, else data only.
 
     Holes stay holes. A failure leaves no *target*. Raises HostFull; FileExistsError when *target* exists.

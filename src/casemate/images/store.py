@@ -22,8 +22,10 @@ from pathlib import Path
 
 from casemate.errors import HostFull, ImageBroken, NotFound
 from casemate.images.identity import Identities
+from casemate.images.locks import held
 
 CHUNK_BYTES = 1 << 20
+LOCK_TIMEOUT_S = 60.0  # only a sweep, which is short, keeps writers waiting
 NEW = ".new-"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -86,13 +88,19 @@ class Store:
             shutil.copyfile(source, temp.path)
         return temp.digest
 
+    def take(self, source: Path) -> str:
+        """As add, but *source* itself moves in (it lies on the same file system and is the caller's own)."""
+        with self.new() as temp:
+            source.rename(temp.path)
+        return temp.digest
+
     @contextmanager
     def new(self) -> Iterator[Pending]:
         """A path to write an artifact to; it enters the store when the block ends well, else it vanishes.
 
         Raises HostFull when the disk is full. The digest is known after the block.
         """
-        with self._shared_lock():
+        with held(self.root / ".lock", shared=True, timeout_s=LOCK_TIMEOUT_S):
             pending = Pending(self.root / f"{NEW}{secrets.token_hex(8)}")
             try:
                 yield pending
@@ -182,12 +190,6 @@ class Store:
             for leftover in leftovers:
                 leftover.unlink(missing_ok=True)
             return len(leftovers)
-
-    @contextmanager
-    def _shared_lock(self) -> Iterator[None]:
-        with open(self.root / ".lock", "ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            yield
 
 
 def _same_inode(fd: int, path: Path) -> bool:

@@ -175,7 +175,7 @@ def explain(argv: Sequence[str], status: int, lines: Sequence[str]) -> Exception
     if any(sign in text for sign in _STALE):
         return ToolFailed(
             f"{argv[0]} does not find a package in the lists it has",
-            hint="run `apt-get update` and try again",
+            hint="the archive changed since the lists were made: try again, with --force",
             evidence=evidence,
         )
     reason = next((line for line in reversed(lines) if line.strip()), "no output")
