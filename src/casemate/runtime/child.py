@@ -126,7 +126,7 @@ def renew_main() -> None:
 def _run_cold(argv: List[str], env: Dict[str, str]) -> None:
     python = surroundings.find_interpreter(env) or sys.executable
     try:
-        os.execve(python, ["python3", *argv], env)  # noqa: S606
+        os.execve(python, ["python3", *argv], env)
     except OSError as error:
         os.write(2, os.fsencode("python3: %s\n" % error))
         os._exit(126)

@@ -89,17 +89,13 @@ class Program:
 
     def retitle(self, argv: Sequence[bytes]) -> None:
         """Show *argv* in /proc/self/cmdline (needs CAP_SYS_RESOURCE; without it nothing changes)."""
-        prctl = find_prctl()
-        if prctl is None:
+        if _prctl is None:
             return
         with open("/proc/self/stat", "rb") as stat:
             fields = stat.read().rpartition(b") ")[2].split()
         first, last = int(fields[45]), int(fields[46])
         title = b"".join(part + b"\0" for part in argv)
-        if (
-            len(title) <= last - first
-            and prctl(_PR_SET_MM, _PR_SET_MM_ARG_END, first + len(title), 0, 0) == 0
-        ):
+        if len(title) <= last - first and _prctl(_PR_SET_MM, _PR_SET_MM_ARG_END, first + len(title), 0, 0) == 0:
             os.pwrite(self.memory, title, first)
 
     def close(self) -> None:
@@ -113,7 +109,7 @@ def absolute_path(path: str, cwd: str) -> str:
     return path if path.startswith("/") else cwd + "/" + path
 
 
-def find_prctl() -> Optional[Callable[..., int]]:
+def _find_prctl() -> Optional[Callable[..., int]]:
     try:
         import ctypes
     except ImportError:
@@ -124,8 +120,10 @@ def find_prctl() -> Optional[Callable[..., int]]:
     return call
 
 
+_prctl = _find_prctl()
+
+
 def allow_own_proc() -> None:
     """A process that gave up root may not read its own /proc entries (as /dev/stdout) until it says so."""
-    prctl = find_prctl()
-    if prctl is not None:
-        prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+    if _prctl is not None:
+        _prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)

@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import Any, Dict, List, Optional
 
-from . import child
+from . import child, leaving
 from .program import Program
 
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -39,8 +39,10 @@ def serve() -> None:
     warm = program.complete and _trial(program)
     if warm is None:
         return None  # this is the trial
+    leaving.register()
     modules = _preload(orders["preload"])
     importlib.import_module(child._PACKAGE + ".context")
+    leaving.share_modules()
     gc.collect()
     gc.freeze()
     python = "%d.%d.%d" % sys.version_info[:3]

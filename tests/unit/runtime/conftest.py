@@ -19,7 +19,7 @@ def _pythons() -> list[str]:
     return [str(Path(sys.base_prefix) / "bin" / "python3"), *more]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def subreaper() -> Iterator[None]:
     """Orphans come to this process, as they come to PID 1 in the guest."""
     prctl = ctypes.CDLL(None).prctl
@@ -29,7 +29,7 @@ def subreaper() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=_pythons())
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+def bench(request: pytest.FixtureRequest, subreaper: None) -> Iterator[Bench]:
     bench = Bench(request.param)
     yield bench
     bench.close()

@@ -221,8 +221,7 @@ def test_background_thread_writes_into_the_next_cell(bench: Bench) -> None:
 
 def test_lying_context_is_killed(bench: Bench) -> None:
     forge = (
-        "import gc, socket\n"
-        "s = [o for o in gc.get_objects() if isinstance(o, socket.socket) and o.fileno() >= 0][0]\n"
+        "import gc, socket\ns = [o for o in gc.get_objects() if isinstance(o, socket.socket) and o.fileno() >= 0][0]\n"
     )
     for message in (b"[]", b"{}\xff", b'{"event": "end", "id": %d, "end": 1}', b"[" * 100_000):
         run(bench, "1")

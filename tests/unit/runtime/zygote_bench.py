@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from casemate.guest.interpreter import Interpreter
-from casemate.guest.zygote import Job, Zygote
+from casemate.guest.zygote import Identity, Job, Zygote
 
 RUNTIME = Path(__file__).parents[3] / "src" / "casemate" / "runtime"
 LIMIT_S = 30.0
@@ -146,7 +146,14 @@ class Bench:
         path = f"{Path(self.python).parent}:/usr/bin:/bin"
         return {"PATH": path, "LANG": "C.UTF-8", "HOME": "/nonexistent", **more}
 
-    def run(self, argv: Sequence[str], cwd: Path, env: dict[str, str], stdin: bytes = b"") -> Outcome:
+    def run(
+        self,
+        argv: Sequence[str],
+        cwd: Path,
+        env: dict[str, str],
+        stdin: bytes = b"",
+        identity: Identity | None = None,
+    ) -> Outcome:
         """`python3 argv…` through the zygote."""
         parts: dict[int, list[bytes]] = {1: [], 2: []}
         status: list[int] = []
@@ -155,7 +162,7 @@ class Bench:
         os.write(source, stdin)
         os.lseek(source, 0, os.SEEK_SET)
         pipes = {stream: os.pipe() for stream in parts}
-        job = Job(argv, env, str(cwd), None)
+        job = Job(argv, env, str(cwd), identity)
         stdio = (source, pipes[1][1], pipes[2][1])
         child = None
 

@@ -76,9 +76,7 @@ SCRIPTS = {
     "missing file": _script("", path="missing.py"),
     "a folder": _script("", path="."),
     "absolute path": _script("print(__file__, __import__('sys').argv)", path="./x.py"),
-    "path with dots": _script(
-        "import sys; print(__file__, sys.argv, sys.path[0])\n1/0", path=".././//{}/x.py"
-    ),
+    "path with dots": _script("import sys; print(__file__, sys.argv, sys.path[0])\n1/0", path=".././//{}/x.py"),
     "keyboard interrupt": _script("import os, signal; os.kill(os.getpid(), signal.SIGINT); print('no')"),
     "raised keyboard interrupt": _script("raise KeyboardInterrupt('by hand')"),
     "terminated": _script("import os, signal; print('x', flush=True); os.kill(os.getpid(), signal.SIGTERM)"),
@@ -229,9 +227,7 @@ SCRIPTS = {
     "python warnings": _script(
         "import sys, warnings; print(sys.warnoptions); warnings.warn('x')", env={"PYTHONWARNINGS": "error"}
     ),
-    "fault handler": _script(
-        "import faulthandler; print(faulthandler.is_enabled())", env={"PYTHONFAULTHANDLER": "1"}
-    ),
+    "fault handler": _script("import faulthandler; print(faulthandler.is_enabled())", env={"PYTHONFAULTHANDLER": "1"}),
     "fault": _script(
         """
         import faulthandler, os, signal
@@ -414,9 +410,7 @@ SCRIPTS = {
         1 / 0
         """
     ),
-    "inspect source": _script(
-        "import inspect\ndef f(): pass\nprint(inspect.getsource(f), inspect.getfile(f))"
-    ),
+    "inspect source": _script("import inspect\ndef f(): pass\nprint(inspect.getsource(f), inspect.getfile(f))"),
     "standard streams by name": _script("open('/dev/stdout', 'w').write('by name\\n')"),
     "site": _script(
         "import site; print(site.ENABLE_USER_SITE, site.USER_SITE, site.USER_BASE, site.getsitepackages())",
