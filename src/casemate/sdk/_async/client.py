@@ -1,0 +1,203 @@
+"""One daemon over HTTP: requests, streams of lines, errors, and starting it on demand."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Self
+
+from casemate.errors import CasemateError, DaemonUnavailable, from_json
+from casemate.sdk._async.beside import in_thread
+from casemate.sdk.http import ERROR_STATUS, httpx, mapped, said_error
+from casemate.sdk.streams import LineSplitter
+from casemate.sdk.target import Connectable, Target, find_target
+
+CONNECT_S = 5.0
+ANSWER_S = 30.0  # a stream says at least a keep-alive every 5 s; a plain answer takes far less
+
+
+class AsyncClient:
+    """Speaks to one daemon. Opens connections as needed; ``aclose`` ends them and it can be used again."""
+
+    def __init__(self, url: str | None = None) -> None:
+        self.target: Target = find_target(url)
+        self._http: httpx.AsyncClient | None = None
+        self._connectable: Connectable | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        http, self._http = self._http, None
+        connectable, self._connectable = self._connectable, None
+        if http is not None:
+            await http.aclose()
+        if connectable is not None:
+            connectable.close()
+
+    async def health(self) -> dict[str, Any]:
+        return await self.call("GET", "/v1/health")
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+        answer_s: float = ANSWER_S,
+        again: bool = False,
+    ) -> dict[str, Any]:
+        """One request whose answer is an object. Raises what the daemon says, DaemonUnavailable."""
+        response = await self.request(method, path, body=body, params=params, answer_s=answer_s, again=again)
+        with self._json_expected(path):
+            answer = response.json()
+            if isinstance(answer, dict):
+                return answer
+            raise ValueError(f"{type(answer).__name__} where an object belongs")
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        content: bytes | AsyncIterable[bytes] | None = None,
+        params: Mapping[str, str] | None = None,
+        answer_s: float | None = ANSWER_S,
+        write_s: float | None = ANSWER_S,
+        again: bool = False,
+    ) -> httpx.Response:
+        """A response that is read whole. Asked for *again*, once, when its connection broke; so is any GET."""
+        opened = partial(
+            self._opened, method, path, body=body, content=content, params=params, answer_s=answer_s, write_s=write_s
+        )
+        try:
+            async with opened() as response:
+                return response
+        except DaemonUnavailable as error:
+            broke = isinstance(error.__cause__, httpx.NetworkError | httpx.RemoteProtocolError)
+            if not broke or not (again or method == "GET"):
+                raise
+        async with opened() as response:
+            return response
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+        answer_s: float = ANSWER_S,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The body of an answer in pieces as it comes; leaving the block early lets go of it."""
+        opened = self._opened(method, path, body=body, params=params, answer_s=answer_s, whole=False)
+        async with opened as response:
+            yield self._pieces(response)
+
+    @asynccontextmanager
+    async def lines(
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, answer_s: float = ANSWER_S
+    ) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """The events of an answer in NDJSON. An event that says an error is raised."""
+        async with self.stream(method, path, body=body, answer_s=answer_s) as pieces:
+            yield self._events(pieces)
+
+    async def _pieces(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        with mapped(self.target):
+            async for piece in response.aiter_raw():
+                if piece:
+                    yield piece
+
+    async def _events(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+        splitter = LineSplitter()
+        async for piece in pieces:
+            with self._json_expected("a stream"):
+                events = list(splitter.feed(piece))
+            for event in events:
+                if event.get("event") == "error":
+                    raise from_json(event.get("error") or {})
+                yield event
+        raise DaemonUnavailable(
+            f"the daemon at {self.target} ended its answer before it was complete",
+            hint="look at its log, run/daemon.log in its home",
+        )
+
+    @asynccontextmanager
+    async def _opened(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        content: bytes | AsyncIterable[bytes] | None = None,
+        params: Mapping[str, str] | None = None,
+        answer_s: float | None = ANSWER_S,
+        write_s: float | None = ANSWER_S,
+        whole: bool = True,
+    ) -> AsyncIterator[httpx.Response]:
+        timeout = httpx.Timeout(connect=CONNECT_S, read=answer_s, write=write_s, pool=CONNECT_S)
+        build = partial(self._client().build_request, method, path, json=body, content=content, timeout=timeout)
+        request = build(params=params) if params else build()
+        with mapped(self.target):
+            response = await self._send(request)
+        try:
+            if whole or response.status_code >= ERROR_STATUS:
+                with mapped(self.target):
+                    await response.aread()
+            if response.status_code >= ERROR_STATUS:
+                raise said_error(response.status_code, response.content)
+            yield response
+        finally:
+            await response.aclose()
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._client().send(request, stream=True)
+        except httpx.ConnectError:
+            if self.target.home is None:
+                raise
+        await self._start(self.target)  # nothing was sent yet, so sending it is not a second time
+        return await self._client().send(request, stream=True)
+
+    async def _start(self, target: Target) -> None:
+        from casemate.sdk.daemon import start_daemon  # late: once per login, not once per use
+
+        assert target.home is not None
+        await in_thread(partial(start_daemon, target.home))
+        await self.aclose()  # the socket's folder may be there only now
+
+    def _client(self) -> httpx.AsyncClient:
+        if self._http is None:
+            if self.target.socket is None:
+                self._http = httpx.AsyncClient(base_url=self.target.base_url)
+            else:
+                self._connectable = Connectable(self.target.socket)
+                # no TLS on a unix socket: leave out reading all the certificates there are
+                transport = httpx.AsyncHTTPTransport(uds=self._connectable.path, verify=False)
+                self._http = httpx.AsyncClient(transport=transport, base_url=self.target.base_url, trust_env=False)
+        return self._http
+
+    def _json_expected(self, what: str) -> _JsonExpected:
+        return _JsonExpected(f"{self.target}, {what}")
+
+
+class _JsonExpected:
+    """Says whose answer it was that was not JSON."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, ValueError):
+            raise CasemateError(
+                f"{self._what}: not the answer of a Casemate daemon: {error}", hint="check CASEMATE_URL"
+            ) from error

@@ -1,0 +1,166 @@
+"""What a user holds: one microVM, from create to kill."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any, Self
+from urllib.parse import quote
+
+from casemate.errors import from_json
+from casemate.sdk._async.client import ANSWER_S, AsyncClient
+from casemate.sdk._async.commands import AsyncCommands
+from casemate.sdk._async.files import AsyncFiles
+from casemate.sdk.results import Execution, Logs, SandboxInfo, cell_error_from_json
+from casemate.sdk.streams import Kept
+
+
+class AsyncSandbox:
+    """A microVM of its own for code nobody has reviewed. As a context manager it is killed at the end."""
+
+    def __init__(self, client: AsyncClient, info: SandboxInfo, held: AsyncExitStack) -> None:
+        """Use ``create`` or ``connect``."""
+        self._client = client
+        self._info = info
+        self._held = held
+        self._path = f"/v1/sandboxes/{info.id}"
+        self.commands = AsyncCommands(client, self._path)
+        self.files = AsyncFiles(client, self._path)
+
+    @classmethod
+    async def create(
+        cls,
+        image: str = "python",
+        *,
+        name: str | None = None,
+        memory_mib: int | None = None,
+        vcpus: int | None = None,
+        disk_mib: int | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        cwd: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        max_duration_s: float | None = None,
+        idle_timeout_s: float | None = 900,
+        on_idle: str = "kill",
+        network: str = "none",
+        attached: bool = False,
+        create_timeout_s: float = 60,
+        url: str | None = None,
+        client: AsyncClient | None = None,
+    ) -> Self:
+        """A fresh, running sandbox, restored from the image's snapshot.
+
+        *attached*: it lives no longer than this process, whatever becomes of it. Neither an unset *url* nor
+        CASEMATE_URL: the daemon is this user's own, started when there is none. A *client* is shared, not closed.
+        Raises NotFound for the image, InvalidSpec, NotSupported, CapacityError, HostError, VmmError, GuestError.
+        """
+        body = {
+            "image": image,
+            "name": name,
+            "memory_mib": memory_mib,
+            "vcpus": vcpus,
+            "disk_mib": disk_mib,
+            "env": dict(env or {}),
+            "user": user,
+            "cwd": cwd,
+            "labels": dict(labels or {}),
+            "max_duration_s": max_duration_s,
+            "idle_timeout_s": idle_timeout_s,
+            "on_idle": on_idle,
+            "network": network,
+            "attached": attached,
+            "create_timeout_s": create_timeout_s,
+        }
+        answer_s = create_timeout_s + ANSWER_S
+        async with AsyncExitStack() as held:
+            spoken = await _one_of(held, client, url)
+            if attached:
+                lines = spoken.lines("POST", "/v1/sandboxes", body=body, answer_s=answer_s)
+                found = await anext(await held.enter_async_context(lines))
+                if "code" in found:
+                    raise from_json(found)
+            else:
+                found = await spoken.call("POST", "/v1/sandboxes", body=body, answer_s=answer_s)
+            return cls(spoken, SandboxInfo.from_json(found), held.pop_all())
+        raise AssertionError("unreachable")
+
+    @classmethod
+    async def connect(cls, ref: str, *, url: str | None = None, client: AsyncClient | None = None) -> Self:
+        """The live sandbox with this id, unique prefix of an id, or name. Raises NotFound."""
+        async with AsyncExitStack() as held:
+            spoken = await _one_of(held, client, url)
+            found = await spoken.call("GET", f"/v1/sandboxes/{quote(ref, safe='')}")
+            return cls(spoken, SandboxInfo.from_json(found), held.pop_all())
+        raise AssertionError("unreachable")
+
+    @classmethod
+    async def list(
+        cls, *, all: bool = False, url: str | None = None, client: AsyncClient | None = None
+    ) -> list[SandboxInfo]:
+        """The live sandboxes, with *all* also those that ended within the last day."""
+        async with AsyncExitStack() as held:
+            spoken = await _one_of(held, client, url)
+            found = await spoken.call("GET", "/v1/sandboxes", params={"all": "1"} if all else None)
+            return [SandboxInfo.from_json(body) for body in found["sandboxes"]]
+        raise AssertionError("unreachable")
+
+    @property
+    def id(self) -> str:
+        return self._info.id
+
+    @property
+    def info(self) -> SandboxInfo:
+        """As of the last answer about it; ``refresh`` asks."""
+        return self._info
+
+    async def refresh(self) -> SandboxInfo:
+        """Ask the daemon how it is now. Raises NotFound a day after its end."""
+        self._info = SandboxInfo.from_json(await self._client.call("GET", self._path))
+        return self._info
+
+    async def run_code(self, code: str, timeout_s: float | None = None) -> Execution:
+        """Run Python in the sandbox's default context, whose names stay from one call to the next.
+
+        Code that raises is a result: ``error``. Raises GuestError when the sandbox was lost meanwhile.
+        """
+        kept = {"stdout": Kept(), "stderr": Kept()}
+        body = {"code": code, "timeout_s": timeout_s, "context": "default"}
+        async with self._client.lines("POST", f"{self._path}/code", body=body) as events:
+            async for event in events:
+                if event["event"] == "end":
+                    return _execution(event, kept)
+                if event["event"] in kept:
+                    kept[event["event"]].add(binascii.a2b_base64(event["data"]))
+        raise AssertionError("a stream of events ends with one or raises")
+
+    async def kill(self) -> None:
+        """End it now, with everything in it; ending what has ended is no error."""
+        try:
+            self._info = SandboxInfo.from_json(await self._client.call("DELETE", self._path, again=True))
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Let go of it without killing it; an attached one is killed by that."""
+        await self._held.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+
+
+async def _one_of(held: AsyncExitStack, client: AsyncClient | None, url: str | None) -> AsyncClient:
+    """The client we were given, or a new one that *held* closes."""
+    if client is not None:
+        return client
+    return await held.enter_async_context(AsyncClient(url))
+
+
+def _execution(event: Mapping[str, Any], kept: Mapping[str, Kept]) -> Execution:
+    stdout, stderr = (kept[stream].value().decode(errors="replace") for stream in ("stdout", "stderr"))
+    error = cell_error_from_json(event["end"])
+    return Execution(Logs(stdout, stderr), error, event.get("text"), float(event["duration_ms"]))

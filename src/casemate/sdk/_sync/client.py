@@ -1,0 +1,204 @@
+# Generated from _async/client.py by tools/generate_sync.py; change that and run it.
+"""One daemon over HTTP: requests, streams of lines, errors, and starting it on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Self
+
+from casemate.errors import CasemateError, DaemonUnavailable, from_json
+from casemate.sdk._sync.beside import in_thread
+from casemate.sdk.http import ERROR_STATUS, httpx, mapped, said_error
+from casemate.sdk.streams import LineSplitter
+from casemate.sdk.target import Connectable, Target, find_target
+
+CONNECT_S = 5.0
+ANSWER_S = 30.0  # a stream says at least a keep-alive every 5 s; a plain answer takes far less
+
+
+class Client:
+    """Speaks to one daemon. Opens connections as needed; ``aclose`` ends them and it can be used again."""
+
+    def __init__(self, url: str | None = None) -> None:
+        self.target: Target = find_target(url)
+        self._http: httpx.Client | None = None
+        self._connectable: Connectable | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        http, self._http = self._http, None
+        connectable, self._connectable = self._connectable, None
+        if http is not None:
+            http.close()
+        if connectable is not None:
+            connectable.close()
+
+    def health(self) -> dict[str, Any]:
+        return self.call("GET", "/v1/health")
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+        answer_s: float = ANSWER_S,
+        again: bool = False,
+    ) -> dict[str, Any]:
+        """One request whose answer is an object. Raises what the daemon says, DaemonUnavailable."""
+        response = self.request(method, path, body=body, params=params, answer_s=answer_s, again=again)
+        with self._json_expected(path):
+            answer = response.json()
+            if isinstance(answer, dict):
+                return answer
+            raise ValueError(f"{type(answer).__name__} where an object belongs")
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        content: bytes | Iterable[bytes] | None = None,
+        params: Mapping[str, str] | None = None,
+        answer_s: float | None = ANSWER_S,
+        write_s: float | None = ANSWER_S,
+        again: bool = False,
+    ) -> httpx.Response:
+        """A response that is read whole. Asked for *again*, once, when its connection broke; so is any GET."""
+        opened = partial(
+            self._opened, method, path, body=body, content=content, params=params, answer_s=answer_s, write_s=write_s
+        )
+        try:
+            with opened() as response:
+                return response
+        except DaemonUnavailable as error:
+            broke = isinstance(error.__cause__, httpx.NetworkError | httpx.RemoteProtocolError)
+            if not broke or not (again or method == "GET"):
+                raise
+        with opened() as response:
+            return response
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+        answer_s: float = ANSWER_S,
+    ) -> Iterator[Iterator[bytes]]:
+        """The body of an answer in pieces as it comes; leaving the block early lets go of it."""
+        opened = self._opened(method, path, body=body, params=params, answer_s=answer_s, whole=False)
+        with opened as response:
+            yield self._pieces(response)
+
+    @contextmanager
+    def lines(
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, answer_s: float = ANSWER_S
+    ) -> Iterator[Iterator[dict[str, Any]]]:
+        """The events of an answer in NDJSON. An event that says an error is raised."""
+        with self.stream(method, path, body=body, answer_s=answer_s) as pieces:
+            yield self._events(pieces)
+
+    def _pieces(self, response: httpx.Response) -> Iterator[bytes]:
+        with mapped(self.target):
+            for piece in response.iter_raw():
+                if piece:
+                    yield piece
+
+    def _events(self, pieces: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+        splitter = LineSplitter()
+        for piece in pieces:
+            with self._json_expected("a stream"):
+                events = list(splitter.feed(piece))
+            for event in events:
+                if event.get("event") == "error":
+                    raise from_json(event.get("error") or {})
+                yield event
+        raise DaemonUnavailable(
+            f"the daemon at {self.target} ended its answer before it was complete",
+            hint="look at its log, run/daemon.log in its home",
+        )
+
+    @contextmanager
+    def _opened(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        content: bytes | Iterable[bytes] | None = None,
+        params: Mapping[str, str] | None = None,
+        answer_s: float | None = ANSWER_S,
+        write_s: float | None = ANSWER_S,
+        whole: bool = True,
+    ) -> Iterator[httpx.Response]:
+        timeout = httpx.Timeout(connect=CONNECT_S, read=answer_s, write=write_s, pool=CONNECT_S)
+        build = partial(self._client().build_request, method, path, json=body, content=content, timeout=timeout)
+        request = build(params=params) if params else build()
+        with mapped(self.target):
+            response = self._send(request)
+        try:
+            if whole or response.status_code >= ERROR_STATUS:
+                with mapped(self.target):
+                    response.read()
+            if response.status_code >= ERROR_STATUS:
+                raise said_error(response.status_code, response.content)
+            yield response
+        finally:
+            response.close()
+
+    def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return self._client().send(request, stream=True)
+        except httpx.ConnectError:
+            if self.target.home is None:
+                raise
+        self._start(self.target)  # nothing was sent yet, so sending it is not a second time
+        return self._client().send(request, stream=True)
+
+    def _start(self, target: Target) -> None:
+        from casemate.sdk.daemon import start_daemon  # late: once per login, not once per use
+
+        assert target.home is not None
+        in_thread(partial(start_daemon, target.home))
+        self.close()  # the socket's folder may be there only now
+
+    def _client(self) -> httpx.Client:
+        if self._http is None:
+            if self.target.socket is None:
+                self._http = httpx.Client(base_url=self.target.base_url)
+            else:
+                self._connectable = Connectable(self.target.socket)
+                # no TLS on a unix socket: leave out reading all the certificates there are
+                transport = httpx.HTTPTransport(uds=self._connectable.path, verify=False)
+                self._http = httpx.Client(transport=transport, base_url=self.target.base_url, trust_env=False)
+        return self._http
+
+    def _json_expected(self, what: str) -> _JsonExpected:
+        return _JsonExpected(f"{self.target}, {what}")
+
+
+class _JsonExpected:
+    """Says whose answer it was that was not JSON."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, ValueError):
+            raise CasemateError(
+                f"{self._what}: not the answer of a Casemate daemon: {error}", hint="check CASEMATE_URL"
+            ) from error

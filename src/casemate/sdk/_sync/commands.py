@@ -1,0 +1,180 @@
+# Generated from _async/commands.py by tools/generate_sync.py; change that and run it.
+"""A sandbox's commands: run one to its end, or start one and follow it."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from casemate.errors import CasemateError, NotFound, StateConflict
+from casemate.sdk._sync.beside import beside
+from casemate.sdk._sync.client import Client
+from casemate.sdk.results import (
+    CommandFailed,
+    ExecEnd,
+    ExecResult,
+    Exited,
+    Output,
+    exec_end_from_json,
+)
+from casemate.sdk.streams import MAX_OUTPUT_BYTES, Kept
+
+SHELL = ("/bin/sh", "-c")
+Sink = Callable[[bytes], object]
+
+
+class Exec:
+    """A command under way. ``output()`` is to be read to its end; then ``end`` says how it ended."""
+
+    def __init__(self, client: Client, path: str, events: Iterator[dict[str, Any]], exec_id: str, pid: int):
+        self.exec_id = exec_id
+        self.pid = pid
+        self.end: ExecEnd | None = None
+        self._client = client
+        self._path = f"{path}/execs/{exec_id}"
+        self._events = events
+
+    def output(self) -> Iterator[Output]:
+        """What it writes, as it comes. Not reading holds the command up once its pipe is full."""
+        for event in self._events:
+            match event.get("event"):
+                case "stdout" | "stderr" as stream:
+                    yield Output(stream, event["offset"], binascii.a2b_base64(event["data"]))
+                case "end":
+                    self.end = exec_end_from_json(event)
+                    return
+
+    def wait(self) -> ExecEnd:
+        """Its end; output that nobody has read is dropped."""
+        for _ in self.output():
+            pass
+        assert self.end is not None
+        return self.end
+
+    def feed(self, data: bytes | Iterable[bytes], *, eof: bool = True) -> None:
+        """Write to its standard input, which must have been asked for; *eof* closes it afterwards.
+
+        Waits while the command does not read. Raises StateConflict when it has ended.
+        """
+        self._client.request(
+            "POST",
+            f"{self._path}/stdin",
+            content=data,
+            params={"eof": "1"} if eof else None,
+            answer_s=None,  # as long as the command lives, which is known and bounded elsewhere
+            write_s=None,
+        )
+
+    def signal(self, name: str) -> None:
+        """Send a signal, as ``INT``, to it and all its children that share its process group."""
+        self._client.call("POST", f"{self._path}/signal", body={"signal": name})
+
+
+class Commands:
+    def __init__(self, client: Client, path: str) -> None:
+        self._client = client
+        self._path = path
+
+    def run(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout_s: float | None = None,
+        stdin: bytes | str | None = None,
+        on_stdout: Sink | None = None,
+        on_stderr: Sink | None = None,
+        check: bool = False,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+    ) -> ExecResult:
+        """Run a command to its end. A string goes through ``/bin/sh -c``, a list as it is.
+
+        *on_stdout* and *on_stderr* get each piece of bytes as it comes.
+        Raises ExecRefused when it cannot be started, CommandFailed with *check* unless it exits with 0.
+        """
+        argv = [*SHELL, cmd] if isinstance(cmd, str) else list(cmd)
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        sinks = {"stdout": on_stdout, "stderr": on_stderr}
+        kept = {"stdout": Kept(max_output_bytes), "stderr": Kept(max_output_bytes)}
+
+        def collect(running: Exec) -> None:
+            for piece in running.output():
+                kept[piece.stream].add(piece.data)
+                sink = sinks[piece.stream]
+                if sink is not None:
+                    sink(piece.data)
+
+        started = self.start(argv, env=env, cwd=cwd, user=user, timeout_s=timeout_s, stdin=given is not None)
+        with started as running:
+            if given is None:
+                collect(running)
+            else:
+                with beside(partial(_feed_all, running, given)):
+                    collect(running)
+        end = running.end
+        if end is None:
+            raise CasemateError("the daemon did not say how the command ended")
+        result = ExecResult(
+            end.end,
+            kept["stdout"].value(),
+            kept["stderr"].value(),
+            kept["stdout"].dropped_bytes + kept["stderr"].dropped_bytes,
+            end.duration_ms,
+            end.cpu_ms,
+            end.peak_memory_mib,
+        )
+        if check and result.end != Exited(0):
+            raise CommandFailed(result)
+        return result
+
+    @contextmanager
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        script: str | None = None,
+        cold: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout_s: float | None = None,
+        stdin: bool = False,
+    ) -> Iterator[Exec]:
+        """Start a command and follow it; leaving the block before its end kills it.
+
+        With *script*, a Python file in the sandbox, *argv* is its ``sys.argv``: it runs in a copy of an
+        interpreter that has numpy, pandas and matplotlib loaded, with *cold* in a new one.
+        Raises ExecRefused, NotFound for a user that is not there.
+        """
+        body = {
+            "argv": list(argv),
+            "script": script,
+            "cold": cold,
+            "env": dict(env or {}),
+            "cwd": cwd,
+            "user": user,
+            "timeout_s": timeout_s,
+            "stdin": stdin,
+            "on_disconnect": "kill",
+            "stream": True,
+        }
+        with self._client.lines("POST", f"{self._path}/execs", body=body) as events:
+            first = next(events)
+            yield Exec(self._client, self._path, events, str(first["exec_id"]), int(first["pid"]))
+
+    def list(self) -> list[dict[str, Any]]:
+        """The commands the sandbox knows of: running ones, and ended ones whose output is still held."""
+        found = self._client.call("GET", f"{self._path}/execs")
+        return list(found["execs"])
+
+
+def _feed_all(running: Exec, data: bytes) -> None:
+    try:
+        running.feed(data)
+    except (StateConflict, NotFound):
+        return  # it ended without reading all of it, as programs may

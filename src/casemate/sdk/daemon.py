@@ -1,0 +1,156 @@
+"""Start the user's own daemon when there is none: in a session of its own, waiting for its one line.
+
+Writes ``run/daemon.log`` (what the daemon says on stderr); the last start's is kept as ``daemon.log.1``
+once it has grown. The loser of a race between two starters waits for the winner's daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from casemate.errors import DaemonRunning, DaemonUnavailable, HostError, ToolMissing, from_json
+from casemate.sdk.target import Connectable
+
+START_TIMEOUT_S = 30.0
+WINNER_S = 1.0  # how long the holder of the lock may take to listen, before it is taken for one that is ending
+IDLE_EXIT_S = 600
+MAX_LOG_BYTES = 2**20
+MAX_LINE_BYTES = 2**20
+
+
+def start_daemon(home: Path, *, timeout_s: float = START_TIMEOUT_S) -> None:
+    """Return when a daemon answers on *home*'s socket, started by us or by somebody else.
+
+    Raises what kept the daemon from starting (HostError, InvalidSpec), DaemonUnavailable after *timeout_s*.
+    """
+    deadline = time.monotonic() + timeout_s
+    path = home / "run/daemon.sock"
+    while True:
+        if answers(path):
+            return
+        try:
+            _start_once(home, deadline)
+        except DaemonRunning:
+            _wait_answers(path, min(deadline, time.monotonic() + WINNER_S))
+        if time.monotonic() >= deadline:
+            raise DaemonUnavailable(
+                f"no daemon answered on {path} within {timeout_s:g} s",
+                hint=f"see {home / 'run/daemon.log'}",
+                evidence={"log": _tail(home / "run/daemon.log")},
+            )
+
+
+def answers(path: Path) -> bool:
+    """Whether somebody listens there; the socket of a dead daemon refuses."""
+    with _connectable(path) as name, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(name)
+        except PermissionError as error:
+            raise DaemonUnavailable(
+                f"{path} is not yours to use", hint="run as the user whose daemon it is, or set CASEMATE_HOME"
+            ) from error
+        except OSError:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def _connectable(path: Path) -> Iterator[str]:
+    connectable = Connectable(path)
+    try:
+        yield connectable.path
+    finally:
+        connectable.close()
+
+
+def _start_once(home: Path, deadline: float) -> None:
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    try:
+        try:
+            with _open_log(home) as log:
+                _spawn(log.fileno(), write_end)
+        finally:
+            os.close(write_end)  # so that its death is an end of file here
+        line = _read_line(read_end, deadline)
+    finally:
+        os.close(read_end)
+    if line is None:
+        return
+    if line.get("status") != "ready":
+        raise from_json(line.get("error") or {"message": "the daemon did not start"})
+
+
+def _spawn(log: int, ready: int) -> None:
+    # setsid forks: the daemon is nobody's child but init's, and ours to neither reap nor take down
+    argv = ["setsid", "--fork", sys.executable, "-m", "casemate.daemon"]
+    argv += ["--idle-exit-s", str(IDLE_EXIT_S), "--ready-fd", str(ready)]
+    try:
+        subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(ready,), cwd="/", check=True, timeout=10
+        )
+    except FileNotFoundError as error:
+        raise ToolMissing("setsid is missing", hint="install util-linux") from error
+    except subprocess.SubprocessError as error:
+        raise HostError(f"the daemon could not be started: {error}") from error
+
+
+@contextlib.contextmanager
+def _open_log(home: Path) -> Iterator[Any]:
+    path = home / "run/daemon.log"
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size > MAX_LOG_BYTES:
+                path.rename(path.with_name("daemon.log.1"))
+        log = path.open("ab")
+    except OSError as error:
+        raise HostError(
+            f"{path} cannot be written: {error.strerror}", hint="set CASEMATE_HOME to a folder you can write"
+        ) from error
+    with log:
+        yield log
+
+
+def _read_line(descriptor: int, deadline: float) -> dict[str, Any] | None:
+    """The daemon's one line, None when the deadline passed. Raises DaemonUnavailable when it died first."""
+    held = b""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    while b"\n" not in held:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            return None
+        if not poller.poll(left_s * 1000):
+            continue
+        piece = os.read(descriptor, 65536)
+        if not piece or len(held) > MAX_LINE_BYTES:
+            raise DaemonUnavailable("the daemon ended before it was ready", hint="run casemate serve to see why")
+        held += piece
+    line: dict[str, Any] = json.loads(held.split(b"\n", 1)[0])
+    return line
+
+
+def _wait_answers(path: Path, deadline: float) -> None:
+    while not answers(path) and time.monotonic() < deadline:
+        time.sleep(0.02)  # nothing tells us when another process starts to listen
+
+
+def _tail(path: Path, size_bytes: int = 2000) -> str:
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - size_bytes))
+            return log.read().decode(errors="replace")
+    except OSError as error:
+        return str(error)

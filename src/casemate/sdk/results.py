@@ -1,0 +1,238 @@
+"""What the SDK hands back: frozen values, parsed once from the daemon's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from casemate.errors import CasemateError
+
+Stream = Literal["stdout", "stderr"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The program ended by itself."""
+
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signaled:
+    """A signal ended the program: 9 is KILL, 15 TERM."""
+
+    signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """It ran longer than its time-out and was killed with everything it had started."""
+
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """The guest had no memory left for it and killed it."""
+
+
+End = Exited | Signaled | TimedOut | OutOfMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A piece of what a program wrote; *offset* counts the stream's bytes from its start."""
+
+    stream: Stream
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ExecEnd:
+    """How a program ended and what it took; a figure the guest could not tell is None."""
+
+    end: End
+    duration_ms: float
+    cpu_ms: float | None
+    peak_memory_mib: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """A finished command. A program that failed is a result: look at ``end``.
+
+    Of each stream at most *max_output_bytes* are kept, the first half and the last;
+    ``truncated_bytes`` says how many went between them, both streams together.
+    """
+
+    end: End
+    stdout_bytes: bytes = field(repr=False)
+    stderr_bytes: bytes = field(repr=False)
+    truncated_bytes: int
+    duration_ms: float
+    cpu_ms: float | None
+    peak_memory_mib: float | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it exited with status 0."""
+        return self.end == Exited(0)
+
+    @property
+    def stdout(self) -> str:
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_bytes.decode(errors="replace")
+
+
+class CommandFailed(Exception):
+    """Raised by ``run(…, check=True)`` only: the command did not exit with 0. ``result`` has all of it."""
+
+    def __init__(self, result: ExecResult) -> None:
+        last = result.stderr.rstrip().rpartition("\n")[2]
+        super().__init__(f"the command ended with {result.end}" + (f": {last}" if last else ""))
+        self.result = result
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionError:
+    """What stopped the code: the exception's class, its text, and the traceback as Python prints it.
+
+    The names ``TimedOut`` and ``Died`` (the interpreter itself ended) come with an empty traceback.
+    """
+
+    name: str
+    value: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """Code that was run. *text* is the repr of its last expression, None where there was none."""
+
+    logs: Logs
+    error: ExecutionError | None
+    text: str | None
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """*type* is file, dir, symlink or other; *mode* the permission bits."""
+
+    name: str
+    path: str
+    type: str
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> FileEntry:
+        return cls(**_known(cls, body))
+
+
+@dataclass(frozen=True, slots=True)
+class StateReason:
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds since the daemon accepted the create; None until it happened."""
+
+    restore_ms: float | None = None
+    first_answer_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxInfo:
+    """A sandbox as the daemon described it at one moment."""
+
+    id: str
+    name: str | None
+    image: str
+    state: str
+    state_reason: StateReason | None
+    isolation: str
+    accelerator: str
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+    labels: Mapping[str, str]
+    created_at: float
+    updated_at: float
+    idle_timeout_s: float | None
+    on_idle: str
+    max_duration_s: float | None
+    network: str
+    attached: bool
+    timings: Timings
+    pid: int | None
+    raw: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> SandboxInfo:
+        reason, timings = body.get("state_reason"), body.get("timings") or {}
+        parsed = {
+            "state_reason": StateReason(**_known(StateReason, reason)) if reason else None,
+            "timings": Timings(**_known(Timings, timings)),
+            "raw": body,
+        }
+        return cls(**_known(cls, {**body, **parsed}))
+
+
+def _known(kind: type[Any], body: Mapping[str, Any]) -> dict[str, Any]:
+    """Just the fields this version knows: a newer daemon may say more, an older one must say no less."""
+    names = [f.name for f in fields(kind)]
+    if missing := [name for name in names if name not in body]:
+        raise CasemateError(f"the daemon's answer has no {missing[0]!r}", hint="is CASEMATE_URL a Casemate daemon?")
+    return {name: body[name] for name in names}
+
+
+def end_from_json(body: Mapping[str, Any]) -> End:
+    match body.get("kind"):
+        case "exited":
+            return Exited(int(body["code"]))
+        case "signaled":
+            return Signaled(int(body["signal"]))
+        case "timed-out":
+            return TimedOut(float(body["after_s"]))
+        case "out-of-memory":
+            return OutOfMemory()
+    raise CasemateError(f"the daemon says a program ended in a way this version does not know: {body}")
+
+
+def exec_end_from_json(event: Mapping[str, Any]) -> ExecEnd:
+    return ExecEnd(
+        end_from_json(event["end"]),
+        float(event["duration_ms"]),
+        event.get("cpu_ms"),
+        event.get("peak_memory_mib"),
+    )
+
+
+def cell_error_from_json(end: Mapping[str, Any]) -> ExecutionError | None:
+    match end.get("kind"):
+        case "ok":
+            return None
+        case "error":
+            return ExecutionError(str(end["name"]), str(end["value"]), str(end["traceback"]))
+        case "timed-out":
+            return ExecutionError("TimedOut", f"after {end['after_s']:g} s", "")
+        case "died":
+            return ExecutionError("Died", str(end["reason"]), "")
+    raise CasemateError(f"the daemon says a cell ended in a way this version does not know: {end}")

@@ -1,0 +1,349 @@
+"""The daemon's HTTP over this host's own processes and a folder: a real server on a real unix socket.
+
+No sandbox at all: what is tested with it is the client. ``serve`` runs it in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from casemate import errors
+
+KEEP_ALIVE_S = 0.2
+Json = dict[str, Any]
+
+
+@dataclass
+class Box:
+    """One pretended sandbox: a folder as its home, and the processes that run in it."""
+
+    info: Json
+    home: Path
+    running: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    names: Json = field(default_factory=dict)
+
+    def kill(self, code: str) -> None:
+        for process in self.running.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        self.info |= {"state": "terminated", "state_reason": {"code": code, "message": code}}
+        self.ended.set()
+
+
+def fail(error: errors.CasemateError, status: int) -> Response:
+    return JSONResponse(error.to_json(), status)
+
+
+class FakeDaemon:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.boxes: dict[str, Box] = {}
+        self.requests: list[str] = []
+
+    # -------------------------------------------------------------------------------- sandboxes
+
+    def _new(self, body: Json) -> Box:
+        number = len(self.boxes) + 1
+        sandbox_id = f"{number:026d}"
+        home = self.folder / sandbox_id
+        home.mkdir()
+        info = {
+            "id": sandbox_id,
+            "name": body["name"],
+            "image": body["image"] + "@1",
+            "state": "running",
+            "state_reason": None,
+            "isolation": "emulated",
+            "accelerator": "tcg",
+            "vcpus": body["vcpus"] or 1,
+            "memory_mib": body["memory_mib"] or 512,
+            "disk_mib": body["disk_mib"] or 1024,
+            "labels": body["labels"],
+            "created_at": time.time(),
+            "updated_at": time.time(),
+            "timings": {"restore_ms": 30.5, "first_answer_ms": 90.25},
+            "pid": os.getpid(),
+            "a_field_of_tomorrow": 1,
+        }
+        info |= {k: body[k] for k in ("idle_timeout_s", "on_idle", "max_duration_s", "network", "attached")}
+        box = self.boxes[sandbox_id] = Box(info, home)
+        return box
+
+    def _box(self, request: Request) -> Box:
+        ref = request.path_params["ref"]
+        for box in self.boxes.values():
+            if box.info["id"] == ref or box.info["name"] == ref:
+                return box
+        raise errors.NotFound(f"there is no sandbox {ref!r}", hint="casemate ps lists them")
+
+    async def create(self, request: Request) -> Response:
+        body = await request.json()
+        if body["image"] != "python":
+            return fail(errors.NotFound(f"there is no image {body['image']!r}", hint="casemate image ls"), 404)
+        box = self._new(body)
+        if not body["attached"]:
+            return JSONResponse(box.info, 201)
+
+        async def attached() -> AsyncIterator[bytes]:
+            try:
+                yield _line(box.info)
+                while not box.ended.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(box.ended.wait(), KEEP_ALIVE_S)
+                    yield _line({"event": "keepalive"})
+            finally:
+                box.kill("killed")
+
+        return StreamingResponse(attached(), 201, media_type="application/x-ndjson")
+
+    async def list(self, request: Request) -> Response:
+        shown = [b.info for b in self.boxes.values() if "all" in request.query_params or not b.ended.is_set()]
+        return JSONResponse({"sandboxes": shown})
+
+    async def get(self, request: Request) -> Response:
+        return JSONResponse(self._box(request).info)
+
+    async def delete(self, request: Request) -> Response:
+        box = self._box(request)
+        box.kill("killed")
+        return JSONResponse(box.info)
+
+    # ------------------------------------------------------------------------------------- execs
+
+    async def start(self, request: Request) -> Response:
+        box, body = self._box(request), await request.json()
+        argv = ["python3", *body["argv"]] if body["script"] else body["argv"]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.PIPE if body["stdin"] else asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=os.environ | body["env"],
+                cwd=box.home / (body["cwd"] or "."),
+                start_new_session=True,
+            )
+        except OSError as error:
+            return fail(errors.ExecRefused(f"{argv[0]}: {error.strerror}", evidence={"errno": "ENOENT"}), 422)
+        exec_id = f"{len(box.running):016x}"
+        box.running[exec_id] = process
+        return StreamingResponse(_follow(process, exec_id, body["timeout_s"]), media_type="application/x-ndjson")
+
+    async def execs(self, request: Request) -> Response:
+        return JSONResponse({"execs": [{"exec_id": exec_id} for exec_id in self._box(request).running]})
+
+    def _process(self, request: Request) -> asyncio.subprocess.Process:
+        process = self._box(request).running[request.path_params["exec_id"]]
+        if process.returncode is not None:
+            raise errors.StateConflict("the exec has ended; it takes no more input")
+        return process
+
+    async def stdin(self, request: Request) -> Response:
+        process = self._process(request)
+        assert process.stdin is not None
+        try:
+            async for piece in request.stream():
+                process.stdin.write(piece)
+                await process.stdin.drain()
+            if "eof" in request.query_params:
+                process.stdin.close()
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise errors.StateConflict("the exec has ended; it takes no more input") from error
+        return JSONResponse({})
+
+    async def signal(self, request: Request) -> Response:
+        process, body = self._process(request), await request.json()
+        os.killpg(process.pid, signal.Signals[f"SIG{body['signal']}"])
+        return JSONResponse({})
+
+    # ------------------------------------------------------------------------- files, code, images
+
+    async def files(self, request: Request) -> Response:
+        path = self._box(request).home / request.query_params["path"]
+        try:
+            if request.method == "GET":
+                return Response(path.read_bytes(), media_type="application/octet-stream")
+            if request.method == "PUT":
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(await request.body())
+                path.chmod(int(request.query_params.get("mode", "0644"), 8))
+                return JSONResponse({"path": str(path), "size": path.stat().st_size})
+            path.unlink()
+            return JSONResponse({})
+        except OSError as error:
+            return _refused(error)
+
+    async def stat(self, request: Request) -> Response:
+        try:
+            return JSONResponse(_entry(self._box(request).home / request.query_params["path"]))
+        except OSError as error:
+            return _refused(error)
+
+    async def list_files(self, request: Request) -> Response:
+        folder = self._box(request).home / request.query_params["path"]
+        return JSONResponse({"entries": [_entry(path) for path in sorted(folder.iterdir())]})
+
+    async def code(self, request: Request) -> Response:
+        box, body = self._box(request), await request.json()
+        error, text = {"kind": "ok"}, None
+        try:
+            text = repr(eval(body["code"], box.names))
+        except Exception as raised:
+            error = {"kind": "error", "name": type(raised).__name__, "value": str(raised), "traceback": "…"}
+        lines = [
+            {"event": "stdout", "offset": 0, "data": base64.b64encode(b"said\n").decode()},
+            {"event": "end", "end": error, "text": text, "duration_ms": 1.5},
+        ]
+        return Response(b"".join(map(_line, lines)), media_type="application/x-ndjson")
+
+    async def images(self, request: Request) -> Response:
+        snapshots = [
+            {"id": "s", "vcpus": 1, "memory_mib": 512, "disk_mib": 1024, "state": "ready", "memory_bytes": 2**28}
+        ]
+        image = {"name": "python", "version": 1, "state": "ready", "active": True, "created_at": 1.7e9}
+        return JSONResponse({"images": [image | {"size_bytes": 2**29, "snapshots": snapshots}]})
+
+    async def build(self, request: Request) -> Response:
+        lines: list[Json] = [
+            {"event": "progress", "step": "kernel", "message": "unpacking", "fraction": None},
+            {"event": "progress", "step": "root", "message": "installing", "fraction": 0.5},
+        ]
+        if request.path_params["name"] == "python":
+            lines.append({"event": "end", "image": {"name": "python", "version": 1}})
+        else:
+            lines.append({"event": "error", "error": errors.NotFound("there is no recipe").to_json()})
+        return Response(b"".join(map(_line, lines)), media_type="application/x-ndjson")
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok", "version": "0.1.0", "pid": os.getpid()})
+
+    def app(self) -> Starlette:
+        box = "/v1/sandboxes/{ref}"
+        routes = [
+            Route("/v1/health", self.health),
+            Route("/v1/sandboxes", self.create, methods=["POST"]),
+            Route("/v1/sandboxes", self.list),
+            Route(box, self.get),
+            Route(box, self.delete, methods=["DELETE"]),
+            Route(f"{box}/execs", self.start, methods=["POST"]),
+            Route(f"{box}/execs", self.execs),
+            Route(f"{box}/execs/{{exec_id}}/stdin", self.stdin, methods=["POST"]),
+            Route(f"{box}/execs/{{exec_id}}/signal", self.signal, methods=["POST"]),
+            Route(f"{box}/files", self.files, methods=["GET", "PUT", "DELETE"]),
+            Route(f"{box}/files/stat", self.stat),
+            Route(f"{box}/files/list", self.list_files),
+            Route(f"{box}/code", self.code, methods=["POST"]),
+            Route("/v1/images", self.images),
+            Route("/v1/images/{name}/build", self.build, methods=["POST"]),
+        ]
+
+        async def ours(request: Request, raised: Exception) -> Response:
+            assert isinstance(raised, errors.CasemateError)
+            return fail(raised, 404 if isinstance(raised, errors.NotFound) else 409)
+
+        return Starlette(routes=routes, exception_handlers={errors.CasemateError: ours})
+
+
+def _line(body: Json) -> bytes:
+    return JSONResponse(body).body + b"\n"
+
+
+def _entry(path: Path) -> Json:
+    found = path.stat()
+    return {
+        "name": path.name,
+        "path": str(path),
+        "type": "dir" if path.is_dir() else "file",
+        "size": found.st_size,
+        "mode": found.st_mode & 0o7777,
+        "uid": found.st_uid,
+        "gid": found.st_gid,
+        "mtime_ns": found.st_mtime_ns,
+    }
+
+
+def _refused(error: OSError) -> Response:
+    refusal = errors.FileRefused(f"{error.strerror}", evidence={"errno": "ENOENT"})
+    return fail(refusal, 404 if isinstance(error, FileNotFoundError) else 409)
+
+
+async def _follow(process: asyncio.subprocess.Process, exec_id: str, timeout_s: float | None) -> AsyncIterator[bytes]:
+    """One piece at a time: who does not read holds the process up, as the real one does."""
+    pieces: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(1)
+
+    async def pump(stream: str, reader: asyncio.StreamReader) -> None:
+        while piece := await reader.read(65536):
+            await pieces.put((stream, piece))
+        await pieces.put((stream, b""))
+
+    assert process.stdout is not None
+    assert process.stderr is not None
+    offsets = {"stdout": 0, "stderr": 0}
+    began = time.monotonic()
+    try:
+        yield _line({"event": "started", "exec_id": exec_id, "pid": process.pid})
+        async with asyncio.TaskGroup() as tasks:
+            for name, reader in (("stdout", process.stdout), ("stderr", process.stderr)):
+                tasks.create_task(pump(name, reader))
+            open_streams, timed_out = 2, False
+            while open_streams:
+                try:
+                    stream, piece = await asyncio.wait_for(pieces.get(), KEEP_ALIVE_S)
+                except TimeoutError:
+                    if timeout_s is not None and time.monotonic() - began > timeout_s:
+                        os.killpg(process.pid, signal.SIGKILL)
+                        timed_out = True
+                    yield _line({"event": "keepalive"})
+                    continue
+                if not piece:
+                    open_streams -= 1
+                    continue
+                data = base64.b64encode(piece).decode()
+                yield _line({"event": stream, "offset": offsets[stream], "data": data})
+                offsets[stream] += len(piece)
+        status = await process.wait()
+        end: Json = {"kind": "exited", "code": status} if status >= 0 else {"kind": "signaled", "signal": -status}
+        if timed_out:
+            end = {"kind": "timed-out", "after_s": timeout_s}
+        yield _line({"event": "end", "end": end, "duration_ms": 2.5, "cpu_ms": 1.5, "peak_memory_mib": None})
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def serve(socket_path: Path, folder: Path) -> Iterator[FakeDaemon]:
+    """Serve until the block ends."""
+    fake = FakeDaemon(folder)
+    config = uvicorn.Config(fake.app(), lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(socket_path))
+        listener.listen(64)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield fake
+        finally:
+            server.should_exit = True
+            thread.join(10)
+            socket_path.unlink(missing_ok=True)
+    assert not thread.is_alive()
