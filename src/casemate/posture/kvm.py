@@ -193,7 +193,7 @@ def _store(path: Path, identity: dict[str, str], verdict: Verdict) -> None:
 def check_kvm(verdict: Verdict) -> Check:
     if verdict.usable:
         return passed("kvm", verdict.found)
-    consequence = "so machines run under software emulation: slower, and no security boundary by QEMU's own words"
+    consequence = "machines run under software emulation: slower, and by QEMU's own words no security boundary"
     if "not for uid" in verdict.found:
         return warned(
             "kvm",
@@ -208,4 +208,4 @@ def check_kvm(verdict: Verdict) -> Check:
             f"{consequence}; on bare metal switch virtualisation on in the firmware, in a VM ask for nesting",
             "sudo modprobe kvm_amd || sudo modprobe kvm_intel",
         )
-    return warned("kvm", verdict.found, f"the device opens, but emulates what it should run: {consequence}")
+    return warned("kvm", verdict.found, f"the device opens, but emulates what it should run; so {consequence}")

@@ -37,6 +37,7 @@ class Report:
             "vmm": self.vmm,
             "checks": [check.to_json() for check in self.checks],
             "packages": self.packages,
+            "summary": summary(self),
         }
 
 
