@@ -30,7 +30,8 @@ import casemate
 from casemate import audit, config, errors, storage
 from casemate.api.native import app as native_app
 from casemate.build import BuildHost, Images
-from casemate.host import Launcher, become_daemon, start_launcher
+from casemate.host import Launcher, become_daemon, give_home, open_launcher, start_launcher
+from casemate.host.launching import LauncherProcess
 from casemate.images import Identities, Workshop
 from casemate.sandbox import Sandboxes, SandboxInfo, Shape, Supervisor, open_sandboxes
 from casemate.sandbox.index import Index
@@ -65,9 +66,7 @@ def host_id(home: Path) -> str:
 class Service:
     """What the API serves, opened together and closed together."""
 
-    def __init__(
-        self, settings: config.Settings, sandboxes: Sandboxes, images: Images, driver: QemuDriver
-    ) -> None:
+    def __init__(self, settings: config.Settings, sandboxes: Sandboxes, images: Images, driver: QemuDriver) -> None:
         self.settings = settings
         self.sandboxes = sandboxes
         self.images = images
@@ -125,11 +124,9 @@ async def record_violation(trail: audit.Trail, info: SandboxInfo, error: errors.
     )
 
 
-async def serve(
-    settings: config.Settings, launcher: Launcher, idle_exit_s: float | None, ready: Report
-) -> None:
+async def serve(settings: config.Settings, process: LauncherProcess, idle_exit_s: float | None, ready: Report) -> None:
     """Answer requests until SIGTERM, SIGINT, the launcher's end or *idle_exit_s* without use."""
-    async with launcher, open_service(settings, launcher) as service:
+    async with open_launcher(process) as launcher, open_service(settings, launcher) as service:
         with bound(settings.socket) as listener:
             busy = Busy(native_app(service.sandboxes, service.images, service.health))
             server = uvicorn.Server(
@@ -185,9 +182,7 @@ async def stop_when_gone(server: uvicorn.Server, launcher: Launcher) -> None:
     server.should_exit = True
 
 
-async def stop_when_idle(
-    server: uvicorn.Server, busy: Busy, sandboxes: Sandboxes, idle_exit_s: float
-) -> None:
+async def stop_when_idle(server: uvicorn.Server, busy: Busy, sandboxes: Sandboxes, idle_exit_s: float) -> None:
     while busy.idle_s() < idle_exit_s or sandboxes.count_live():
         await anyio.sleep(IDLE_CHECK_S)
     server.should_exit = True
@@ -238,15 +233,9 @@ class Report:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m casemate.daemon", description="Run the daemon in the foreground."
-    )
-    parser.add_argument(
-        "--idle-exit-s", type=float, help="end after so many seconds without a sandbox or a request"
-    )
-    parser.add_argument(
-        "--ready-fd", type=int, help="write one line of JSON to this descriptor when ready or failed"
-    )
+    parser = argparse.ArgumentParser(prog="python -m casemate.daemon", description="Run the daemon in the foreground.")
+    parser.add_argument("--idle-exit-s", type=float, help="end after so many seconds without a sandbox or a request")
+    parser.add_argument("--ready-fd", type=int, help="write one line of JSON to this descriptor when ready or failed")
     options = parser.parse_args(arguments)
     structlog.configure(
         processors=[
@@ -260,11 +249,10 @@ def main(arguments: list[str] | None = None) -> int:
         settings = config.load()
         make_home(settings)
         with held_lock(settings):
-            launcher = start_launcher(settings, inherited=(options.ready_fd,) if options.ready_fd else ())
+            process = start_launcher(settings)
+            give_home(settings)
             become_daemon(settings)
-            anyio.run(
-                serve, settings, launcher, options.idle_exit_s, report, backend_options={"use_uvloop": True}
-            )
+            anyio.run(serve, settings, process, options.idle_exit_s, report, backend_options={"use_uvloop": True})
     except errors.CasemateError as error:
         report.failed(error)
         return 1

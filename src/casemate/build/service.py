@@ -164,9 +164,7 @@ class Images:
             raise
         size_bytes = sum(getattr(parts, part).stat().st_size for part in PARTS)
         artifacts = {**parts.digests, "kernel_release": parts.kernel_release}
-        await database.write(
-            rows.update_version, version.id, state="ready", artifacts=artifacts, size_bytes=size_bytes
-        )
+        await database.write(rows.update_version, version.id, state="ready", artifacts=artifacts, size_bytes=size_bytes)
         await database.write(rows.activate, version.id)
         return await database.read(rows.version, BUILT_IN, name, version.number)
 
@@ -193,9 +191,7 @@ class Images:
                 if fits and await anyio.to_thread.run_sync(self._is_whole, snapshot):
                     return snapshot
             except errors.ImageBroken as error:
-                log.warning(
-                    "a snapshot cannot be used and is built again", snapshot=row.id, error=error.message
-                )
+                log.warning("a snapshot cannot be used and is built again", snapshot=row.id, error=error.message)
         return None
 
     async def _build(self, version: VersionRow, shape: Shape, progress: Progress) -> Snapshot:

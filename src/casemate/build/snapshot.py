@@ -82,7 +82,7 @@ async def _booted(
         try:
             await introduce(link, Introduction(secrets.token_hex(13)), timeout_s)
         except errors.AgentSilent as error:
-            console = machine.console()[-4000:].decode(errors="replace")
+            console = (await machine.console())[-4000:].decode(errors="replace")
             raise errors.BootTimeout(
                 f"the guest of {recipe.image} did not answer within {timeout_s:g} s of its boot",
                 hint="the last lines of its console are in the evidence",
@@ -100,7 +100,7 @@ async def _prepare(link: Link, machine: Machine, recipe: Recipe) -> None:
             pass
         await link.ping()
     except errors.GuestError as error:
-        error.evidence.setdefault("console", machine.console()[-4000:].decode(errors="replace"))
+        error.evidence.setdefault("console", (await machine.console())[-4000:].decode(errors="replace"))
         raise
 
 

@@ -1,0 +1,45 @@
+"""What the kernel lends us: processes, folders, jails, privilege. Lazy, because the launcher must stay small."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from casemate.host.jail import Bind, Jail
+    from casemate.host.launching import Launcher, Spawned, open_launcher, start_launcher
+    from casemate.host.ownership import own, own_folder, remove_folder
+    from casemate.host.privilege import become_daemon, give_home
+
+_HOMES = {
+    "Bind": "jail",
+    "Jail": "jail",
+    "Launcher": "launching",
+    "Spawned": "launching",
+    "become_daemon": "privilege",
+    "give_home": "privilege",
+    "open_launcher": "launching",
+    "own": "ownership",
+    "own_folder": "ownership",
+    "remove_folder": "ownership",
+    "start_launcher": "launching",
+}
+__all__ = [
+    "Bind",
+    "Jail",
+    "Launcher",
+    "Spawned",
+    "become_daemon",
+    "give_home",
+    "open_launcher",
+    "own",
+    "own_folder",
+    "remove_folder",
+    "start_launcher",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"casemate.host.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'casemate.host' has no attribute {name!r}")

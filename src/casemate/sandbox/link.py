@@ -25,14 +25,7 @@ READ_BYTES = 262_144  # one turn's share of the event loop, well under a millise
 PING_EVERY_S = 5.0
 E = TypeVar("E", bound=BaseException)
 ChannelEvent = (
-    wire.Data
-    | wire.Message
-    | wire.Finished
-    | wire.Accepted
-    | wire.Denied
-    | wire.Writable
-    | wire.Reset
-    | wire.Closed
+    wire.Data | wire.Message | wire.Finished | wire.Accepted | wire.Denied | wire.Writable | wire.Reset | wire.Closed
 )
 _DENIALS: dict[str, type[errors.CasemateError]] = {
     "exec-refused": errors.ExecRefused,
@@ -232,9 +225,7 @@ class Link:
         return (time.perf_counter() - started) * 1000
 
     @asynccontextmanager
-    async def open(
-        self, kind: str, params: Mapping[str, Any], *, timeout_s: float = 10.0
-    ) -> AsyncIterator[Channel]:
+    async def open(self, kind: str, params: Mapping[str, Any], *, timeout_s: float = 10.0) -> AsyncIterator[Channel]:
         """A channel the agent has accepted; what is still open at the end of the block is reset.
 
         Raises the error a denial stands for (ExecRefused, FileRefused, NotFound, NotSupported, …),
@@ -291,9 +282,7 @@ class Link:
                 continue
             silent_s = time.monotonic() - self.last_traffic
             if silent_s > self._silence_s:
-                raise errors.AgentSilent(
-                    f"sandbox {self.guest_id}: its agent said nothing for {silent_s:.0f} s"
-                )
+                raise errors.AgentSilent(f"sandbox {self.guest_id}: its agent said nothing for {silent_s:.0f} s")
             self.connection.ping(bytes(8))
             self.wake()
 

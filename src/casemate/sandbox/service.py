@@ -135,9 +135,7 @@ class Sandboxes:
             raise
         return handle
 
-    async def _supervise(
-        self, handle: Handle, snapshot: Snapshot, *, task_status: anyio.abc.TaskStatus[None]
-    ) -> None:
+    async def _supervise(self, handle: Handle, snapshot: Snapshot, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         try:
             await self._supervisor.supervise(handle, snapshot, task_status=task_status)
         finally:
@@ -147,9 +145,7 @@ class Sandboxes:
         if spec.name is not None and any(
             h.info.name == spec.name and h.info.tenant == tenant for h in self._live.values()
         ):
-            raise errors.StateConflict(
-                f"a sandbox named {spec.name!r} is alive", hint="kill it, or take another name"
-            )
+            raise errors.StateConflict(f"a sandbox named {spec.name!r} is alive", hint="kill it, or take another name")
         driver, now = self._supervisor.driver, time.time()
         return SandboxInfo(
             id=new_id(),

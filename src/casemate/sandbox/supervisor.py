@@ -54,8 +54,8 @@ class Handle:
         assert self._link is not None, "a running sandbox has a link"
         return self._link
 
-    def console(self) -> bytes:
-        return self._machine.console() if self._machine else b""
+    async def console(self) -> bytes:
+        return await self._machine.console() if self._machine else b""
 
     def touch(self) -> None:
         """Somebody used it: the idle time starts again."""
@@ -176,13 +176,11 @@ class Supervisor:
             race.start_soon(first, until_overdue)
         if handle._stop.is_set():
             return None
-        with anyio.move_on_after(
-            0.5
-        ):  # a VMM that ends closes the stream first; its end is the better reason
+        with anyio.move_on_after(0.5):  # a VMM that ends closes the stream first; its end is the better reason
             vmm_end = await machine.wait_exit()
             return errors.VmmExited(
                 f"sandbox {handle.info.id}: its VMM ended with {vmm_end}",
-                evidence={"console": handle.console()[-2000:].decode(errors="replace")},
+                evidence={"console": (await handle.console())[-2000:].decode(errors="replace")},
             )
         return link.failure
 
@@ -202,13 +200,9 @@ class Supervisor:
         if isinstance(failure, errors.ProtocolViolation):
             await self.on_violation(handle.info, failure)
         if isinstance(failure, errors.LeakedResource):
-            log.error(
-                "something of a sandbox could not be released", sandbox=handle.info.id, error=str(failure)
-            )
+            log.error("something of a sandbox could not be released", sandbox=handle.info.id, error=str(failure))
         if handle.info.state is not State.TERMINATING:
-            reason = handle._why or StateReason(
-                Reason.BOOT_FAILED.value, failure.message if failure else "cancelled"
-            )
+            reason = handle._why or StateReason(Reason.BOOT_FAILED.value, failure.message if failure else "cancelled")
             await self._edge(handle, Action.TERMINATE, state_reason=reason, record=False)
         await self._edge(handle, Action.TERMINATED, pid=None, record=False)
         handle._link = handle._machine = None

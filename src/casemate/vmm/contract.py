@@ -101,8 +101,8 @@ class Machine(Protocol):
     async def wait_exit(self) -> VmmExit:
         """Return when the VMM process has ended, by itself or not."""
 
-    def console(self) -> bytes:
-        """The last output of the guest's console, at most 64 KiB. Never waits."""
+    async def console(self) -> bytes:
+        """The last output of the guest's console, at most 64 KiB; nothing when the VMM is gone. Never raises for it."""
 
 
 class Driver(Protocol):

@@ -40,7 +40,9 @@ class _Channel:
 
 
 class Connection:
-    def __init__(self, side: Side, nonce: bytes | None = None, window: int = WINDOW, max_channels: int = MAX_CHANNELS) -> None:
+    def __init__(
+        self, side: Side, nonce: bytes | None = None, window: int = WINDOW, max_channels: int = MAX_CHANNELS
+    ) -> None:
         self._side = side
         self._nonce = nonce
         self._window = window

@@ -1,10 +1,10 @@
 """The frame and its bounded decoder.
 
-    0        4        8    9    10       12
-    +--------+--------+----+----+--------+---------···
-    | length | channel|kind|sub |  zero  | payload
-    +--------+--------+----+----+--------+---------···
-      u32 BE   u32 BE   u8   u8   u16 BE   length bytes, at most 65,536
+0        4        8    9    10       12
++--------+--------+----+----+--------+---------···
+| length | channel|kind|sub |  zero  | payload
++--------+--------+----+----+--------+---------···
+  u32 BE   u32 BE   u8   u8   u16 BE   length bytes, at most 65,536
 """
 
 from __future__ import annotations

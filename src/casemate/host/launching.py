@@ -1,0 +1,221 @@
+"""The daemon's end of the launcher: spawn, kill, learn of the end. No privilege on this side."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+import anyio.from_thread
+
+from casemate import errors
+from casemate.config import Settings
+from casemate.host.launcher import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES
+
+SPAWN_TIMEOUT_S = 20.0
+KILL_TIMEOUT_S = 10.0
+BOOTSTRAP_TIMEOUT_S = 1800.0
+END_TIMEOUT_S = 10.0
+Progress = Callable[[str, str, float | None], None]
+
+
+class NamedRecipe(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass(eq=False)
+class Spawned:
+    """A VMM the launcher has started. *pid* is the VMM's own, *status* its exit as bubblewrap reports it."""
+
+    key: str
+    pid: int = 0
+    uid: int | None = None
+    status: int | None = None
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
+    refusal: str | None = None
+
+
+@dataclass
+class LauncherProcess:
+    """The launcher as started, before there is an event loop."""
+
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+
+
+def start_launcher(settings: Settings) -> LauncherProcess:
+    """Start the process that keeps this one's privilege. Call it before dropping any. Raises HostError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        argv = [sys.executable, "-I", "-m", "casemate.host.launcher"]
+        argv += [str(theirs.fileno()), str(settings.uid_base), str(settings.uid_count)]
+        try:
+            process = subprocess.Popen(
+                argv, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        except OSError as error:
+            raise errors.HostError(f"the launcher cannot be started: {error}") from error
+    ours.setblocking(False)
+    return LauncherProcess(process, ours)
+
+
+class Launcher:
+    """Made by ``open_launcher``. Safe for many tasks at once."""
+
+    def __init__(self, process: LauncherProcess) -> None:
+        self._process = process
+        self._spawned: dict[str, Spawned] = {}
+        self._gone = asyncio.Event()
+
+    async def wait_gone(self) -> None:
+        """Return when the launcher has ended: then nothing can be started or killed any more."""
+        await self._gone.wait()
+
+    @asynccontextmanager
+    async def spawn(self, argv: Sequence[str], descriptors: Sequence[int]) -> AsyncIterator[Spawned]:
+        """*argv* running with *descriptors* as its 2, 3, 4, …; killed and gone when the block ends.
+
+        Raises ToolFailed when it did not start; LeakedResource when it could not be killed.
+        """
+        from casemate.host.ownership import own
+
+        child = Spawned(secrets.token_hex(8))
+        self._spawned[child.key] = child
+        self._send({"do": "spawn", "id": child.key, "argv": list(argv)}, descriptors)
+        async with own(f"process {child.key}", lambda: self._kill(child), limit_s=KILL_TIMEOUT_S):
+            await self._wait_started(child, argv)
+            yield child
+
+    async def _wait_started(self, child: Spawned, argv: Sequence[str]) -> None:
+        try:
+            with anyio.fail_after(SPAWN_TIMEOUT_S):
+                await child.started.wait()
+        except TimeoutError as error:
+            raise errors.ToolFailed(f"{argv[0]} did not start within {SPAWN_TIMEOUT_S:g} s") from error
+        if child.pid == 0:
+            raise errors.ToolFailed(
+                f"{argv[0]} did not start: {child.refusal or f'exit status {child.status}'}",
+                hint="casemate doctor says what this host lacks",
+                evidence={"argv": list(argv), "status": child.status},
+            )
+
+    async def _kill(self, child: Spawned) -> None:
+        if not child.exited.is_set() and not self._gone.is_set():
+            self._send({"do": "kill", "id": child.key}, ())
+            await child.exited.wait()
+        self._spawned.pop(child.key, None)
+
+    def bootstrap(self, recipe: NamedRecipe, out: Path, progress: Progress) -> None:
+        """Have mmdebstrap write the root disk of a built-in recipe to the new file *out*. For worker threads.
+
+        Raises ToolFailed (evidence: its last lines).
+        """
+        anyio.from_thread.run(self._bootstrap, recipe.name, out, progress)
+
+    async def _bootstrap(self, name: str, out: Path, progress: Progress) -> None:
+        child = Spawned(secrets.token_hex(8))
+        lines: list[str] = []
+        log_read, log_write = os.pipe2(os.O_CLOEXEC)
+        with open(out, "xb") as disk, open(log_read, "rb") as log:
+            self._spawned[child.key] = child
+            try:
+                self._send({"do": "bootstrap", "id": child.key, "recipe": name}, (disk.fileno(), log_write))
+            finally:
+                os.close(log_write)
+            try:
+                with anyio.fail_after(BOOTSTRAP_TIMEOUT_S):
+                    async for line in _lines(log):
+                        lines = [*lines[-200:], line]
+                        if line.startswith("I: "):
+                            progress("root", line[3:], None)
+                    await child.exited.wait()
+            except TimeoutError as error:
+                raise errors.ToolFailed(
+                    f"mmdebstrap took over {BOOTSTRAP_TIMEOUT_S:g} s",
+                    hint="see that the registry is reachable",
+                ) from error
+            finally:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(KILL_TIMEOUT_S):
+                    await self._kill(child)
+        if child.status != 0 or child.refusal:
+            raise errors.ToolFailed(
+                f"mmdebstrap could not make the root disk of {name!r}: {_why(lines) or child.refusal or child.status}",
+                hint="see that Debian's packages can be reached (apt-get update) and the disk is not full",
+                evidence={"status": child.status, "last_lines": lines[-30:]},
+            )
+
+    def _send(self, body: dict[str, Any], descriptors: Sequence[int]) -> None:
+        message = json.dumps(body).encode()
+        if len(message) > MAX_MESSAGE_BYTES or len(descriptors) > MAX_DESCRIPTORS:
+            raise errors.HostError("a message to the launcher is too long")
+        try:
+            socket.send_fds(self._process.socket, [message], list(descriptors))
+        except OSError as error:  # its queue holds hundreds of messages; a full one is a launcher that hangs
+            raise errors.HostError(f"the launcher does not answer: {error}", hint="restart the daemon") from error
+
+    async def listen(self) -> None:
+        """Take in what the launcher tells, until it ends."""
+        loop = asyncio.get_running_loop()
+        while message := await loop.sock_recv(self._process.socket, MAX_MESSAGE_BYTES):
+            body = json.loads(message)
+            if "spawned" in body and (child := self._spawned.get(body["spawned"])):
+                child.pid, child.uid = body["pid"], body["uid"]
+                child.started.set()
+            elif "failed" in body and (child := self._spawned.get(body["failed"])):
+                child.refusal, child.status = body["why"], -1
+                child.started.set()
+                child.exited.set()
+            elif "exited" in body and (child := self._spawned.get(body["exited"])):
+                child.status = body["status"]
+                child.started.set()
+                child.exited.set()
+        self._on_gone()
+
+    def _on_gone(self) -> None:
+        self._gone.set()
+        for child in self._spawned.values():  # the kernel killed them with the launcher
+            child.started.set()
+            child.exited.set()
+
+
+@asynccontextmanager
+async def open_launcher(process: LauncherProcess) -> AsyncIterator[Launcher]:
+    """The launcher, listened to; at the end its socket is closed and it is waited for."""
+    launcher = Launcher(process)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(launcher.listen)
+        try:
+            yield launcher
+        finally:
+            tasks.cancel_scope.cancel()
+            process.socket.close()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(_wait_process, process.process)
+
+
+def _wait_process(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(END_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise errors.LeakedResource(f"the launcher (pid {process.pid}) did not end") from error
+
+
+async def _lines(log: Any) -> AsyncIterator[str]:
+    while line := await anyio.to_thread.run_sync(log.readline, 4096, abandon_on_cancel=True):
+        yield line.decode(errors="replace").rstrip()
+
+
+def _why(lines: Sequence[str]) -> str:
+    return next((line[3:] for line in reversed(lines) if line.startswith(("E: ", "W: "))), "")

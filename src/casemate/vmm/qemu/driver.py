@@ -1,0 +1,268 @@
+"""The QEMU driver of the contract: plans become processes, monitor commands become acts."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from casemate import errors
+from casemate.config import Settings
+from casemate.host import Launcher, Spawned
+from casemate.vmm.contract import Accelerator, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles, VmmExit
+from casemate.vmm.qemu.closure import Closure, find_closure
+from casemate.vmm.qemu.monitor import Monitor, open_monitor
+from casemate.vmm.qemu.plan import STATE_SET, Plan, arguments_text, plan_boot, plan_restore
+
+SAVE_SET = 20
+ERROR_BYTES = 16_384
+CONSOLE_BYTES = 65_536
+
+
+class QemuMachine:
+    """One QEMU process. Made and closed by the driver only."""
+
+    def __init__(self, guest_id: str, spawned: Spawned, monitor: Monitor, stream: socket.socket) -> None:
+        self._guest_id = guest_id
+        self._spawned = spawned
+        self._monitor = monitor
+        self._stream = stream
+        self._reopened = 0
+
+    @property
+    def pid(self) -> int:
+        return self._spawned.pid
+
+    @property
+    def stream(self) -> socket.socket:
+        return self._stream
+
+    async def unpause(self) -> None:
+        await self._monitor.execute("cont")
+
+    async def pause(self) -> None:
+        await self._monitor.execute("stop")
+
+    async def save_state(self, into: Path) -> None:
+        descriptor = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            await self._monitor.add_descriptor(descriptor, SAVE_SET)
+        finally:
+            os.close(descriptor)
+        await self._monitor.migrate("migrate", f"file:/dev/fdset/{SAVE_SET}")
+        await self._monitor.execute("remove-fd", {"fdset-id": SAVE_SET})
+
+    async def reopen_stream(self) -> socket.socket:
+        ours, theirs = _pair()
+        self._reopened += 1
+        name = f"agent{self._reopened}"
+        try:
+            with theirs:
+                await self._monitor.name_descriptor(theirs.fileno(), name)
+            backend = {"type": "socket", "data": {"addr": {"type": "fd", "data": {"str": name}}, "server": False}}
+            await self._monitor.execute("chardev-change", {"id": "agent", "backend": backend})
+        except BaseException:
+            ours.close()
+            raise
+        self._stream.close()
+        self._stream = ours
+        return ours
+
+    async def wait_exit(self) -> VmmExit:
+        await self._spawned.exited.wait()
+        return _exit_of(self._spawned)
+
+    async def console(self) -> bytes:
+        try:
+            text = await self._monitor.execute(
+                "ringbuf-read", {"device": "console", "size": CONSOLE_BYTES, "format": "utf8"}
+            )
+        except errors.VmmError:
+            return b""
+        return str(text).encode(errors="replace")[-CONSOLE_BYTES:]
+
+    def close_stream(self) -> None:
+        self._stream.close()
+
+
+class QemuDriver:
+    """Machines of the installed QEMU, under KVM or by software emulation."""
+
+    def __init__(self, settings: Settings, launcher: Launcher, accelerator: Accelerator) -> None:
+        self._settings = settings
+        self._launcher = launcher
+        self._accelerator: Accelerator = accelerator
+        self._closure: Closure | None = None
+
+    @property
+    def isolation(self) -> Isolation:
+        return "hardware" if self._accelerator == "kvm" else "emulated"
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return self._accelerator
+
+    @property
+    def kernel_arguments(self) -> str:
+        # Speculation cannot leak through an emulated CPU; on a real one the mitigations stay
+        mitigations = " mitigations=off" if self._accelerator == "tcg" else ""
+        return f"console=ttyS0 reboot=t panic=-1 quiet{mitigations}"
+
+    async def platform(self) -> Platform:
+        closure = await self._find_closure()
+        example = plan_restore(MachineSpec("any", 1, 512, ()), self._accelerator, self._settings.tb_size_mib, "vmm")
+        return Platform(
+            vmm="qemu",
+            version=closure.version,
+            vmm_sha256=closure.sha256,
+            machine=arguments_text(example.argv[example.argv.index("vmm") :]),
+            cpu=f"{'host' if self._accelerator == 'kvm' else 'max'} on {_cpu_name()}",
+            accelerator=self._accelerator,
+        )
+
+    @asynccontextmanager
+    async def boot(self, spec: MachineSpec, kernel: Kernel, memory: Path) -> AsyncIterator[QemuMachine]:
+        closure = await self._find_closure()
+        plan = plan_boot(spec, kernel, self._accelerator, self._settings.tb_size_mib, closure.binary)
+        # Another uid than ours writes it, through the jail's bind alone: the folder above is closed to it
+        memory.touch(mode=0o600, exist_ok=False)
+        memory.chmod(0o666)
+        files = {"closure": closure.usr, "memory": memory, "kernel": kernel.vmlinux, "initrd": kernel.initrd}
+        async with self._machine(spec, plan, files) as machine:
+            yield machine
+
+    @asynccontextmanager
+    async def restore(self, spec: MachineSpec, snapshot: SnapshotFiles) -> AsyncIterator[QemuMachine]:
+        closure = await self._find_closure()
+        plan = plan_restore(spec, self._accelerator, self._settings.tb_size_mib, closure.binary)
+        files = {"closure": closure.usr, "memory": snapshot.memory, "state": snapshot.state}
+        async with self._machine(spec, plan, files) as machine:
+            await machine._monitor.migrate("migrate-incoming", f"file:/dev/fdset/{STATE_SET}")
+            yield machine
+
+    def describe(self, spec: MachineSpec, snapshot: SnapshotFiles) -> Mapping[str, Any]:
+        """See the contract; only after ``platform`` was asked for."""
+        assert self._closure is not None, "platform() comes first"
+        plan = plan_restore(spec, self._accelerator, self._settings.tb_size_mib, self._closure.binary)
+        files = {"closure": self._closure.usr, "memory": snapshot.memory, "state": snapshot.state}
+        files |= {f"drive {index}": drive.path for index, drive in enumerate(spec.drives)}
+        return {
+            "argv": list(plan.argv),
+            "descriptors": [asdict(d) | {"path": str(files.get(d.what, ""))} for d in plan.descriptors],
+            "monitor": [
+                {
+                    "execute": "migrate-set-capabilities",
+                    "arguments": {"capabilities": [{"capability": "x-ignore-shared", "state": True}]},
+                },
+                {"execute": "migrate-incoming", "arguments": {"uri": f"file:/dev/fdset/{STATE_SET}"}},
+                {"wait": "completed"},
+                {"execute": "cont"},
+            ],
+            "uid": self._settings.uid_base + self._settings.uid_count - 1 if os.getuid() != 0 else None,
+        }
+
+    async def _find_closure(self) -> Closure:
+        if self._closure is None:
+            self._closure = await anyio.to_thread.run_sync(find_closure, self._settings.home / "vmm")
+        return self._closure
+
+    @asynccontextmanager
+    async def _machine(self, spec: MachineSpec, plan: Plan, files: Mapping[str, Path]) -> AsyncIterator[QemuMachine]:
+        """Read down to start, read up to stop."""
+        async with AsyncExitStack() as held:
+            said_read, said_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            held.callback(os.close, said_read)
+            stream, their_stream = _pair()
+            monitor, their_monitor = _pair()
+            held.callback(stream.close)
+            with GivenAway(said_write) as given, their_stream, their_monitor:
+                numbers = [said_write]
+                sockets = {"stream": their_stream, "monitor": their_monitor}
+                for wanted in plan.descriptors:
+                    if wanted.what in sockets:
+                        numbers.append(sockets[wanted.what].fileno())
+                    else:
+                        numbers.append(given.open(_file_of(wanted.what, spec, files), writable=wanted.writable))
+                spawned = await held.enter_async_context(self._launcher.spawn(plan.argv, numbers))
+            try:
+                control = await held.enter_async_context(open_monitor(monitor, spec.guest_id))
+                machine = QemuMachine(spec.guest_id, spawned, control, stream)
+                held.callback(machine.close_stream)
+                yield machine
+            except errors.VmmExited as error:
+                await _add_evidence(error, spawned, plan, said_read)
+                raise
+
+
+class GivenAway:
+    """Descriptors opened to be given away; ours are closed at the end of the block."""
+
+    def __init__(self, *descriptors: int) -> None:
+        self._descriptors = list(descriptors)
+
+    def __enter__(self) -> GivenAway:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def open(self, path: Path, *, writable: bool) -> int:
+        """Raises ImageBroken for a file that is not there."""
+        try:
+            descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        except OSError as error:
+            raise errors.ImageBroken(
+                f"{path} cannot be opened: {error.strerror}", hint="casemate image build --force makes it again"
+            ) from error
+        self._descriptors.append(descriptor)
+        return descriptor
+
+
+def _file_of(what: str, spec: MachineSpec, files: Mapping[str, Path]) -> Path:
+    if what.startswith("drive "):
+        return spec.drives[int(what.removeprefix("drive "))].path
+    return files[what]
+
+
+async def _add_evidence(error: errors.VmmExited, spawned: Spawned, plan: Plan, said: int) -> None:
+    with anyio.move_on_after(1):
+        await spawned.exited.wait()
+    try:
+        text = os.read(said, ERROR_BYTES).decode(errors="replace")
+    except BlockingIOError:
+        text = ""
+    error.evidence |= {"argv": list(plan.argv), "exit": str(_exit_of(spawned)), "stderr": text}
+    if text and not error.hint:
+        error.hint = f"it said: {text.strip().splitlines()[-1][:300]}"
+
+
+def _exit_of(spawned: Spawned) -> VmmExit:
+    """bubblewrap reports a signal as 128 + its number."""
+    status = spawned.status
+    if status is None:
+        return VmmExit(None, None)
+    if status < 0:
+        return VmmExit(None, -status)
+    return VmmExit(None, status - 128) if status > 128 else VmmExit(status, None)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.setblocking(False)
+    return ours, theirs
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

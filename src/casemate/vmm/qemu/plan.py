@@ -1,0 +1,128 @@
+"""A machine as QEMU's command line. Pure: a spec goes in, argv and what its descriptors are come out.
+
+Why each odd switch: ``pic=off,pit=on``, or Linux 6.12 now and then dies in early boot (it skips the legacy
+PIC, whose vectors then look like exceptions). ``share=off,readonly=on,rom=off`` maps the template's memory
+MAP_PRIVATE from a file opened read-only. ``send-configuration=off`` lets one device state load into both.
+``werror=report``: a full host disk is the guest's error, not a stopped VM. ``file.locking=off``: a disk
+that is passed as descriptors cannot be locked by path, and belongs to this machine alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from casemate.host import Bind, Jail
+from casemate.vmm.contract import Accelerator, Kernel, MachineSpec
+
+MEMORY, KERNEL, INITRD = "/guest/memory", "/guest/vmlinux", "/guest/initrd"
+CONSOLE_BYTES = 65_536
+FIRST_DESCRIPTOR = 3
+STATE_SET = 9  # the fdset that device state is loaded from
+MACHINE = "microvm,memory-backend=mem,rtc=on,pic=off,pit=on"
+SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """One descriptor of the VMM. *what*: ``closure``, ``memory``, ``state``, ``drive 0`` …, ``stream``, ``monitor``."""
+
+    number: int
+    what: str
+    writable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """*argv* is the whole command, jail included; *descriptors* in the order of their numbers, from 3 on."""
+
+    argv: tuple[str, ...]
+    descriptors: tuple[Descriptor, ...]
+
+
+class _Numbers:
+    """Hands out descriptor numbers in order."""
+
+    def __init__(self) -> None:
+        self.taken: list[Descriptor] = []
+
+    def add(self, what: str, *, writable: bool = False) -> int:
+        number = FIRST_DESCRIPTOR + len(self.taken)
+        self.taken.append(Descriptor(number, what, writable))
+        return number
+
+
+def plan_boot(spec: MachineSpec, kernel: Kernel, accelerator: Accelerator, tb_size_mib: int, binary: str) -> Plan:
+    """A cold boot; the machine's memory is a file it writes."""
+    numbers = _Numbers()
+    binds = [
+        Bind(numbers.add("closure"), "/usr"),
+        Bind(numbers.add("memory", writable=True), MEMORY, writable=True),
+        Bind(numbers.add("kernel"), KERNEL),
+        Bind(numbers.add("initrd"), INITRD),
+    ]
+    command = _common(spec, accelerator, tb_size_mib, binary, numbers, f"mem-path={MEMORY},share=on")
+    command += ["-kernel", KERNEL, "-initrd", INITRD, "-append", kernel.cmdline]
+    return Plan(tuple(Jail(tuple(binds)).argv(command)), tuple(numbers.taken))
+
+
+def plan_restore(spec: MachineSpec, accelerator: Accelerator, tb_size_mib: int, binary: str) -> Plan:
+    """A clone, stopped before its first instruction; it waits to be told to load the device state."""
+    numbers = _Numbers()
+    binds = [Bind(numbers.add("closure"), "/usr"), Bind(numbers.add("memory"), MEMORY)]
+    memory = f"mem-path={MEMORY},share=off,readonly=on,rom=off"
+    command = _common(spec, accelerator, tb_size_mib, binary, numbers, memory)
+    command += ["-add-fd", f"fd={numbers.add('state')},set={STATE_SET},opaque=ro"]
+    command += ["-S", "-incoming", "defer"]
+    return Plan(tuple(Jail(tuple(binds)).argv(command)), tuple(numbers.taken))
+
+
+def _common(
+    spec: MachineSpec, accelerator: Accelerator, tb_size_mib: int, binary: str, numbers: _Numbers, memory: str
+) -> list[str]:
+    stream, monitor = numbers.add("stream"), numbers.add("monitor")
+    return [
+        binary,
+        *("-name", f"guest={spec.guest_id}"),
+        *("-M", MACHINE),
+        *("-accel", "kvm" if accelerator == "kvm" else f"tcg,tb-size={tb_size_mib}"),
+        *("-cpu", "host" if accelerator == "kvm" else "max"),
+        *("-m", str(spec.memory_mib), "-smp", str(spec.vcpus)),
+        *("-object", f"memory-backend-file,id=mem,size={spec.memory_mib}M,{memory}"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-sandbox", SECCOMP),
+        *("-chardev", f"ringbuf,id=console,size={CONSOLE_BYTES}", "-serial", "chardev:console"),
+        *_drives(spec, numbers),
+        *("-object", "rng-builtin,id=entropy", "-device", "virtio-rng-device,rng=entropy"),
+        *("-device", "virtio-serial-device", "-chardev", f"socket,id=agent,fd={stream}"),
+        *("-device", "virtserialport,chardev=agent,name=agent"),
+        *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
+    ]
+
+
+def _drives(spec: MachineSpec, numbers: _Numbers) -> list[str]:
+    words: list[str] = []
+    for index, drive in enumerate(spec.drives):
+        words += ["-add-fd", f"fd={numbers.add(f'drive {index}')},set={index},opaque=ro"]
+        options = f"file=/dev/fdset/{index},format=raw,if=none,id=drive{index},werror=report,rerror=report"
+        if drive.writable:
+            words += ["-add-fd", f"fd={numbers.add(f'drive {index}', writable=True)},set={index},opaque=rw"]
+            options += ",file.locking=off,discard=unmap"
+        else:
+            options += ",readonly=on"
+        words += ["-drive", options, "-device", f"virtio-blk-device,drive=drive{index}"]
+    return words
+
+
+def arguments_text(words: Sequence[str]) -> str:
+    """The machine's configuration in one line, without what differs between two clones."""
+    skipped = {"-name", "-add-fd", "-m", "-smp"}
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in skipped:
+            skip = True
+        elif "fd=" not in word:
+            kept.append(word)
+    return " ".join(kept)
