@@ -242,6 +242,7 @@ def test_reseed_between_cells(bench: Bench) -> None:
 
 def test_no_descriptor_is_left(bench: Bench) -> None:
     run(bench, "1")
+    bench.loop.run_until(lambda: len(bench.zygote._waiting) == 2)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         run(bench, "import os; os._exit(0)")
