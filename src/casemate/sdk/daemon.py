@@ -11,21 +11,35 @@ import json
 import os
 import select
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from casemate.errors import DaemonRunning, DaemonUnavailable, HostError, ToolMissing, from_json
-from casemate.sdk.target import Connectable
+from casemate.errors import DaemonRunning, DaemonUnavailable, HostError, Retry, ToolMissing, from_json
+from casemate.sdk.target import Connectable, Target
 
 START_TIMEOUT_S = 30.0
 WINNER_S = 1.0  # how long the holder of the lock may take to listen, before it is taken for one that is ending
 IDLE_EXIT_S = 600
 MAX_LOG_BYTES = 2**20
 MAX_LINE_BYTES = 2**20
+
+
+def ensure_daemon(target: Target) -> None:
+    """Return when somebody listens on *target*'s socket; on a home's own, by starting a daemon if need be.
+
+    Raises DaemonUnavailable, and what start_daemon raises.
+    """
+    assert target.socket is not None
+    if answers(target.socket):
+        return
+    if target.home is None:
+        raise DaemonUnavailable(
+            f"no daemon answers at {target}", hint="start one with: casemate serve", retry=Retry.SAFE
+        )
+    start_daemon(target.home)
 
 
 def start_daemon(home: Path, *, timeout_s: float = START_TIMEOUT_S) -> None:
@@ -92,6 +106,8 @@ def _start_once(home: Path, deadline: float) -> None:
 
 
 def _spawn(log: int, ready: int) -> None:
+    import subprocess  # late: once per login, not once per use
+
     # setsid forks: the daemon is nobody's child but init's, and ours to neither reap nor take down
     argv = ["setsid", "--fork", sys.executable, "-m", "casemate.daemon"]
     argv += ["--idle-exit-s", str(IDLE_EXIT_S), "--ready-fd", str(ready)]

@@ -46,7 +46,9 @@ def test_a_sandbox_is_killed_when_its_block_ends(fake: FakeDaemon) -> None:
         assert (info.name, info.state, info.labels, info.memory_mib) == ("one", "running", {"a": "b"}, 256)
         assert info.timings.first_answer_ms == 90.25
         assert [found.id for found in Sandbox.list()] == [sandbox.id]
-        assert Sandbox.connect("one").id == sandbox.id
+        same = Sandbox.connect("one")
+        assert same.id == sandbox.id
+        same.close()
     assert Sandbox.list() == []
     assert [found.state for found in Sandbox.list(all=True)] == ["terminated"]
     assert sandbox.info.state_reason is not None

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from casemate.errors import CasemateError, DaemonUnavailable, from_json
 from casemate.sdk._async.beside import in_thread
+from casemate.sdk.daemon import ensure_daemon
 from casemate.sdk.http import ERROR_STATUS, httpx, mapped, said_error
 from casemate.sdk.streams import LineSplitter
 from casemate.sdk.target import Connectable, Target, find_target
@@ -142,11 +143,12 @@ class AsyncClient:
         write_s: float | None = ANSWER_S,
         whole: bool = True,
     ) -> AsyncIterator[httpx.Response]:
+        http = await self._ready()
         timeout = httpx.Timeout(connect=CONNECT_S, read=answer_s, write=write_s, pool=CONNECT_S)
-        build = partial(self._client().build_request, method, path, json=body, content=content, timeout=timeout)
+        build = partial(http.build_request, method, path, json=body, content=content, timeout=timeout)
         request = build(params=params) if params else build()
         with mapped(self.target):
-            response = await self._send(request)
+            response = await self._send(http, request)
         try:
             if whole or response.status_code >= ERROR_STATUS:
                 with mapped(self.target):
@@ -157,27 +159,22 @@ class AsyncClient:
         finally:
             await response.aclose()
 
-    async def _send(self, request: httpx.Request) -> httpx.Response:
+    async def _send(self, http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
         try:
-            return await self._client().send(request, stream=True)
+            return await http.send(request, stream=True)
         except httpx.ConnectError:
             if self.target.home is None:
                 raise
-        await self._start(self.target)  # nothing was sent yet, so sending it is not a second time
-        return await self._client().send(request, stream=True)
+        await self.aclose()  # the daemon has ended since; nothing was sent, so this is not a second time
+        return await (await self._ready()).send(request, stream=True)
 
-    async def _start(self, target: Target) -> None:
-        from casemate.sdk.daemon import start_daemon  # late: once per login, not once per use
-
-        assert target.home is not None
-        await in_thread(partial(start_daemon, target.home))
-        await self.aclose()  # the socket's folder may be there only now
-
-    def _client(self) -> httpx.AsyncClient:
+    async def _ready(self) -> httpx.AsyncClient:
+        """Where nobody listens on the socket of this user's home, start a daemon. Raises DaemonUnavailable."""
         if self._http is None:
             if self.target.socket is None:
                 self._http = httpx.AsyncClient(base_url=self.target.base_url)
             else:
+                await in_thread(partial(ensure_daemon, self.target))
                 self._connectable = Connectable(self.target.socket)
                 # no TLS on a unix socket: leave out reading all the certificates there are
                 transport = httpx.AsyncHTTPTransport(uds=self._connectable.path, verify=False)

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from casemate.errors import CasemateError, DaemonUnavailable, from_json
 from casemate.sdk._sync.beside import in_thread
+from casemate.sdk.daemon import ensure_daemon
 from casemate.sdk.http import ERROR_STATUS, httpx, mapped, said_error
 from casemate.sdk.streams import LineSplitter
 from casemate.sdk.target import Connectable, Target, find_target
@@ -143,11 +144,12 @@ class Client:
         write_s: float | None = ANSWER_S,
         whole: bool = True,
     ) -> Iterator[httpx.Response]:
+        http = self._ready()
         timeout = httpx.Timeout(connect=CONNECT_S, read=answer_s, write=write_s, pool=CONNECT_S)
-        build = partial(self._client().build_request, method, path, json=body, content=content, timeout=timeout)
+        build = partial(http.build_request, method, path, json=body, content=content, timeout=timeout)
         request = build(params=params) if params else build()
         with mapped(self.target):
-            response = self._send(request)
+            response = self._send(http, request)
         try:
             if whole or response.status_code >= ERROR_STATUS:
                 with mapped(self.target):
@@ -158,27 +160,22 @@ class Client:
         finally:
             response.close()
 
-    def _send(self, request: httpx.Request) -> httpx.Response:
+    def _send(self, http: httpx.Client, request: httpx.Request) -> httpx.Response:
         try:
-            return self._client().send(request, stream=True)
+            return http.send(request, stream=True)
         except httpx.ConnectError:
             if self.target.home is None:
                 raise
-        self._start(self.target)  # nothing was sent yet, so sending it is not a second time
-        return self._client().send(request, stream=True)
+        self.close()  # the daemon has ended since; nothing was sent, so this is not a second time
+        return (self._ready()).send(request, stream=True)
 
-    def _start(self, target: Target) -> None:
-        from casemate.sdk.daemon import start_daemon  # late: once per login, not once per use
-
-        assert target.home is not None
-        in_thread(partial(start_daemon, target.home))
-        self.close()  # the socket's folder may be there only now
-
-    def _client(self) -> httpx.Client:
+    def _ready(self) -> httpx.Client:
+        """Where nobody listens on the socket of this user's home, start a daemon. Raises DaemonUnavailable."""
         if self._http is None:
             if self.target.socket is None:
                 self._http = httpx.Client(base_url=self.target.base_url)
             else:
+                in_thread(partial(ensure_daemon, self.target))
                 self._connectable = Connectable(self.target.socket)
                 # no TLS on a unix socket: leave out reading all the certificates there are
                 transport = httpx.HTTPTransport(uds=self._connectable.path, verify=False)
