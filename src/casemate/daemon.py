@@ -30,7 +30,7 @@ import casemate
 from casemate import audit, config, errors, storage
 from casemate.api.native import app as native_app
 from casemate.build import BuildHost, Images
-from casemate.host import Launcher, become_daemon, give_home, open_launcher, start_launcher
+from casemate.host import Launcher, drop_privilege, enter_view, give_home, open_launcher, start_launcher
 from casemate.host.launching import LauncherProcess
 from casemate.images import Identities, Workshop
 from casemate.sandbox import Sandboxes, SandboxInfo, Shape, Supervisor, open_sandboxes
@@ -39,6 +39,8 @@ from casemate.vmm.qemu import QemuDriver
 
 log = structlog.get_logger()
 IDLE_CHECK_S = 1.0
+# A VMM's uid has the daemon's group, to reach what is bound into its jail; inside, there is nothing else to reach
+HOME_MODES = {".": 0o710, "artifacts": 0o710, "snapshots": 0o710, "vmm": 0o710, "sandboxes": 0o700, "run": 0o700}
 
 
 @contextmanager
@@ -249,9 +251,10 @@ def main(arguments: list[str] | None = None) -> int:
         settings = config.load()
         make_home(settings)
         with held_lock(settings):
-            process = start_launcher(settings)
             give_home(settings)
-            become_daemon(settings)
+            enter_view(settings)
+            process = start_launcher(settings)
+            drop_privilege(settings)
             anyio.run(serve, settings, process, options.idle_exit_s, report, backend_options={"use_uvloop": True})
     except errors.CasemateError as error:
         report.failed(error)
@@ -262,9 +265,10 @@ def main(arguments: list[str] | None = None) -> int:
 def make_home(settings: config.Settings) -> None:
     """Raises HostError when the folder cannot be made."""
     try:
-        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("artifacts", "snapshots", "sandboxes", "vmm", "run"):
-            (settings.home / name).mkdir(mode=0o700, exist_ok=True)
+        settings.home.mkdir(parents=True, exist_ok=True)
+        for name, mode in HOME_MODES.items():
+            (settings.home / name).mkdir(exist_ok=True)
+            (settings.home / name).chmod(mode)
     except OSError as error:
         raise errors.HostError(
             f"{settings.home} cannot be made: {error.strerror}",

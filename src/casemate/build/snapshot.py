@@ -27,6 +27,7 @@ from casemate.vmm import Driver, Kernel, Machine, Platform
 Progress = Callable[[str, str, float | None], None]
 BUILDING = ".building-"
 HASH_BYTES = 4 << 20
+FOLDER_MODE = 0o710  # a VMM's uid passes through by its group to the files bound into its jail
 PREPARE_S = 180.0  # numpy, pandas and matplotlib take 6 to 20 s to import under emulation
 
 
@@ -49,7 +50,7 @@ async def build_snapshot(
     """
     snapshot_id, platform = new_id(), await driver.platform()
     started = time.monotonic()
-    async with own_folder(snapshots / f"{BUILDING}{snapshot_id}") as folder:
+    async with own_folder(snapshots / f"{BUILDING}{snapshot_id}", FOLDER_MODE) as folder:
         progress("disk", "making the writable disk", 0.0)
         await anyio.to_thread.run_sync(make_scratch_disk, folder / "disk", recipe.shape.disk_mib)
         async with _booted(driver, recipe, folder, progress, boot_timeout_s) as (machine, link):

@@ -9,14 +9,15 @@ if TYPE_CHECKING:
     from casemate.host.jail import Bind, Jail
     from casemate.host.launching import Launcher, Spawned, open_launcher, start_launcher
     from casemate.host.ownership import own, own_folder, remove_folder
-    from casemate.host.privilege import become_daemon, give_home
+    from casemate.host.privilege import drop_privilege, enter_view, give_home
 
 _HOMES = {
     "Bind": "jail",
     "Jail": "jail",
     "Launcher": "launching",
     "Spawned": "launching",
-    "become_daemon": "privilege",
+    "drop_privilege": "privilege",
+    "enter_view": "privilege",
     "give_home": "privilege",
     "open_launcher": "launching",
     "own": "ownership",
@@ -29,7 +30,8 @@ __all__ = [
     "Jail",
     "Launcher",
     "Spawned",
-    "become_daemon",
+    "drop_privilege",
+    "enter_view",
     "give_home",
     "open_launcher",
     "own",

@@ -3,7 +3,7 @@
 bubblewrap makes it: empty network, mount, PID, IPC, UTS, cgroup and user namespaces, no capability,
 ``no_new_privs``. Its root is a read-only tmpfs with the VMM's own closure (binary, libraries, firmware)
 at /usr and the files of one sandbox; what the VMM may write it is given as a descriptor.
-Source: bwrap(1); /proc/self/fd/N as the source of a bind works whoever may read the path above it.
+Source: bwrap(1), which resolves /proc/self/fd/N to a path and so needs to be let through the folders above it.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class Launcher:
             pid = os.fork()
             if pid == 0:
                 os.dup2(descriptors[0], 2)
-                _exec(argv, [*descriptors[1:], info_write], uid, jailed=True)
+                _exec(argv, [*descriptors[1:], info_write], uid, self._uids.start - 1, jailed=True)
         finally:
             os.close(info_write)
         self._children[pid] = Child(key, pid, uid, info_read)
@@ -185,7 +185,7 @@ class Launcher:
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.dup2(nothing, 0)
-            _exec(argv, [], None, jailed=False)
+            _exec(argv, [], None, 0, jailed=False)
         os.close(nothing)
         self._children[pid] = Child(key, pid, None, None, folder=folder, disk=os.dup(disk))
 
@@ -245,7 +245,7 @@ def _kill_now(child: Child) -> None:
         return  # it has just ended by itself
 
 
-def _exec(argv: list[str], descriptors: list[int], uid: int | None, *, jailed: bool) -> None:
+def _exec(argv: list[str], descriptors: list[int], uid: int | None, group: int, *, jailed: bool) -> None:
     """In the child: everything up to the exec. Never returns."""
     try:
         parked = [os.dup(d) for d in descriptors]  # out of the way of the numbers they are about to get
@@ -263,7 +263,7 @@ def _exec(argv: list[str], descriptors: list[int], uid: int | None, *, jailed: b
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         if uid is not None:
-            os.setgroups([])
+            os.setgroups([group])  # the daemon's: bubblewrap must reach what it binds
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
         if jailed:

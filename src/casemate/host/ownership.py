@@ -57,8 +57,8 @@ def remove_folder(path: Path) -> None:
 
 
 @asynccontextmanager
-async def own_folder(path: Path) -> AsyncIterator[Path]:
-    """A new folder, for its owner only; removed with all in it when the block ends, if it is still there."""
+async def own_folder(path: Path, mode: int = 0o700) -> AsyncIterator[Path]:
+    """A new folder, its owner's only unless *mode* says more; at the end removed with all in it, if still there."""
     async with own(f"folder {path}", partial(anyio.to_thread.run_sync, remove_folder, path), limit_s=20.0):
-        path.mkdir(mode=0o700)
+        path.mkdir(mode=mode)
         yield path

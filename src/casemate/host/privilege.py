@@ -1,8 +1,8 @@
 """How the daemon gives its privilege up: another uid, and a view of the file system it can live in.
 
-What parses HTTP and guest frames is not root. As root the launcher is started first; then this process
-enters a mount namespace of its own, where folders closed to its new uid (say /root, with the Python and the
-checkout below it) are covered by an empty one that shows just what it needs, and changes its uid for good.
+What parses HTTP and guest frames is not root. As root this process first enters a mount namespace of its own,
+where folders closed to other uids (say /root, with the Python and the checkout below it) are covered by an empty
+one that shows just what is needed; then it starts the launcher; then it changes its uid for good.
 """
 
 from __future__ import annotations
@@ -34,11 +34,20 @@ def give_home(settings: Settings) -> None:
                 os.chown(path, uid, uid, follow_symlinks=False)
 
 
-def become_daemon(settings: Settings) -> None:
-    """Drop to the daemon's uid for good, as root; as anyone else there is nothing to drop. Raises HostError."""
+def enter_view(settings: Settings) -> None:
+    """As root: this process and the launcher after it see the file system as the daemon's uid may. Raises HostError."""
+    if os.geteuid() != 0:
+        return
+    try:
+        _enter_view(settings.uid_base, _needed(settings))
+    except OSError as error:
+        raise HostError(f"the daemon cannot get a view of its own: {error}") from error
+
+
+def drop_privilege(settings: Settings) -> None:
+    """Become the daemon's uid for good, as root; as anyone else there is nothing to drop. Raises HostError."""
     if os.geteuid() == 0:
         try:
-            _enter_view(settings.uid_base, _needed(settings))
             os.setgroups([])
             os.setresgid(*3 * (settings.uid_base,))
             os.setresuid(*3 * (settings.uid_base,))

@@ -132,9 +132,9 @@ class QemuDriver:
     async def boot(self, spec: MachineSpec, kernel: Kernel, memory: Path) -> AsyncIterator[QemuMachine]:
         closure = await self._find_closure()
         plan = plan_boot(spec, kernel, self._accelerator, self._settings.tb_size_mib, closure.binary)
-        # Another uid than ours writes it, through the jail's bind alone: the folder above is closed to it
+        # Another uid than ours writes it, by our group and through the jail's bind alone
         memory.touch(mode=0o600, exist_ok=False)
-        memory.chmod(0o666)
+        memory.chmod(0o660)
         files = {"closure": closure.usr, "memory": memory, "kernel": kernel.vmlinux, "initrd": kernel.initrd}
         async with self._machine(spec, plan, files) as machine:
             yield machine
