@@ -1,0 +1,38 @@
+"""Real machines, from the bottom of the ladder up.
+
+    home      a home of its own, with the artifacts that ``casemate setup`` made (hard links, not copies)
+    daemon    one daemon on it for the whole run; it has built its snapshot from them
+    sandbox   a fresh clone for one test
+
+A test that needs another daemon makes one with ``run_daemon``. Where setup has not been run, the tests skip
+and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from vm_world import Daemon, build_image, new_home, run_daemon
+
+from casemate.sdk import Sandbox
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return new_home(tmp_path_factory.mktemp("casemate"))
+
+
+@pytest.fixture(scope="session")
+def daemon(home: Path) -> Iterator[Daemon]:
+    with run_daemon(home) as daemon, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CASEMATE_URL", daemon.url)
+        build_image(daemon)
+        yield daemon
+
+
+@pytest.fixture
+def sandbox(daemon: Daemon, no_trace: None) -> Iterator[Sandbox]:
+    with Sandbox.create() as sandbox:
+        yield sandbox
