@@ -8,6 +8,7 @@ Few imports, and ``bootstrap_argv`` is pure: the launcher, which keeps the privi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,11 @@ _USER = (
     r"""rm -f "$1/etc/resolv.conf"; printf 'nameserver 127.0.0.1\noptions timeout:1 attempts:1\n' """
     '> "$1/etc/resolv.conf"',
 )
+# mmdebstrap undoes this after the hooks. Its policy-rc.d stays: there is no init that could start services.
+_UNDO = (
+    'if test -e "$1/sbin/start-stop-daemon.REAL"; then '
+    'mv -f "$1/sbin/start-stop-daemon.REAL" "$1/sbin/start-stop-daemon"; fi',
+)
 _TRIM = (
     'test ! -d "$1/usr/lib/python3/dist-packages" || '
     'find "$1/usr/lib/python3/dist-packages" -depth -type d -name tests -exec rm -rf {} +',
@@ -99,7 +105,7 @@ def hooks(recipe: Recipe, out: Path) -> list[str]:
         'mv "$1.erofs" "$1/.disk" && chmod 644 "$1/.disk"',
         f"download /.disk {out}",
     )
-    return [*_USER, *_TRIM, *_COMPILE, *(_FONTS if recipe.fonts else ()), *_CLEAN, *freeze]
+    return [*_USER, *_UNDO, *_TRIM, *_COMPILE, *(_FONTS if recipe.fonts else ()), *_CLEAN, *freeze]
 
 
 def bootstrap_argv(recipe: Recipe, out: Path, as_root: bool) -> list[str]:
@@ -114,6 +120,7 @@ def bootstrap_argv(recipe: Recipe, out: Path, as_root: bool) -> list[str]:
         "--mode=root" if as_root else "--mode=unshare",
         "--variant=apt",
         "--format=null",
+        "--verbose",  # for the Watcher
         "--skip=cleanup",  # the tree is thrown away; what is in the disk was cleaned by the hooks
         f"--include={','.join(recipe.packages)}",
         '--aptopt=APT::Install-Recommends "false"',
@@ -127,11 +134,47 @@ def bootstrap_argv(recipe: Recipe, out: Path, as_root: bool) -> list[str]:
 
 
 class Watcher:
-    """Turns mmdebstrap's lines into progress: call it with each line of its stderr."""
+    """Turns mmdebstrap's lines into progress: call it with each of them.
+
+    Its steps take about these shares of the time; inside of the two that install, packages are counted.
+    """
+
+    _STEPS = (
+        ("running apt-get update", 0.0, 0.03),
+        ("downloading packages", 0.03, 0.05),
+        ("extracting archives", 0.05, 0.1),
+        ("installing essential packages", 0.1, 0.25),
+        ("installing remaining packages", 0.25, 0.85),
+        ("running --customize-hook", 0.85, 0.9),
+        ("running special hook: download", 0.97, 0.99),
+    )
+    _COUNT = re.compile(r"\d+ upgraded, (\d+) newly installed")
+    _PACKAGE = re.compile(r"(Unpacking|Setting up) (\S+) \(")
 
     def __init__(self, progress: Callable[[str, str, float | None], None]) -> None:
         self._progress = progress
+        self._start, self._end = 0.0, 0.03
+        self._packages = 0
+        self._acts = 0
 
     def __call__(self, line: str) -> None:
         if line.startswith("I: "):
-            self._progress("root", line[3:].strip(), None)
+            self._step(line[3:].strip())
+        elif count := self._COUNT.search(line):
+            self._packages, self._acts = int(count[1]), 0
+        elif act := self._PACKAGE.match(line):
+            self._acts += 1
+            share = min(self._acts / (2 * self._packages or 1), 1.0)
+            verb = "unpacking" if act[1] == "Unpacking" else "setting up"
+            fraction = self._start + (self._end - self._start) * share
+            self._progress("root", f"{verb} {act[2].split(':')[0]}", round(fraction, 3))
+
+    def _step(self, text: str) -> None:
+        for sign, start, end in self._STEPS:
+            if text.startswith(sign):
+                self._start, self._end, self._acts = start, end, 0
+                if "mkfs.erofs" in text:
+                    self._progress("root", "freezing the root disk", 0.9)
+                elif start < 0.85:
+                    self._progress("root", sign, start)
+                return
