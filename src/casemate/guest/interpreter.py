@@ -65,6 +65,7 @@ class _Context:
     pipes: dict[int, int]  # stream → our end
     left: dict[int, int] | None = None  # stream → bytes still to deliver before the end
     end: dict[str, Any] | None = None
+    begun: bool = False
     gone: bool = False
     watched: set[int] = field(default_factory=set)
 
@@ -228,11 +229,15 @@ class Interpreter:
     def _from_context(self, context: _Context) -> None:
         try:
             received = context.child.peer.receive()
-            if received is None or received[0].get("event") == "started":
+            if received is None:
                 return
             message = received[0]
-            if message.get("id") == self._serial and context.end is None and self._cell is not None:
-                self._finish(context, _checked(message))
+            if message == {"event": "started"} and not context.begun:
+                context.begun = True
+                return
+            if message.get("id") != self._serial or context.end is not None or self._cell is None:
+                raise PeerLied("a message out of turn")
+            self._finish(context, _checked(message))
         except (PeerGone, PeerLied):
             self._loop.unwatch(context.child.peer.fileno())
             context.child.group.kill()

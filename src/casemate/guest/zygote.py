@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
@@ -87,7 +88,7 @@ class Job:
     identity: Identity | None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Child:
     """A warm process. Once it was given a job, its group is the owner's of that job."""
 
@@ -117,14 +118,17 @@ class Zygote:
         preload: Sequence[str] = PRELOAD,
         spares: int = 2,
         refill_after_s: float = 0.5,
+        start_limit_s: float = 180.0,
     ) -> None:
         self._loop, self._reaper, self._new_group = loop, reaper, new_group
         self._python, self._preload = python, preload
         self.runtime = runtime
         self._spares, self._refill_after_s = spares, refill_after_s
+        self._start_limit_s = start_limit_s
+        self._start_timer: Timer | None = None
         self._control: Peer | None = None
         self._waiting: list[Child] = []
-        self._coming: set[int] = set()
+        self._coming: list[Child] = []
         self._dead_spares = 0
         self._refill: Timer | None = None
         self._ready: Callable[[], None] | None = None
@@ -144,6 +148,8 @@ class Zygote:
         self._control.theirs.close()
         self._reaper.adopt(self.root_pid, lambda status: self._fail(f"the zygote ended ({status:#x})"))
         self._loop.watch(self._control.fileno(), self._from_root)
+        late = f"the zygote was not ready within {self._start_limit_s:g} s"
+        self._start_timer = self._loop.call_later(self._start_limit_s, lambda: self._fail(late))
 
     @property
     def alive(self) -> bool:
@@ -229,13 +235,17 @@ class Zygote:
 
     def _exec_root(self, fd: int, env: dict[str, str]) -> NoReturn:
         try:
+            for number in signal.valid_signals():  # what the agent ignores or blocks is no business of the user's
+                if signal.getsignal(number) is signal.SIG_IGN:
+                    signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
             os.setsid()
             os.chdir("/")
             os.set_inheritable(fd, True)
             null = os.open("/dev/null", os.O_RDWR)
             os.dup2(null, 0)
             os.dup2(2, 1)
-            os.execve(self._python, ["python3", _MARK], env)  # noqa: S606
+            os.execve(self._python, ["python3", _MARK], env)
         finally:
             os._exit(127)
 
@@ -259,11 +269,13 @@ class Zygote:
         self._loop.unwatch(self._control.fileno())
         self._control.close()
         self._control = None
-        for child in self._waiting:
+        for child in (*self._waiting, *self._coming):
             self._discard(child)
         self._waiting.clear()
-        if self._refill is not None:
-            self._refill.cancel()
+        self._coming.clear()
+        for timer in (self._refill, self._start_timer):
+            if timer is not None:
+                timer.cancel()
         if self._failed is not None:
             self._failed(reason)
 
@@ -288,7 +300,7 @@ class Zygote:
             self._fail("the zygote does not take orders")
             return
         child.peer.theirs.close()
-        self._coming.add(child.peer.fileno())
+        self._coming.append(child)
         self._loop.watch(child.peer.fileno(), lambda: self._from_spare(child))
 
     def _from_spare(self, child: Child) -> None:
@@ -304,11 +316,13 @@ class Zygote:
             child.group.add(pid)
         except (PeerGone, PeerLied, OSError):
             return self._lost(child)
-        self._coming.discard(child.peer.fileno())
+        self._coming.remove(child)
         self._waiting.append(child)
         self._dead_spares = 0
         if self._ready is not None and not self._coming:
             ready, self._ready = self._ready, None
+            if self._start_timer is not None:
+                self._start_timer.cancel()
             ready()
         return None
 
@@ -322,9 +336,9 @@ class Zygote:
         """A child that ended, or lied, before it had a job."""
         if child.peer.fileno() < 0:
             return
-        if child in self._waiting:
-            self._waiting.remove(child)
-        self._coming.discard(child.peer.fileno())
+        for place in (self._waiting, self._coming):
+            if child in place:
+                place.remove(child)
         self._discard(child)
         self._dead_spares += 1
         if self._dead_spares > _SPARES_THAT_MAY_DIE:

@@ -1,22 +1,22 @@
 """A child of the zygote: waits for its job and becomes it."""
 
 import array
+import atexit
 import errno
-import gc
 import json
 import os
 import socket
 import sys
 import time
 import types
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 from . import surroundings
 from .program import Program, allow_own_proc
 from .reseed import reseed
 
 MESSAGE_LIMIT = 192 * 1024
-_PACKAGE = __name__.rpartition(".")[0]
+PACKAGE = __name__.rpartition(".")[0]
 
 
 def receive(sock: socket.socket, fds_at_most: int) -> Tuple[Dict[str, Any], List[int]]:
@@ -34,10 +34,6 @@ def receive(sock: socket.socket, fds_at_most: int) -> Tuple[Dict[str, Any], List
 
 def send(sock: socket.socket, message: Dict[str, Any]) -> None:
     sock.sendall(json.dumps(message).encode("ascii"))
-
-
-class Refused(Exception):
-    """The kernel would not let the job begin; `args[0]` is its errno."""
 
 
 def wait_until_orphaned(middle: int) -> None:
@@ -58,38 +54,88 @@ def live(sock: socket.socket, program: Program, base_path: List[str], warm: bool
         job, fds = receive(sock, 3)
     except EOFError:
         os._exit(0)
-    argv, env = [str(arg) for arg in job["argv"]], surroundings.clean(job["env"])
     try:
-        _take_descriptors(fds, keep=[sock.fileno(), program.memory])
-        warm = warm and not surroundings.needs_cold(env) and program.fits(os.path.join(job["cwd"], argv[0]))
-        if warm:
-            program.retitle([b"python3", *map(os.fsencode, argv)])
-        _drop_rights(job)
+        job = _checked(job)
+        begin = _prepare(sock, fds, job, program, warm)
     except OSError as error:
         send(sock, {"event": "refused", "errno": errno.errorcode.get(error.errno or 0, "EIO")})
         os._exit(0)
+    send(sock, {"event": "started"})
+    begin(sock, job, program, base_path)
+
+
+def _checked(job: Dict[str, Any]) -> Dict[str, Any]:
+    """The job, with nothing in it that execve would refuse. Raises OSError (EINVAL)."""
+    texts = [*job["argv"], *job["env"], *job["env"].values(), job["cwd"]]
+    if not job["argv"] or not all(isinstance(text, str) and "\0" not in text for text in texts):
+        raise OSError(errno.EINVAL, "not the words of a command")
+    if not all(name and "=" not in name for name in job["env"]):
+        raise OSError(errno.EINVAL, "not the name of a variable")
+    return job
+
+
+def _prepare(
+    sock: socket.socket, fds: List[int], job: Dict[str, Any], program: Program, warm: bool
+) -> Callable[[socket.socket, Dict[str, Any], Program, List[str]], None]:
+    """Take on the job's descriptors, rights, folder and environment; what is to be done next.
+
+    Raises OSError where the kernel refuses.
+    """
+    argv, env, is_context = job["argv"], job["env"], bool(job.get("context"))
+    _take_descriptors(fds, keep=[sock.fileno(), program.memory])
+    if warm and not is_context:
+        path = os.path.join(job["cwd"], argv[0])
+        warm = program.fits(path) and argv[0][:1] not in ("", "-") and not surroundings.needs_cold(env)
+    if warm:
+        program.retitle([b"python3", *map(os.fsencode, argv)])
+    _drop_rights(job)
     reseed(bytes.fromhex(job["seed"]))
     surroundings.replace_environ(env)
-    warm = warm and surroundings.set_locale()
-    warm = warm and surroundings.take_interpreter(surroundings.find_interpreter(env))
-    send(sock, {"event": "started"})
-    if not warm:
-        _run_cold(argv, env)
-    if job.get("context"):
-        sys.modules[_PACKAGE + ".context"].attach(sock)
-    else:
-        sock.close()
-        _forget_ourselves()
-    program.become(argv[0], os.getcwd())
+    same = surroundings.set_locale() and surroundings.take_interpreter(surroundings.find_interpreter(env))
+    if is_context:
+        return _as_context if warm else _as_context_in_place
+    return _as_script if warm and same else _as_new_interpreter
+
+
+def _as_script(sock: socket.socket, job: Dict[str, Any], program: Program, base_path: List[str]) -> None:
+    sock.close()
+    _become(job, program, base_path)
+    _forget_ourselves()
+
+
+def _as_context(sock: socket.socket, job: Dict[str, Any], program: Program, base_path: List[str]) -> None:
+    sys.modules[PACKAGE + ".context"].attach(sock)
+    _become(job, program, base_path)
+
+
+def _as_context_in_place(sock: socket.socket, job: Dict[str, Any], program: Program, base_path: List[str]) -> None:
+    """Where CPython can't be led to another script, the context runs on top of the site import."""
+    _as_context(sock, job, program, base_path)
+    sys.path.insert(0, "")
+    sys.modules[PACKAGE + ".context"].main()
+    atexit._run_exitfuncs()
+    os._exit(0)
+
+
+def _as_new_interpreter(sock: socket.socket, job: Dict[str, Any], program: Program, base_path: List[str]) -> None:
+    python = surroundings.find_interpreter(job["env"]) or sys.executable
+    try:
+        os.execve(python, ["python3", *job["argv"]], job["env"])
+    except OSError as error:
+        os.write(2, os.fsencode("python3: %s\n" % error))
+        os._exit(126)
+
+
+def _become(job: Dict[str, Any], program: Program, base_path: List[str]) -> None:
+    program.become(job["argv"][0], os.getcwd())
     program.close()
     surroundings.extend_path(base_path)
-    surroundings.honour_flags(env)
+    surroundings.honour_flags(job["env"])
     surroundings.rebuild_streams(line_buffered=bool(job.get("context")))
-    renew_main()
-    sys.argv = argv
+    _renew_main()
+    sys.argv = list(job["argv"])
     if hasattr(sys, "orig_argv"):
-        sys.orig_argv = ["python3", *argv]
-    gc.enable()
+        sys.orig_argv = ["python3", *job["argv"]]
 
 
 def _take_descriptors(fds: List[int], keep: List[int]) -> None:
@@ -116,22 +162,13 @@ def _drop_rights(job: Dict[str, Any]) -> None:
     os.chdir(job["cwd"])
 
 
-def renew_main() -> None:
+def _renew_main() -> None:
     """A `__main__` that is not among the frozen objects, so that what is in it can be collected at exit."""
     module = types.ModuleType("__main__")
     module.__dict__.update(vars(sys.modules["__main__"]))
     sys.modules["__main__"] = module
 
 
-def _run_cold(argv: List[str], env: Dict[str, str]) -> None:
-    python = surroundings.find_interpreter(env) or sys.executable
-    try:
-        os.execve(python, ["python3", *argv], env)
-    except OSError as error:
-        os.write(2, os.fsencode("python3: %s\n" % error))
-        os._exit(126)
-
-
 def _forget_ourselves() -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:
-        del sys.modules[name]
+    for part in ("", ".child", ".context", ".leaving", ".program", ".reseed", ".surroundings", ".zygote"):
+        del sys.modules[PACKAGE + part]  # by name: a walk over sys.modules would copy a page for each

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import time
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, List, Mapping, Optional
 
 _HONOURED = {
     "PYTHONPATH",
@@ -29,6 +29,7 @@ _HONOURED = {
     "PYTHON_BASIC_REPL",
 }
 _LocaleError: Any = vars(_locale)["Error"]
+THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _OF_THE_LOADER = ("LD_", "GLIBC_TUNABLES", "MALLOC_")
 _COERCED = ("C", "POSIX", "C.UTF-8", "C.utf8", "UTF-8")
 
@@ -40,12 +41,23 @@ def needs_cold(env: Mapping[str, str]) -> bool:
             return True
         if name.startswith(_OF_THE_LOADER):
             return True
+    if _wants_other_libraries(env):
+        return True
     try:
         codecs.lookup(env.get("PYTHONIOENCODING", "").partition(":")[0] or "utf-8")
     except LookupError:
         return True
     locale = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or ""
     return not locale.lower().replace("-", "").endswith("utf8")
+
+
+def _wants_other_libraries(env: Mapping[str, str]) -> bool:
+    """Whether libraries that are imported already would have read something else."""
+    own_plots = env.get("MPLBACKEND", "agg").lower() != "agg" or env.get("MATPLOTLIBRC") or env.get("MPLCONFIGDIR")
+    if "matplotlib" in sys.modules and own_plots:
+        return True
+    several = "numpy" in sys.modules and (os.cpu_count() or 1) > 1
+    return several and any(env.get(name, "1") != "1" for name in THREADS)
 
 
 def find_interpreter(env: Mapping[str, str]) -> Optional[str]:
@@ -143,12 +155,3 @@ def honour_flags(env: Mapping[str, str]) -> None:
         import faulthandler
 
         faulthandler.enable(file=2)
-    if "matplotlib" in sys.modules and env.get("MPLBACKEND"):
-        sys.modules["matplotlib"].use(env["MPLBACKEND"])
-
-
-def clean(env: object) -> Dict[str, str]:
-    """*env* as received, checked. Raises ValueError."""
-    if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
-        raise ValueError("env is no table of strings")
-    return env

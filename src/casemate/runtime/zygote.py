@@ -15,8 +15,8 @@ from typing import Any, Dict, List, Optional
 
 from . import child, leaving
 from .program import Program
+from .surroundings import THREADS
 
-_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _TRIAL_PASSED = 41
 
 
@@ -41,7 +41,7 @@ def serve() -> None:
         return None  # this is the trial
     leaving.register()
     modules = _preload(orders["preload"])
-    importlib.import_module(child._PACKAGE + ".context")
+    importlib.import_module(child.PACKAGE + ".context")
     leaving.share_modules()
     gc.collect()
     gc.freeze()
@@ -62,7 +62,7 @@ def serve() -> None:
 
 def _preload(names: List[str]) -> Dict[str, str]:
     """Import what is there; the answer names each module's version, or why it is missing."""
-    for name in _THREADS:
+    for name in THREADS:
         os.environ[name] = "1"
     os.environ["MPLBACKEND"] = "Agg"
     found = {}
@@ -73,7 +73,7 @@ def _preload(names: List[str]) -> Dict[str, str]:
             found[name] = str(getattr(top, "__version__", getattr(module, "__version__", "")))
         except Exception as error:  # an image with a broken numpy still has a Python
             found[name] = "missing: %s" % str(error)[:200]
-    for name in (*_THREADS, "MPLBACKEND"):
+    for name in (*THREADS, "MPLBACKEND"):
         os.environ.pop(name, None)
     return found
 
