@@ -253,12 +253,14 @@ class Zygote:
         assert self._control is not None
         try:
             received = self._control.receive()
+            if received is None:
+                return None
+            if self.about or received[0].get("event") != "ready":
+                raise PeerLied("a message out of turn")
         except PeerGone:
             return self._fail("the zygote hung up")
         except PeerLied as lie:
             return self._fail(f"the zygote sent {lie}")
-        if received is None:
-            return None
         self.about = received[0]
         self._fill()
         return None
