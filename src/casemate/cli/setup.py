@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
 import typer
 
 from casemate import config
 from casemate.cli import apt
 from casemate.cli.doctor import examine
+from casemate.cli.progress import build_image, open_bars
 from casemate.errors import HostError, RequestError
 
 
@@ -33,7 +32,7 @@ def setup(
         apt.check_privilege()
         if not yes:
             _ask()
-        with _bars() as bars:
+        with open_bars() as bars:
             for step in steps:
                 bar = bars.add(step.what)
                 apt.run(step, bar.tell)
@@ -41,7 +40,8 @@ def setup(
         report = examine()
     failing = [check for check in report["checks"] if check["status"] == "fail"]
     if not failing:
-        _build(image)
+        built = build_image(image)
+        print(f"Image {built['name']}@{built['version']} is ready.")
     print(report["summary"])
     for check in failing:
         print(
@@ -81,100 +81,3 @@ def _ask() -> None:
         raise RequestError("nobody is here to agree to this plan", hint="say --yes to carry it out")
     if not typer.confirm("Go on?", default=True):
         raise typer.Abort
-
-
-def _build(image: str) -> None:
-    from casemate.sdk import Client, Images  # late: --dry-run and --help do without HTTP
-
-    with _bars() as bars, Client() as client:
-        steps: dict[str, Bar] = {}
-
-        def tell(step: str, message: str, fraction: float | None) -> None:
-            if step not in steps:
-                for earlier in steps.values():
-                    earlier.finish()
-                steps[step] = bars.add(step)
-            steps[step].tell(message, fraction)
-
-        built = Images(client).build(image, progress=tell)
-        for bar in steps.values():
-            bar.finish()
-    print(f"Image {reference(built)} is ready.")
-
-
-def reference(image: dict[str, Any]) -> str:
-    return f"{image['name']}@{image['version']}"
-
-
-# ------------------------------------------------------------------------------------------------- progress
-
-
-class Bar(Protocol):
-    def tell(self, message: str, fraction: float | None) -> None: ...
-
-    def finish(self) -> None: ...
-
-
-class Bars(Protocol):
-    def add(self, what: str) -> Bar: ...
-
-
-class Line:
-    """Progress for a log: when something begins, and each word that is new."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._said = ""
-
-    def tell(self, message: str, fraction: float | None) -> None:
-        if message != self._said:
-            self._said = message
-            print(f"  {self._what}: {message}", flush=True)
-
-    def finish(self) -> None:
-        """A log needs no last word."""
-
-
-class Lines:
-    def add(self, what: str) -> Bar:
-        print(what, flush=True)
-        return Line(what)
-
-
-class RichBar:
-    def __init__(self, progress: Any, what: str) -> None:
-        self._progress = progress
-        self._task = progress.add_task(what, total=None, message="")
-
-    def tell(self, message: str, fraction: float | None) -> None:
-        total = None if fraction is None else 1.0
-        self._progress.update(self._task, message=message, total=total, completed=fraction or 0.0)
-
-    def finish(self) -> None:
-        self._progress.update(self._task, message="", total=1.0, completed=1.0)
-
-
-class RichBars:
-    def __init__(self, progress: Any) -> None:
-        self._progress = progress
-
-    def add(self, what: str) -> Bar:
-        return RichBar(self._progress, what)
-
-
-@contextmanager
-def _bars() -> Iterator[Bars]:
-    """Bars on a terminal, lines elsewhere."""
-    if not sys.stdout.isatty():
-        yield Lines()
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # late: 60 ms most runs save
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[message]}", markup=False),
-    )
-    with Progress(*columns) as progress:
-        yield RichBars(progress)

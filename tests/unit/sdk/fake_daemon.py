@@ -56,7 +56,7 @@ class FakeDaemon:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.boxes: dict[str, Box] = {}
-        self.requests: list[str] = []
+        self.starts: list[Json] = []
 
     # -------------------------------------------------------------------------------- sandboxes
 
@@ -130,6 +130,7 @@ class FakeDaemon:
 
     async def start(self, request: Request) -> Response:
         box, body = self._box(request), await request.json()
+        self.starts.append(body)
         argv = ["python3", *body["argv"]] if body["script"] else body["argv"]
         try:
             process = await asyncio.create_subprocess_exec(
@@ -177,7 +178,7 @@ class FakeDaemon:
     # ------------------------------------------------------------------------- files, code, images
 
     async def files(self, request: Request) -> Response:
-        path = self._box(request).home / request.query_params["path"]
+        path = self._box(request).home / request.query_params["path"].lstrip("/")
         try:
             if request.method == "GET":
                 return Response(path.read_bytes(), media_type="application/octet-stream")

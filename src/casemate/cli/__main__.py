@@ -1,0 +1,5 @@
+import sys
+
+from casemate.cli import main
+
+sys.exit(main())

@@ -1,0 +1,24 @@
+"""``casemate bench``: the figures, each beside its floor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    json_path: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows there too.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="How often each is measured.")] = 100,
+) -> None:
+    """Measure sandboxes, each figure beside its floor.
+
+    The floor is the same act done by hand on the same VMM in the same jail, in the same run.
+
+    Example:
+      casemate bench --n 20 --json bench.json
+    """
+    from casemate.bench import run_bench
+
+    run_bench(n, json_path)

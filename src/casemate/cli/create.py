@@ -1,0 +1,49 @@
+"""``casemate create``: a sandbox that stays until it is killed, idles or is old enough."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from casemate.cli import options
+
+
+def create(
+    image: Annotated[str, typer.Option("--image", help="What it starts from.")] = "python",
+    name: Annotated[str | None, typer.Option("--name", help="To call it by; unique among the live ones.")] = None,
+    memory_mib: Annotated[int | None, typer.Option("--memory", metavar="MIB", help="The guest's memory.")] = None,
+    vcpus: Annotated[int | None, typer.Option("--vcpus", metavar="N", help="The guest's processors.")] = None,
+    disk_mib: Annotated[int | None, typer.Option("--disk", metavar="MIB", help="Its writable disk.")] = None,
+    env: Annotated[list[str] | None, typer.Option("--env", metavar="K=V", help="Set a variable; K: pass ours.")] = None,
+    label: Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="A note on it.")] = None,
+    max_duration_s: Annotated[
+        float | None, typer.Option("--max-duration", metavar="S", help="End it after S seconds.")
+    ] = None,
+    idle_timeout_s: Annotated[
+        float, typer.Option("--idle-timeout", metavar="S", help="End it after S seconds without use; 0: never.")
+    ] = 900,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Make a sandbox and print its id.
+
+    Example:
+      id=$(casemate create --name work) && casemate exec work -- python3 -V && casemate kill work
+    """
+    variables, labels = options.env_of(env or []), options.labels_of(label or [])
+    from casemate.sdk import Sandbox
+
+    sandbox = Sandbox.create(
+        image,
+        name=name,
+        memory_mib=memory_mib,
+        vcpus=vcpus,
+        disk_mib=disk_mib,
+        env=variables,
+        labels=labels,
+        max_duration_s=max_duration_s,
+        idle_timeout_s=idle_timeout_s or None,
+    )
+    sandbox.close()
+    print(json.dumps(dict(sandbox.info.raw)) if as_json else sandbox.id)

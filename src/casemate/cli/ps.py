@@ -1,0 +1,35 @@
+"""``casemate ps``: the sandboxes there are."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from casemate.cli.table import age, print_table
+
+HEAD = ("ID", "NAME", "IMAGE", "STATE", "ISOLATION", "MEMORY", "AGE")
+
+
+def ps(
+    include_ended: Annotated[bool, typer.Option("--all", "-a", help="Also what ended within the last day.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the sandboxes.
+
+    Example:
+      casemate ps --json | python3 -m json.tool
+    """
+    from casemate.sdk import Sandbox
+
+    found = Sandbox.list(all=include_ended)
+    if as_json:
+        print(json.dumps({"sandboxes": [dict(info.raw) for info in found]}))
+        return
+    rows = []
+    for info in found:
+        state = f"{info.state} ({info.state_reason.code})" if info.state_reason else info.state
+        memory = f"{info.memory_mib} MiB"
+        rows.append((info.id, info.name or "-", info.image, state, info.isolation, memory, age(info.created_at)))
+    print_table(HEAD, rows)
