@@ -68,8 +68,7 @@ class Channel:
         if item is None:
             return None  # stays: every later call says so too
         self._arrived.popleft()
-        if isinstance(item, wire.Data):
-            self._link.consumed(self._number, len(item.data))
+        self._link.consumed(self._number, item.size)
         return item
 
     async def send(self, data: bytes | memoryview, sub: int = 1) -> None:
@@ -305,8 +304,8 @@ class Link:
             case _:
                 if channel := self._channels.get(event.channel):
                     channel.on_event(event)
-                elif isinstance(event, wire.Data):  # for a channel we have left
-                    self.connection.consumed(event.channel, len(event.data))
+                elif isinstance(event, wire.Data | wire.Message):  # for a channel we have left
+                    self.connection.consumed(event.channel, event.size)
 
     def _dead(self) -> errors.CasemateError:
         return self.failure or errors.AgentSilent(f"sandbox {self.guest_id}: its stream is gone")
