@@ -1,5 +1,6 @@
 """Bytes on the one stream: frames, channels, credit. Sans I/O; runs on the host and in the guest."""
 
+from casemate.wire.bodies import MAX_JSON
 from casemate.wire.connection import MAX_CHANNELS, WINDOW, Connection, Side
 from casemate.wire.events import (
     Accepted,
@@ -18,10 +19,12 @@ from casemate.wire.events import (
     Synced,
     Writable,
 )
-from casemate.wire.frames import MAX_PAYLOAD, NONCE_BYTES
+from casemate.wire.frames import GENERATION, MAX_PAYLOAD, NONCE_BYTES
 
 __all__ = [
+    "GENERATION",
     "MAX_CHANNELS",
+    "MAX_JSON",
     "MAX_PAYLOAD",
     "NONCE_BYTES",
     "WINDOW",

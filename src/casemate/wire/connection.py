@@ -1,278 +1,409 @@
-"""Channels over frames, with credit. Sans I/O: bytes in become events, calls become bytes to send."""
+"""Channels over frames, with credit. Sans I/O: bytes in become events, calls become bytes to send.
+
+    connection = Connection(Side.GUEST)                     # host: Connection(Side.HOST, nonce), synchronise()
+    for event in connection.receive(stream.recv(65536)):    # raises ProtocolViolation: give the stream up
+        match event: ...                                    # answer with the methods below
+    while chunk := connection.outgoing():                   # after every receive and every call
+        stream.sendall(chunk)
+
+What an owner must do: answer ``Opened`` with accept or deny; give ``Data`` and ``Message`` back with
+``consumed(event.channel, event.size)``; put no clock in between a ``ping`` and ``outgoing``. Calls for a
+channel that is gone do nothing (its Reset, Denied or Closed is on its way); ``send`` then takes all.
+"""
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from enum import Enum
 from typing import Any
 
 from casemate.errors import ProtocolViolation, StateConflict
 from casemate.wire import frames
+from casemate.wire.bodies import dump, load
+from casemate.wire.channel import MIN_COST, Channel, cost
 from casemate.wire.events import (
-    Accepted, Closed, Data, Denied, Event, Finished, Hello, Message, Opened, Pong, Ready, Reset, Synced, Writable,
-)  # fmt: skip
-from casemate.wire.frames import MAX_PAYLOAD
+    Accepted,
+    Closed,
+    Data,
+    Denied,
+    Event,
+    Finished,
+    Hello,
+    Message,
+    Opened,
+    Pong,
+    Ready,
+    Reset,
+    Synced,
+    Writable,
+)
+from casemate.wire.frames import HEADER, MAX_PAYLOAD, pack
 
 WINDOW = 262_144
-MAX_CHANNELS = 256
-MAX_ID = 2**32 - 2
-BURST_BYTES = 131_072
-PREAMBLE = bytes(MAX_PAYLOAD + frames.HEADER_BYTES)
+MAX_CHANNELS = 256  # opened by one side
+MAX_PINGS = 64  # unanswered
+BURST_BYTES = 65_536  # of one outgoing(): a ping waits for no more than this
+TURN_BYTES = 16_384  # of one channel in a burst while others wait
+_LAST_ID = 2**32 - 2
+_LATE_FRAMES = 64  # that are no DATA and were under way when a channel died
 
 
 class Side(Enum):
-    HOST = 1
-    GUEST = 2
-
-
-class _Channel:
-    __slots__ = ("accepted", "fin_in", "fin_out", "owed", "queue", "received", "sendable", "starved")
-
-    def __init__(self, window: int) -> None:
-        self.sendable = window  # what the peer still has room for
-        self.received = window  # what we have still room for
-        self.owed = 0  # consumed, not yet given back
-        self.queue: deque[bytes] = deque()
-        self.accepted = False
-        self.fin_in = self.fin_out = False
-        self.starved = False
+    HOST = 1  # opens odd channels and begins connections
+    GUEST = 2  # opens even ones
 
 
 class Connection:
+    """One end. Its memory: what the owner holds aside, at most channels times two windows."""
+
     def __init__(
         self, side: Side, nonce: bytes | None = None, window: int = WINDOW, max_channels: int = MAX_CHANNELS
     ) -> None:
+        """*nonce*: 16 fresh random bytes, host only. *window* and *max_channels* are the same on both ends."""
+        if window < 2 * MAX_PAYLOAD:
+            raise ValueError(f"a window of {window} bytes; at least {2 * MAX_PAYLOAD}")
         self._side = side
         self._nonce = nonce
         self._window = window
         self._max_channels = max_channels
-        self._decoder = frames.Decoder(nonce if side is Side.HOST else None)
-        self._urgent: deque[bytes] = deque()
+        self._first: deque[bytes] = deque()  # the SYNC
+        self._violation: str | None = None
+        self.lost()
+
+    def lost(self) -> None:
+        """An agent's stream broke off: forget the connection, half a frame included, and hunt for a SYNC."""
+        self._decoder = frames.Decoder(None if self._side is Side.GUEST else self._nonce or bytes(16))
+        self._violation = None
         self._forget()
+        self._synced = False
 
     def _forget(self) -> None:
-        self._channels: dict[int, _Channel] = {}
-        self._ready: deque[int] = deque()
+        self._channels: dict[int, Channel] = {}
         self._next = 1 if self._side is Side.HOST else 2
-        self._highest_peer = 0
+        self._highest = 0  # of the peer's channels
+        self._open = [0, 0]  # channels, by parity
+        self._late = 0  # what may still arrive for channels that are gone
+        self._pings = 0
+        self._echoes: deque[bytes] = deque()
+        self._control: deque[bytes] = deque()
+        self._credits: dict[int, Channel] = {}
+        self._new: deque[int] = deque()  # channels that had nothing to send in the last round: first for one turn
+        self._round: deque[int] = deque()
+        self._after: list[Event] = []
 
     # ------------------------------------------------------------------ sending
 
     def synchronise(self, *, reopened: bool = False) -> None:
-        """Queue the beginning of a connection (host only)."""
-        assert self._nonce is not None, "a host has a nonce"
-        self._urgent.append((PREAMBLE if reopened else b"") + frames.sync(self._nonce))
+        """Begin a connection (host). *reopened*: the agent may be in the middle of an old frame."""
+        if self._side is not Side.HOST or self._nonce is None:
+            raise StateConflict("only a host with a nonce begins a connection")
+        self._first.append((frames.PREAMBLE if reopened else b"") + frames.sync(self._nonce))
 
     def hello(self, body: dict[str, Any]) -> None:
-        self._urgent.append(frames.pack(frames.HELLO, 0, dump(body)))
+        self._control.append(pack(frames.HELLO, 0, dump(body)))
 
     def ready(self, body: dict[str, Any]) -> None:
-        self._urgent.append(frames.pack(frames.READY, 0, dump(body)))
+        self._control.append(pack(frames.READY, 0, dump(body)))
 
     def ping(self, token: bytes) -> None:
-        self._urgent.appendleft(frames.pack(frames.PING, 0, token))
+        """Have 8 bytes echoed, ahead of all data. Raises StateConflict with MAX_PINGS under way."""
+        if len(token) != 8:
+            raise ValueError("a token has 8 bytes")
+        if self._pings >= MAX_PINGS:
+            raise StateConflict(f"{self._pings} pings are unanswered")
+        self._pings += 1
+        self._echoes.append(pack(frames.PING, 0, token))
 
     def open(self, kind: str, params: dict[str, Any]) -> int:
-        """Raises StateConflict when max_channels are open."""
-        if len(self._channels) >= self._max_channels:
-            raise StateConflict(f"{self._max_channels} channels are open", hint="close some")
+        """Ask for a channel and return its id; data may follow at once.
+
+        Raises StateConflict when max_channels are open; InvalidSpec when *params* do not fit a frame.
+        """
+        parity = self._next & 1
+        if self._open[parity] >= self._max_channels or len(self._control) >= 4 * self._max_channels:
+            raise StateConflict(f"{self._open[parity]} channels are open", hint="close one first")
+        if self._next > _LAST_ID:
+            raise StateConflict("the connection has used up its channel ids", hint="reopen the stream")
+        payload = dump({**params, "kind": kind})
         number = self._next
         self._next += 2
-        self._channels[number] = _Channel(self._window)
-        self._urgent.append(frames.pack(frames.OPEN, number, dump(params | {"kind": kind})))
+        self._add(number)
+        self._control.append(pack(frames.OPEN, number, payload))
         return number
 
     def accept(self, number: int, body: dict[str, Any] | None = None) -> None:
-        if channel := self._channels.get(number):
+        channel = self._unanswered(number)
+        if channel is not None:
+            self._control.append(pack(frames.ACCEPT, number, dump(body or {})))
             channel.accepted = True
-            self._urgent.append(frames.pack(frames.ACCEPT, number, dump(body or {})))
 
     def deny(self, number: int, code: str, hint: str = "", **more: Any) -> None:
-        if self._channels.pop(number, None) is not None:
-            self._urgent.append(frames.pack(frames.DENY, number, dump({**more, "code": code, "hint": hint})))
+        """Refuse what the peer opened; *more* rides along in the body."""
+        channel = self._unanswered(number)
+        if channel is not None:
+            self._control.append(pack(frames.DENY, number, dump({**more, "code": code, "hint": hint})))
+            self._remove(number)
+            self._expect_late(channel)
 
     def send_message(self, number: int, body: dict[str, Any]) -> None:
-        """Messages may overdraw the window by nobody's leave but ours: they are few; a peer allows one frame more."""
-        if channel := self._channels.get(number):
-            payload = dump(body)
-            channel.sendable -= len(payload)
-            self._queue(number, channel, frames.pack(frames.DATA, number, payload, 0))
+        """Queue one object behind what was sent before, with or without credit.
+
+        Raises StateConflict when the peer has read nothing for so long that a window and a frame are
+        waiting: who sends many asks ``writable`` first. InvalidSpec: the object is too big.
+        """
+        channel = self._sendable(number)
+        if channel is None:
+            return
+        payload = dump(body)
+        if channel.queued + cost(len(payload)) > self._window + MAX_PAYLOAD:
+            raise StateConflict(f"channel {number}: the peer does not read", hint="wait for Writable")
+        channel.put(frames.MESSAGE, memoryview(payload))
+        self._list(number, channel)
 
     def send(self, number: int, sub: int, data: bytes | memoryview) -> int:
-        channel = self._channels.get(number)
-        if channel is None or channel.fin_out:
+        """Queue what the credit allows of *data* and return how much that was; after less than all, a
+        Writable follows. *sub*: 1 bytes, stdin and stdout, 2 stderr. ``bytes`` are not copied.
+        """
+        channel = self._sendable(number)
+        if channel is None:
             return len(data)
-        taken = min(len(data), channel.sendable)
-        if taken <= 0:
-            channel.starved = True
-            return 0
-        for at in range(0, taken, MAX_PAYLOAD):
-            piece = bytes(data[at : min(at + MAX_PAYLOAD, taken)])
-            self._queue(number, channel, frames.pack(frames.DATA, number, piece, sub))
-        channel.sendable -= taken
+        taken = min(len(data), channel.writable())
         if taken < len(data):
             channel.starved = True
+        if taken:
+            view = memoryview(data)[:taken]
+            channel.put(sub, view if isinstance(view.obj, bytes) else memoryview(bytes(view)))
+            self._list(number, channel)
         return taken
 
     def writable(self, number: int) -> int:
+        """How many bytes ``send`` would take now."""
         channel = self._channels.get(number)
-        return max(channel.sendable, 0) if channel else 0
-
-    def finish(self, number: int) -> None:
-        channel = self._channels.get(number)
-        if channel is not None and not channel.fin_out:
-            channel.fin_out = True
-            self._queue(number, channel, frames.pack(frames.FIN, number))
-
-    def reset(self, number: int, code: str, hint: str = "") -> None:
-        if self._channels.pop(number, None) is not None:
-            self._urgent.append(frames.pack(frames.RESET, number, dump({"code": code, "hint": hint})))
+        return channel.writable() if channel else 0
 
     def consumed(self, number: int, count: int) -> None:
+        """The owner is done with *count* bytes of Data and Message (their ``size``): the peer may send more."""
         channel = self._channels.get(number)
-        if channel is None:
-            return
-        channel.owed += count
-        if channel.owed * 4 >= self._window and not channel.fin_in:
-            self._urgent.append(frames.pack(frames.CREDIT, number, channel.owed.to_bytes(4, "big")))
-            channel.received += channel.owed
-            channel.owed = 0
+        if channel is not None and channel.consumed(count):
+            self._credits[number] = channel
 
-    def _queue(self, number: int, channel: _Channel, frame: bytes) -> None:
-        if not channel.queue:
-            self._ready.append(number)
-        channel.queue.append(frame)
+    def finish(self, number: int) -> None:
+        """Send no more, once what is queued has gone; the peer still may."""
+        channel = self._sendable(number, finishing=True)
+        if channel is not None:
+            channel.finishing = True
+            self._list(number, channel)
 
-    def outgoing(self) -> bytes:
-        """The next bytes to send, b"" when there are none: what is urgent, then a turn for each channel."""
-        out: list[bytes] = []
+    def reset(self, number: int, code: str, hint: str = "") -> None:
+        """Kill the channel both ways; what is queued or under way is dropped."""
+        channel = self._channels.get(number)
+        if channel is not None:
+            self._control.append(pack(frames.RESET, number, dump({"code": code, "hint": hint})))
+            self._remove(number)
+            self._expect_late(channel)
+
+    def outgoing(self, limit: int = BURST_BYTES) -> bytes:
+        """The next bytes to send, b"" when there are none: at most *limit* and one frame.
+
+        Pings and their echoes go first, then control, credit, and a turn for each channel: one that was
+        silent before those that keep sending.
+        """
+        if not self._synced and self._side is Side.GUEST:
+            return b""
+        out: list[bytes | memoryview] = []
         size = 0
-        while self._urgent and size < BURST_BYTES:
-            out.append(self._urgent.popleft())
-            size += len(out[-1])
-        while self._ready and size < BURST_BYTES:
-            number = self._ready.popleft()
+        for queue in (self._first, self._echoes, self._control):
+            while queue and size < limit:
+                out.append(queue.popleft())
+                size += len(out[-1])
+        while self._credits and size < limit:
+            number, channel = self._credits.popitem()
+            if owed := channel.give_back():
+                out.append(pack(frames.CREDIT, number, owed.to_bytes(4, "big")))
+                size += len(out[-1])
+        while size < limit and (grown := self._turn(out)):
+            size += grown
+        return b"".join(out)
+
+    def _turn(self, out: list[bytes | memoryview]) -> int:
+        """Append one channel's next frame to *out* and return its length; 0 when none can send."""
+        while self._new or self._round:
+            number = (self._new or self._round).popleft()
             channel = self._channels.get(number)
-            if channel is None or not channel.queue:
+            if channel is None:
                 continue
-            out.append(channel.queue.popleft())
-            size += len(out[-1])
-            if channel.queue:
-                self._ready.append(number)
-            elif channel.fin_out and channel.fin_in:
-                del self._channels[number]
-        return out[0] if len(out) == 1 else b"".join(out)
+            piece = channel.take(TURN_BYTES if self._new or self._round else MAX_PAYLOAD)
+            if piece is not None:
+                sub, payload = piece
+                out += HEADER.pack(len(payload), number, frames.DATA, sub, 0), payload
+                # Keeps a place even when it has no more: it is not new until a round went by without it.
+                self._round.append(number)
+                return HEADER.size + len(payload)
+            channel.listed = False
+            if channel.finishing and not channel.queue:
+                channel.fin_out = True
+                out.append(pack(frames.FIN, number))
+                if channel.fin_in:
+                    self._close(number, channel, self._after)
+                return HEADER.size
+        return 0
+
+    def _list(self, number: int, channel: Channel) -> None:
+        if not channel.listed:
+            channel.listed = True
+            self._new.append(number)
+
+    def _unanswered(self, number: int) -> Channel | None:
+        channel = self._channels.get(number)
+        if channel is not None and (channel.accepted or number & 1 == self._next & 1):
+            raise StateConflict(f"channel {number} is not waiting for an answer")
+        return channel
+
+    def _sendable(self, number: int, *, finishing: bool = False) -> Channel | None:
+        channel = self._channels.get(number)
+        if channel is None or (finishing and channel.finishing):
+            return None
+        if not channel.accepted and number & 1 != self._next & 1:
+            raise StateConflict(f"channel {number} was not accepted yet")
+        if channel.finishing:
+            raise StateConflict(f"channel {number} was finished")
+        return channel
+
+    def _add(self, number: int) -> Channel:
+        channel = self._channels[number] = Channel(self._window)
+        self._open[number & 1] += 1
+        return channel
+
+    def _remove(self, number: int) -> None:
+        del self._channels[number]
+        self._credits.pop(number, None)
+        self._open[number & 1] -= 1
+
+    def _expect_late(self, channel: Channel) -> None:
+        """The peer does not know yet that *channel* is gone: what it had leave to send may come."""
+        allowance = _LATE_FRAMES * MIN_COST + (0 if channel.fin_in else channel.room)
+        self._late = min(self._late + allowance, self._max_channels * self._window)
+
+    def _close(self, number: int, channel: Channel, events: list[Event]) -> None:
+        self._remove(number)
+        self._expect_late(channel)
+        events.append(Closed(number))
 
     # ---------------------------------------------------------------- receiving
 
     def receive(self, data: bytes) -> list[Event]:
-        """What *data* says. Raises ProtocolViolation for what no honest peer sends."""
-        events: list[Event] = []
-        for kind, number, sub, payload in self._decoder.feed(data):
-            if number:
-                self._on_channel(kind, number, sub, payload, events)
-            else:
-                self._on_connection(kind, payload, events)
+        """What *data* says. Raises ProtocolViolation for what no honest peer sends, and from then on always."""
+        if self._violation is not None:
+            raise ProtocolViolation(self._violation)
+        events, self._after = self._after, []
+        try:
+            for kind, number, sub, payload, text in self._decoder.feed(data):
+                if number == 0:
+                    self._on_connection(kind, payload, text, events)
+                elif kind == frames.OPEN:
+                    self._on_open(number, text, events)
+                elif (channel := self._channels.get(number)) is None:
+                    self._on_late(kind, number, len(payload) or len(text))
+                elif kind == frames.DATA:
+                    self._on_data(number, channel, sub, payload, text, events)
+                else:
+                    self._on_channel(kind, number, channel, payload, text, events)
+        except ProtocolViolation as violation:
+            self._violation = violation.message
+            raise
         return events
 
-    def _on_connection(self, kind: int, payload: bytes, events: list[Event]) -> None:
+    def _on_connection(self, kind: int, payload: bytes, text: str, events: list[Event]) -> None:
+        host = self._side is Side.HOST
         if kind == frames.SYNC:
-            if self._side is Side.GUEST:
-                self._forget()
-                self._urgent.clear()
-                self._urgent.append(frames.sync(payload))
-            elif payload != self._nonce:
-                raise ProtocolViolation("a SYNC with another nonce")
-            events.append(Synced(payload))
-        elif kind == frames.PING and len(payload) == 8:
-            if len(self._urgent) > 4 * self._max_channels:
+            self._on_sync(payload, events)
+        elif kind == frames.PING:
+            if len(self._echoes) >= 2 * MAX_PINGS:
                 raise ProtocolViolation("a flood of pings")
-            self._urgent.append(frames.pack(frames.PONG, 0, payload))
-        elif kind == frames.PONG and len(payload) == 8:
+            self._echoes.append(pack(frames.PONG, 0, payload))
+        elif kind == frames.PONG and self._pings:
+            self._pings -= 1
             events.append(Pong(payload))
-        elif kind == frames.HELLO:
-            events.append(Hello(load(payload)))
-        elif kind == frames.READY:
-            events.append(Ready(load(payload)))
+        elif kind == frames.HELLO and not host:
+            events.append(Hello(load(text)))
+        elif kind == frames.READY and host:
+            events.append(Ready(load(text)))
         else:
-            raise ProtocolViolation(f"a frame of kind {kind} on channel 0")
+            raise ProtocolViolation(f"a {frames.KINDS[kind]} out of place")
 
-    def _on_channel(self, kind: int, number: int, sub: int, payload: bytes, events: list[Event]) -> None:
-        if kind == frames.OPEN:
-            self._on_open(number, payload, events)
-            return
-        channel = self._channels.get(number)
-        if channel is None:
-            if number > max(self._highest_peer, self._next):
-                raise ProtocolViolation(f"channel {number} was never opened")
-            return  # it was reset while this was under way
-        if kind == frames.DATA:
-            self._on_data(number, channel, sub, payload, events)
-        elif kind == frames.CREDIT and len(payload) == 4:
-            channel.sendable += int.from_bytes(payload, "big")
-            if channel.sendable > self._window:
-                raise ProtocolViolation("credit over the window")
-            if channel.starved and channel.sendable > 0:
-                channel.starved = False
-                events.append(Writable(number))
-        elif kind == frames.FIN and not channel.fin_in:
-            channel.fin_in = True
-            events.append(Finished(number))
-            if channel.fin_out and not channel.queue:
-                del self._channels[number]
-                events.append(Closed(number))
-        elif kind == frames.ACCEPT and not channel.accepted:
-            channel.accepted = True
-            events.append(Accepted(number, load(payload)))
-        elif kind in (frames.DENY, frames.RESET):
-            del self._channels[number]
-            body = load(payload)
-            code, hint = str(body.get("code", "unknown")), str(body.get("hint", ""))
-            if kind == frames.DENY:
-                events.append(Denied(number, code, hint, body))
-            else:
-                events.append(Reset(number, code, hint))
-        else:
-            raise ProtocolViolation(f"a frame of kind {kind} on channel {number}")
+    def _on_sync(self, nonce: bytes, events: list[Event]) -> None:
+        if self._side is Side.GUEST:
+            self._forget()
+            events.clear()  # of the old connection; its channel ids now mean others
+            self._first.clear()
+            self._first.append(frames.sync(nonce))
+        self._synced = True
+        events.append(Synced(nonce))
 
-    def _on_open(self, number: int, payload: bytes, events: list[Event]) -> None:
-        parity = 0 if self._side is Side.HOST else 1
-        if number % 2 != parity or number <= self._highest_peer or number > MAX_ID:
-            raise ProtocolViolation(f"channel {number} cannot be opened")
-        if len(self._channels) >= self._max_channels:
+    def _on_open(self, number: int, text: str, events: list[Event]) -> None:
+        if number & 1 == self._next & 1 or number <= self._highest or number > _LAST_ID:
+            raise ProtocolViolation(f"channel {number} is not the peer's to open")
+        if self._open[number & 1] >= self._max_channels or len(self._control) >= 8 * self._max_channels:
             raise ProtocolViolation("too many channels")
-        self._highest_peer = number
-        params = load(payload)
+        params = load(text)
         kind = params.pop("kind", None)
         if not isinstance(kind, str):
             raise ProtocolViolation("a channel without a kind")
-        self._channels[number] = _Channel(self._window)
+        self._highest = number
+        self._add(number)
         events.append(Opened(number, kind, params))
 
-    def _on_data(self, number: int, channel: _Channel, sub: int, payload: bytes, events: list[Event]) -> None:
-        channel.received -= len(payload)
-        if channel.fin_in or sub > 2 or channel.received < (-MAX_PAYLOAD if sub == 0 else 0):
-            raise ProtocolViolation(f"channel {number}: more data than its window holds")
-        if sub:
-            events.append(Data(number, sub, payload))
+    def _on_data(self, number: int, channel: Channel, sub: int, payload: bytes, text: str, events: list[Event]) -> None:
+        self._check_accepted(number, channel)
+        if sub == frames.MESSAGE:
+            channel.arrived(len(text))
+            events.append(Message(number, load(text), len(text)))
         else:
-            events.append(Message(number, load(payload)))
-            self.consumed(number, len(payload))
+            channel.arrived(len(payload))
+            events.append(Data(number, sub, payload))
+
+    def _on_channel(
+        self, kind: int, number: int, channel: Channel, payload: bytes, text: str, events: list[Event]
+    ) -> None:
+        if kind == frames.CREDIT:
+            if channel.credited(int.from_bytes(payload, "big")):
+                events.append(Writable(number))
+            if channel.has_work():
+                self._list(number, channel)
+        elif kind == frames.FIN and not channel.fin_in:
+            self._check_accepted(number, channel)
+            channel.fin_in = True
+            events.append(Finished(number))
+            if channel.fin_out:
+                self._close(number, channel, events)
+        elif kind == frames.RESET:
+            body = load(text)
+            self._remove(number)
+            events.append(Reset(number, *_reason(body)))
+        elif kind in (frames.ACCEPT, frames.DENY) and number & 1 == self._next & 1 and not channel.accepted:
+            body = load(text)
+            if kind == frames.ACCEPT:
+                channel.accepted = True
+                events.append(Accepted(number, body))
+            else:
+                self._remove(number)
+                events.append(Denied(number, *_reason(body), body))
+        else:
+            raise ProtocolViolation(f"a {frames.KINDS[kind]} out of place on channel {number}")
+
+    def _on_late(self, kind: int, number: int, length: int) -> None:
+        """A frame for a channel that is gone: under way when it died, if it ever lived."""
+        ours = number & 1 == self._next & 1
+        if number >= self._next if ours else number > self._highest:
+            raise ProtocolViolation(f"channel {number} was never opened")
+        self._late -= cost(length) if kind == frames.DATA else MIN_COST
+        if self._late < 0:
+            raise ProtocolViolation(f"channel {number} is gone, and more than a window came for it")
+
+    def _check_accepted(self, number: int, channel: Channel) -> None:
+        if not channel.accepted and number & 1 == self._next & 1:
+            raise ProtocolViolation(f"channel {number} speaks before it was accepted")
 
 
-def dump(body: dict[str, Any]) -> bytes:
-    payload = json.dumps(body, separators=(",", ":")).encode()
-    if len(payload) > MAX_PAYLOAD:
-        raise ValueError(f"a message of {len(payload)} bytes; at most {MAX_PAYLOAD}")
-    return payload
-
-
-def load(payload: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolViolation("a body that is not JSON") from error
-    if not isinstance(body, dict):
-        raise ProtocolViolation("a body that is not an object")
-    return body
+def _reason(body: dict[str, Any]) -> tuple[str, str]:
+    return str(body.get("code", "unknown")), str(body.get("hint", ""))

@@ -8,6 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Synced:
+    """A connection begins. To an agent: every channel of an older one is dead."""
+
     nonce: bytes
 
 
@@ -28,6 +30,8 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
+    """The peer wants a channel; answer with accept or deny. Nobody checked *kind* or *params*."""
+
     channel: int
     kind: str
     params: dict[str, Any]
@@ -41,6 +45,8 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
+    """The channel never was. *body* is all the peer said, with code and hint."""
+
     channel: int
     code: str
     hint: str
@@ -49,29 +55,44 @@ class Denied:
 
 @dataclass(frozen=True, slots=True)
 class Data:
+    """Bytes; give ``size`` back with ``consumed`` once they are dealt with."""
+
     channel: int
     sub: int
     data: bytes
 
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """An object; give ``size`` back with ``consumed`` once it is dealt with."""
+
     channel: int
     body: dict[str, Any]
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Writable:
+    """There is credit again after a ``send`` that did not take all."""
+
     channel: int
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
+    """The peer sends no more on this channel; this side still may."""
+
     channel: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
+    """The peer killed the channel; nothing more comes or goes."""
+
     channel: int
     code: str
     hint: str
@@ -79,6 +100,8 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
+    """Both sides have finished and all of ours is on its way."""
+
     channel: int
 
 
