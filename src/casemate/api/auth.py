@@ -67,9 +67,7 @@ class Authenticated:
             return await self._app(scope, receive, send)
         peer: Peer | None = scope.get("state", {}).get("peer")
         if peer is not None and peer.uid not in self._allowed:
-            refusal = Forbidden(
-                f"uid {peer.uid} may not use this daemon", hint="run as the user whose daemon this is"
-            )
+            refusal = Forbidden(f"uid {peer.uid} may not use this daemon", hint="run as the user whose daemon this is")
             return await answer(refusal)(scope, receive, send)
         key_id = f"uid:{peer.uid}" if peer is not None else "socket"
         scope["principal"] = Principal(LOCAL_TENANT, key_id, frozenset({"*"}))
@@ -86,8 +84,6 @@ def find_peer(connection: Any) -> Peer | None:
     """Whose process is at the other end; None where it is not a unix socket."""
     if connection is None or connection.family != socket.AF_UNIX:
         return None
-    with socket.socket(
-        fileno=os.dup(connection.fileno())
-    ) as ours:  # an event loop's own object lacks the call
+    with socket.socket(fileno=os.dup(connection.fileno())) as ours:  # an event loop's own object lacks the call
         pid, uid, gid = _UCRED.unpack(ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return Peer(pid, uid, gid)

@@ -78,9 +78,7 @@ async def _gone(request: Request, raised: Exception) -> Response:
 async def _unforeseen(request: Request, raised: Exception) -> Response:
     """A bug of ours, or several errors at once; the server logs it with its traceback."""
     found = the_error(raised)
-    return answer(
-        found or errors.CasemateError("an error that was not foreseen", hint="see the daemon's log")
-    )
+    return answer(found or errors.CasemateError("an error that was not foreseen", hint="see the daemon's log"))
 
 
 HANDLERS: dict[type[Exception], ExceptionHandler] = {

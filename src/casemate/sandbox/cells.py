@@ -124,9 +124,7 @@ def _end(body: Mapping[str, Any]) -> CellEnd:
         case "ok":
             return CellOk()
         case "error":
-            return CellError(
-                parse.text(body, "name"), parse.text(body, "value"), parse.text(body, "traceback")
-            )
+            return CellError(parse.text(body, "name"), parse.text(body, "value"), parse.text(body, "traceback"))
         case "timed-out":
             return CellTimedOut(parse.number(body, "after_s"))
         case "died":

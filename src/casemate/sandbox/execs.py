@@ -49,9 +49,7 @@ class ExecSpec:
         if self.timeout_s is not None and not 0 < self.timeout_s <= 30 * 86_400:
             raise InvalidSpec(f"timeout_s is {self.timeout_s:g}; it must be over 0 and at most 30 days")
         if len(json.dumps(self.params("")).encode()) > MAX_PARAMS_BYTES:
-            raise InvalidSpec(
-                f"argv and env take more than {MAX_PARAMS_BYTES} bytes", hint="write a file or use stdin"
-            )
+            raise InvalidSpec(f"argv and env take more than {MAX_PARAMS_BYTES} bytes", hint="write a file or use stdin")
 
     def params(self, exec_id: str) -> dict[str, Any]:
         return {
@@ -134,9 +132,7 @@ class Exec:
         self.pid = parse.whole(body, "pid")
         self.asked = asked
         self.offsets: dict[Stream, int] = {
-            stream: parse.whole(body, f"{stream}_offset", low=offset)
-            if f"{stream}_offset" in body
-            else offset
+            stream: parse.whole(body, f"{stream}_offset", low=offset) if f"{stream}_offset" in body else offset
             for stream, offset in asked.items()
         }
         self.ended = False
@@ -177,10 +173,13 @@ class Exec:
 
     @contextmanager
     def _input(self) -> Iterator[None]:
+        over = StateConflict(f"exec {self.exec_id} has ended; it takes no more input")
+        if self.ended:
+            raise over
         try:
             yield
         except StateConflict as error:
-            raise StateConflict(f"exec {self.exec_id} has ended; it takes no more input") from error
+            raise over from error
 
     async def detach(self) -> None:
         """Let it run on with nobody attached, whatever its ``on_disconnect`` says."""
@@ -201,9 +200,7 @@ async def start(link: Link, spec: ExecSpec) -> AsyncIterator[Exec]:
 
 
 @asynccontextmanager
-async def attach(
-    link: Link, exec_id: str, stdout_offset: int = 0, stderr_offset: int = 0
-) -> AsyncIterator[Exec]:
+async def attach(link: Link, exec_id: str, stdout_offset: int = 0, stderr_offset: int = 0) -> AsyncIterator[Exec]:
     """Follow an exec from these offsets, or from later ones where its rings have lost the beginning.
 
     Raises NotFound, RequestError for an offset past the end.

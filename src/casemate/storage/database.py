@@ -32,26 +32,18 @@ class Database:
         self._engine = engine
         self._turn = anyio.CapacityLimiter(1)  # SQLite has one writer; queue here, not in its busy handler
 
-    async def write(
-        self, act: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def write(self, act: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do *act* whole or not at all. Cancelled: it is still done whole, the caller learns of it late.
 
         Raises what *act* raises; HostError when the disk or the database refuses.
         """
-        return await anyio.to_thread.run_sync(
-            partial(self.write_now, act, *args, **kwargs), limiter=self._turn
-        )
+        return await anyio.to_thread.run_sync(partial(self.write_now, act, *args, **kwargs), limiter=self._turn)
 
-    async def read(
-        self, act: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def read(self, act: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The answer of *act*, all of it as of one moment. Raises as write does."""
         return await self.write(act, *args, **kwargs)
 
-    def write_now(
-        self, act: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    def write_now(self, act: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The same in this thread, for where there is no event loop yet."""
         try:
             with self._engine.begin() as connection:
@@ -71,9 +63,7 @@ def open(path: Path) -> Database:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        raise HostError(
-            f"{path} cannot be opened: {error.strerror}", hint="see that its folder is writable"
-        ) from error
+        raise HostError(f"{path} cannot be opened: {error.strerror}", hint="see that its folder is writable") from error
     engine = sa.create_engine(f"sqlite:///{path}")
     sa.event.listen(engine, "connect", _on_connect)
     sa.event.listen(engine, "begin", _on_begin)
@@ -97,9 +87,7 @@ def _on_connect(dbapi: Any, record: object) -> None:
     cursor = dbapi.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute(
-        "PRAGMA synchronous = NORMAL"
-    )  # a power cut may lose the last rows, never the file; it is an index
+    cursor.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last rows, never the file; it is an index
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
 

@@ -138,9 +138,7 @@ def version(connection: sa.Connection, tenant: str, name: str, number: int | Non
     return found[0]
 
 
-def versions(
-    connection: sa.Connection, tenant: str, where: sa.ColumnElement[bool] | None = None
-) -> list[VersionRow]:
+def versions(connection: sa.Connection, tenant: str, where: sa.ColumnElement[bool] | None = None) -> list[VersionRow]:
     """A tenant's versions by name, newest first."""
     query = (
         sa.select(image_versions, images.c.name)

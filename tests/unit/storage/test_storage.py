@@ -49,9 +49,7 @@ def test_an_up_to_date_database_opens_without_alembic(tmp_path, database):
         "import sys; from pathlib import Path; from casemate import storage;"
         f" storage.open(Path({str(database.path)!r})).close(); print('alembic' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "False"
 
 

@@ -113,14 +113,10 @@ class Execs:
         """Write down all an exec says until its end. A client that does not read holds the exec up."""
         async with using(handle) as link, opened(link) as running:
             with self._known(handle, running):
-                await out.say(
-                    {"event": "started", "exec_id": running.exec_id, "pid": running.pid} | _at(running)
-                )
+                await out.say({"event": "started", "exec_id": running.exec_id, "pid": running.pid} | _at(running))
                 for stream, asked in running.asked.items():
                     if running.offsets[stream] > asked:
-                        await out.say(
-                            {"event": "gap", "stream": stream, "from": asked, "to": running.offsets[stream]}
-                        )
+                        await out.say({"event": "gap", "stream": stream, "from": asked, "to": running.offsets[stream]})
                 while isinstance(item := await running.read(), execs.Output):
                     await out.say_output(item)
                 await out.say({"event": "end"} | item.to_json())
@@ -149,9 +145,7 @@ class Execs:
 
 
 @asynccontextmanager
-async def _watch(
-    link: Link, exec_id: str, stdout_offset: int, stderr_offset: int
-) -> AsyncIterator[execs.Exec]:
+async def _watch(link: Link, exec_id: str, stdout_offset: int, stderr_offset: int) -> AsyncIterator[execs.Exec]:
     """Attached as one who only looks: leaving changes nothing for the exec."""
     async with execs.attach(link, exec_id, stdout_offset, stderr_offset) as running:
         try:

@@ -45,9 +45,7 @@ async def read_body(request: Request, model: type[B]) -> B:
     async for piece in request.stream():
         body += piece
         if len(body) > MAX_JSON_BYTES:
-            raise TooLarge(
-                f"the body is over {MAX_JSON_BYTES} bytes", hint="large input goes through files or stdin"
-            )
+            raise TooLarge(f"the body is over {MAX_JSON_BYTES} bytes", hint="large input goes through files or stdin")
     try:
         return model.model_validate_json(bytes(body) or b"{}")
     except pydantic.ValidationError as error:
@@ -99,9 +97,7 @@ def _why(handle: Handle, error: GuestError | VmmError) -> GuestError | VmmError 
         case None | Reason.PROTOCOL_VIOLATION | Reason.GUEST_SILENT:
             return error
         case Reason.VMM_DIED:
-            return VmmError(
-                f"sandbox {handle.info.id}: {reason.message if reason else ''}", evidence=evidence
-            )
+            return VmmError(f"sandbox {handle.info.id}: {reason.message if reason else ''}", evidence=evidence)
         case _:
             return StateConflict(
                 f"sandbox {handle.info.id} ended: {reason.message if reason else ''}", evidence=evidence

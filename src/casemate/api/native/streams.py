@@ -68,9 +68,7 @@ class Lines(Out):
 
     async def say_output(self, output: Output) -> None:
         text = binascii.b2a_base64(output.data, newline=False)
-        await self.put(
-            b'{"event":"%b","offset":%d,"data":"%b"}\n' % (output.stream.encode(), output.offset, text)
-        )
+        await self.put(b'{"event":"%b","offset":%d,"data":"%b"}\n' % (output.stream.encode(), output.offset, text))
 
 
 OutT = TypeVar("OutT", bound=Out)

@@ -11,9 +11,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-SANDBOX_STATES = (
-    "'ready', 'pending', 'running', 'suspending', 'suspended', 'resuming', 'terminating', 'terminated'"
-)
+SANDBOX_STATES = "'ready', 'pending', 'running', 'suspending', 'suspended', 'resuming', 'terminating', 'terminated'"
 
 
 def _every_row() -> list[sa.Column[object]]:
@@ -81,9 +79,7 @@ def _images() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_image_versions")),
         sa.ForeignKeyConstraint(["image_id"], ["images.id"], name=op.f("fk_image_versions_image_id")),
         sa.UniqueConstraint("image_id", "number", name=op.f("uq_image_versions_image_id_number")),
-        sa.CheckConstraint(
-            "state IN ('pending', 'building', 'ready', 'failed')", name=op.f("ck_image_versions_state")
-        ),
+        sa.CheckConstraint("state IN ('pending', 'building', 'ready', 'failed')", name=op.f("ck_image_versions_state")),
     )
     op.create_index(
         "uq_image_versions_one_active",

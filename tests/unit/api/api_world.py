@@ -1,0 +1,181 @@
+"""The real app on a real unix socket, over a service whose guests live in this process."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+import uvicorn
+from api_guest import Guest
+
+from casemate import errors
+from casemate.api.auth import PeerProtocol
+from casemate.api.native import app
+from casemate.sandbox import Handle, Link, SandboxInfo, SandboxSpec, State, StateReason, new_id
+
+DEADLINE_S = 60
+
+
+@dataclass
+class FakeSandboxes:
+    """The service's methods over guests of this process. ``hold`` keeps creates pending."""
+
+    tasks: anyio.abc.TaskGroup
+    handles: dict[str, Handle] = field(default_factory=dict)
+    guests: dict[str, Guest] = field(default_factory=dict)
+    hold: anyio.Event | None = None
+    cancelled: int = 0
+    fail_with: errors.CasemateError | None = None
+
+    async def create(self, tenant: str, spec: SandboxSpec) -> Handle:
+        if self.fail_with:
+            raise self.fail_with
+        if self.hold:
+            try:
+                await self.hold.wait()
+            except BaseException:
+                self.cancelled += 1
+                raise
+        now = time.time()
+        info = SandboxInfo(
+            id=new_id(), tenant=tenant, name=spec.name, image="python@1", snapshot="s", state=State.RUNNING,
+            isolation="emulated", accelerator="tcg", vcpus=1, memory_mib=512, disk_mib=1024,
+            labels=dict(spec.labels), created_at=now, updated_at=now, idle_timeout_s=spec.idle_timeout_s,
+            on_idle=spec.on_idle, max_duration_s=None, network="none", attached=spec.attached,
+        )  # fmt: skip
+        handle = Handle(info, spec)
+        await self.tasks.start(self._supervise, handle)
+        return handle
+
+    async def _supervise(self, handle: Handle, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        guest, link = Guest(), Link(handle.info.id, silence_s=30)
+        self.guests[handle.info.id], self.handles[handle.info.id] = guest, handle
+        handle._link = link
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(guest.run)
+            tasks.start_soon(link.run, guest.host_end)
+            task_status.started()
+            await handle._stop.wait()
+            handle.info = replace(handle.info, state=State.TERMINATING, state_reason=handle._why)
+            tasks.cancel_scope.cancel()
+        handle.info = replace(handle.info, state=State.TERMINATED)
+        handle.ended.set()
+
+    def get(self, tenant: str, ref: str) -> Handle:
+        for handle in self.handles.values():
+            if handle.info.tenant == tenant and ref in (handle.info.id, handle.info.name):
+                return handle
+        raise errors.NotFound(f"no live sandbox {ref!r}")
+
+    async def info(self, tenant: str, ref: str) -> SandboxInfo:
+        return self.get(tenant, ref).info
+
+    async def list(self, tenant: str, *, include_terminated: bool = False) -> list[SandboxInfo]:
+        return [h.info for h in self.handles.values() if include_terminated or h.info.state is not State.TERMINATED]
+
+    async def kill(self, tenant: str, ref: str) -> SandboxInfo:
+        return await self.get(tenant, ref).kill()
+
+
+class FakeImages:
+    async def list(self, tenant: str) -> list[dict[str, Any]]:
+        return [{"name": "python", "version": 1}]
+
+    async def get(self, tenant: str, ref: str) -> dict[str, Any]:
+        if ref != "python@1":
+            raise errors.NotFound(f"there is no image {ref!r}")
+        return {"name": "python", "version": 1, "artifacts": {}}
+
+    async def build(
+        self, tenant: str, name: str, force: bool, progress: Callable[[str, str, float | None], None]
+    ) -> dict[str, Any]:
+        for step in range(1000):
+            progress("root", f"step {step}", step / 1000)
+        if name != "python":
+            await anyio.sleep(0.2)  # what was said so far goes out first
+            raise errors.ToolFailed("mmdebstrap failed", hint="see its last lines")
+        return {"name": name, "version": 2, "forced": force}
+
+
+@dataclass
+class World:
+    client: httpx.AsyncClient
+    sandboxes: FakeSandboxes
+    path: str
+
+    async def create(self, **body: Any) -> str:
+        answer = await self.client.post("/v1/sandboxes", json=body)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    def guest(self, sandbox: str) -> Guest:
+        return self.sandboxes.guests[sandbox]
+
+    async def run(self, sandbox: str, *argv: str, **more: Any) -> list[dict[str, Any]]:
+        """All lines of an exec."""
+        answer = await self.client.post(f"/v1/sandboxes/{sandbox}/execs", json={"argv": argv, **more})
+        assert answer.status_code == 200, answer.text
+        return [json.loads(line) for line in answer.text.splitlines()]
+
+    async def start(self, sandbox: str, *argv: str, **more: Any) -> str:
+        """The id of an exec that nobody follows."""
+        body = {"argv": argv, "stream": False, **more}
+        answer = await self.client.post(f"/v1/sandboxes/{sandbox}/execs", json=body)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["exec_id"])
+
+
+async def until(condition: Callable[[], object], within_s: float = 10) -> None:
+    with anyio.fail_after(within_s):
+        while not condition():
+            await anyio.sleep(0.005)
+
+
+@asynccontextmanager
+async def open_world(folder: Path):
+    path = folder / "s"
+    async with anyio.create_task_group() as tasks:
+        sandboxes = FakeSandboxes(tasks)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(100)
+            config = uvicorn.Config(
+                app(sandboxes, FakeImages(), lambda: {"status": "ok"}),
+                http=PeerProtocol,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=1,
+            )
+            server = uvicorn.Server(config)
+            served = anyio.Event()
+
+            async def serve() -> None:
+                with anyio.CancelScope(shield=True):
+                    await server.serve([listener])
+                served.set()
+
+            tasks.start_soon(serve)
+            transport = httpx.AsyncHTTPTransport(uds=str(path))
+            try:
+                async with httpx.AsyncClient(transport=transport, base_url="http://c", timeout=20) as client:
+                    yield World(client, sandboxes, str(path))
+            finally:
+                server.should_exit = True
+                with anyio.CancelScope(shield=True), anyio.move_on_after(10):
+                    for handle in sandboxes.handles.values():
+                        await handle.kill()
+                    await served.wait()  # it cannot be cancelled cleanly, only asked
+
+
+def reason(handle: Handle) -> StateReason | None:
+    return handle.info.state_reason

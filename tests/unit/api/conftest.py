@@ -1,0 +1,27 @@
+"""One fixture: a served world."""
+
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+from api_world import DEADLINE_S, World, open_world
+
+
+@pytest.fixture
+def serve(no_trace):
+    """Run one scenario with a world of its own, within a deadline."""
+    folder = Path(tempfile.mkdtemp(prefix="cm-"))  # short: a socket's path has 108 bytes
+
+    def run(scenario: Callable[[World], Awaitable[None]]) -> None:
+        async def main() -> None:
+            with anyio.fail_after(DEADLINE_S):
+                async with open_world(folder) as world:
+                    await scenario(world)
+
+        anyio.run(main, backend_options={"use_uvloop": True})
+
+    yield run
+    shutil.rmtree(folder)
