@@ -186,7 +186,10 @@ def _install(packages: Sequence[str], *options: str) -> Step:
 def paste(step: Step) -> str:
     """The step as a line for a root shell."""
     line = shlex.join(step.argv)
-    return f"printf %s {shlex.quote(step.stdin)} | {line}" if step.stdin else line
+    if not step.stdin:
+        return line
+    text = step.stdin.replace("\\", r"\\").replace("%", "%%").replace("\n", r"\n")
+    return f"printf {shlex.quote(text)} | {line}"
 
 
 def check_privilege() -> None:

@@ -13,7 +13,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from casemate.sdk.target import Connectable, Target
 
 START_TIMEOUT_S = 30.0
 WINNER_S = 1.0  # how long the holder of the lock may take to listen, before it is taken for one that is ending
-IDLE_EXIT_S = 600
+COMMAND = (sys.executable, "-m", "casemate.daemon", "--idle-exit-s", "600")
 MAX_LOG_BYTES = 2**20
 MAX_LINE_BYTES = 2**20
 
@@ -42,8 +42,8 @@ def ensure_daemon(target: Target) -> None:
     start_daemon(target.home)
 
 
-def start_daemon(home: Path, *, timeout_s: float = START_TIMEOUT_S) -> None:
-    """Return when a daemon answers on *home*'s socket, started by us or by somebody else.
+def start_daemon(home: Path, *, timeout_s: float = START_TIMEOUT_S, command: Sequence[str] = COMMAND) -> None:
+    """Return when a daemon answers on *home*'s socket, started by us (*command*) or by somebody else.
 
     Raises what kept the daemon from starting (HostError, InvalidSpec), DaemonUnavailable after *timeout_s*.
     """
@@ -53,7 +53,7 @@ def start_daemon(home: Path, *, timeout_s: float = START_TIMEOUT_S) -> None:
         if answers(path):
             return
         try:
-            _start_once(home, deadline)
+            _start_once(home, command, deadline)
         except DaemonRunning:
             _wait_answers(path, min(deadline, time.monotonic() + WINNER_S))
         if time.monotonic() >= deadline:
@@ -88,15 +88,15 @@ def _connectable(path: Path) -> Iterator[str]:
         connectable.close()
 
 
-def _start_once(home: Path, deadline: float) -> None:
+def _start_once(home: Path, command: Sequence[str], deadline: float) -> None:
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
         try:
             with _open_log(home) as log:
-                _spawn(log.fileno(), write_end)
+                _spawn(command, log.fileno(), write_end)
         finally:
             os.close(write_end)  # so that its death is an end of file here
-        line = _read_line(read_end, deadline)
+        line = _read_line(read_end, home / "run/daemon.log", deadline)
     finally:
         os.close(read_end)
     if line is None:
@@ -105,12 +105,11 @@ def _start_once(home: Path, deadline: float) -> None:
         raise from_json(line.get("error") or {"message": "the daemon did not start"})
 
 
-def _spawn(log: int, ready: int) -> None:
+def _spawn(command: Sequence[str], log: int, ready: int) -> None:
     import subprocess  # late: once per login, not once per use
 
     # setsid forks: the daemon is nobody's child but init's, and ours to neither reap nor take down
-    argv = ["setsid", "--fork", sys.executable, "-m", "casemate.daemon"]
-    argv += ["--idle-exit-s", str(IDLE_EXIT_S), "--ready-fd", str(ready)]
+    argv = ["setsid", "--fork", *command, "--ready-fd", str(ready)]
     try:
         subprocess.run(
             argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(ready,), cwd="/", check=True, timeout=10
@@ -139,7 +138,7 @@ def _open_log(home: Path) -> Iterator[Any]:
         yield log
 
 
-def _read_line(descriptor: int, deadline: float) -> dict[str, Any] | None:
+def _read_line(descriptor: int, log: Path, deadline: float) -> dict[str, Any] | None:
     """The daemon's one line, None when the deadline passed. Raises DaemonUnavailable when it died first."""
     held = b""
     poller = select.poll()
@@ -152,7 +151,11 @@ def _read_line(descriptor: int, deadline: float) -> dict[str, Any] | None:
             continue
         piece = os.read(descriptor, 65536)
         if not piece or len(held) > MAX_LINE_BYTES:
-            raise DaemonUnavailable("the daemon ended before it was ready", hint="run casemate serve to see why")
+            raise DaemonUnavailable(
+                "the daemon ended before it was ready",
+                hint=f"casemate serve shows why, and {log}",
+                evidence={"log": _tail(log)},
+            )
         held += piece
     line: dict[str, Any] = json.loads(held.split(b"\n", 1)[0])
     return line
