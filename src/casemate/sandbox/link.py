@@ -32,6 +32,8 @@ _DENIALS: dict[str, type[errors.CasemateError]] = {
     "file-refused": errors.FileRefused,
     "not-found": errors.NotFound,
     "not-served": errors.NotSupported,
+    "not-supported": errors.NotSupported,
+    "invalid-spec": errors.InvalidSpec,
     "state-conflict": errors.StateConflict,
 }
 
@@ -125,7 +127,7 @@ class Channel:
             case wire.Writable():
                 self._writable.set()
             case wire.Reset():
-                self.on_failure(errors.GuestError(f"the agent gave up: {event.code}", hint=event.hint))
+                self.on_failure(_giving_up(event))
             case wire.Closed():
                 self._closed = True
                 self._writable.set()  # who still wants to send learns that nobody listens
@@ -324,6 +326,14 @@ def _denial(event: wire.Denied) -> errors.CasemateError:
     message = str(event.body.get("message") or f"the guest refused: {event.code}")
     evidence = {k: v for k, v in event.body.items() if k in ("errno", "code", "path") and isinstance(v, str)}
     return kind(message[:2000], hint=event.hint[:2000], evidence=evidence)
+
+
+def _giving_up(event: wire.Reset) -> errors.CasemateError:
+    """A refusal that came after the agent had accepted, such as a full disk; its hint is the message."""
+    kind = _DENIALS.get(event.code)
+    if kind is not None:
+        return kind(event.hint[:2000] or f"the guest refused: {event.code[:80]}")
+    return errors.GuestError(f"the agent gave up: {event.code[:80]}", hint=event.hint[:2000])
 
 
 def _first(group: BaseExceptionGroup[E]) -> E:
