@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -60,6 +59,8 @@ def load(env: Mapping[str, str] = os.environ, **flags: Any) -> Settings:
     path = Path(home) / "config.toml"
     stored: dict[str, Any] = {}
     if path.is_file():
+        import tomllib  # late: 20 ms that a client without the file saves
+
         try:
             stored = tomllib.loads(path.read_text())
         except tomllib.TOMLDecodeError as error:
