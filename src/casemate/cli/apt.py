@@ -21,7 +21,6 @@ from pathlib import Path
 from casemate.errors import HostError, HostFull, ToolFailed
 
 APT_FOLDER = Path("/etc/apt")
-LISTS = Path("/var/lib/apt/lists")
 OS_RELEASE = Path("/etc/os-release")
 QEMU_PACKAGE = "qemu-system-x86"
 QEMU_AT_LEAST = (8, 2)
@@ -120,11 +119,6 @@ def candidate_version(package: str) -> tuple[int, ...] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def has_lists() -> bool:
-    """Whether apt has ever asked its archives what there is; in a fresh container it has not."""
-    return any(LISTS.glob("*Packages*"))
-
-
 # ------------------------------------------------------------------------------------------------- the plan
 
 
@@ -133,7 +127,7 @@ def plan(packages: Sequence[str]) -> list[Step]:
 
     Raises HostError where apt is not the package manager, or its QEMU is too old.
     """
-    if not packages and (has_lists() or not shutil.which("apt-get")):
+    if not packages:
         return []
     if not shutil.which("apt-get"):
         raise HostError(
