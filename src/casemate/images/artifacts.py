@@ -79,9 +79,7 @@ class Workshop:
 
         Raises NotFound (no such built-in image), HostError, HostFull, ToolMissing, ToolFailed.
         """
-        recipe = rootfs.RECIPES.get(image)
-        if recipe is None:
-            raise NotFound(f"no built-in image {image!r}", hint=f"there are: {', '.join(rootfs.RECIPES)}")
+        recipe = _recipe(image)
         boot = self._kernel(force, progress)
         agent = self._agent(force, progress)
         root = self._root(recipe, force, progress, bootstrap or bootstrap_directly)
@@ -92,6 +90,18 @@ class Workshop:
             agent=self.store.path(agent["agent"]),
             kernel_release=boot["release"],
         )
+
+    def root(
+        self,
+        image: str,
+        *,
+        force: bool = False,
+        progress: Progress = no_progress,
+        bootstrap: Bootstrap | None = None,
+    ) -> Path:
+        """Only the root disk of a built-in image. Raises as prepare."""
+        made = self._root(_recipe(image), force, progress, bootstrap or bootstrap_directly)
+        return self.store.path(made["root"])
 
     def agent(self, progress: Progress = no_progress) -> Path:
         """Only the agent disk, made anew when a file of ours on it has changed. Raises as prepare."""
@@ -181,6 +191,12 @@ class Workshop:
         temp.write_text(json.dumps(entry, indent=1))
         temp.rename(self._index / f"{part}.json")
         return entry
+
+
+def _recipe(image: str) -> rootfs.Recipe:
+    if image not in rootfs.RECIPES:
+        raise NotFound(f"no built-in image {image[:80]!r}", hint=f"there are: {', '.join(rootfs.RECIPES)}")
+    return rootfs.RECIPES[image]
 
 
 def bootstrap_directly(recipe: rootfs.Recipe, out: Path, progress: Progress) -> None:

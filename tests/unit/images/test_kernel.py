@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import shutil
 import struct
@@ -69,10 +70,8 @@ def test_an_unknown_compression_is_named(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=2048))
 def test_any_bytes_are_a_payload_or_refused(image: bytes) -> None:
-    try:
+    with contextlib.suppress(ImageBroken):
         assert len(kernel.payload_of(image)) <= len(image)
-    except ImageBroken:
-        pass
 
 
 @given(st.integers(0, 255), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 0xFFFF))

@@ -50,9 +50,7 @@ def test_the_plan_has_no_journal_and_zeroes_nothing() -> None:
 
 
 @pytest.mark.parametrize("reflink", [True, False])
-def test_a_copy_has_the_data_and_the_holes(
-    reflink: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_has_the_data_and_the_holes(reflink: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not reflink:
         monkeypatch.setattr(scratch, "FICLONE", 0)  # an ioctl no file system knows
     source = sparse(tmp_path / "source")

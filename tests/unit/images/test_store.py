@@ -74,9 +74,12 @@ def test_what_is_not_there_is_not_found(store: Store, source: Path, digest: str)
 
 
 def test_a_block_that_fails_leaves_nothing(store: Store) -> None:
-    with pytest.raises(RuntimeError), store.new() as pending:
-        pending.path.write_bytes(CONTENT)
+    def fail(path: Path) -> None:
+        path.write_bytes(CONTENT)
         raise RuntimeError
+
+    with pytest.raises(RuntimeError), store.new() as pending:
+        fail(pending.path)
     assert store.digests() == []
     assert leftovers(store) == []
 
