@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 
 from casemate import config
@@ -20,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--fresh", action="store_true", help="measure KVM again instead of using what is known")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader who has seen enough is no error
     try:
         report = examine(config.load(), fresh=options.fresh)
     except CasemateError as error:
