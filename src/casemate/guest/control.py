@@ -1,0 +1,78 @@
+"""Channels of kind control: prepare, sync, quiesce, thaw, stats."""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+from typing import Any
+
+from casemate.errors import GuestError, InvalidSpec
+from casemate.guest.conversation import Conversation, text
+from casemate.guest.reactor import Reactor
+
+PREPARE_LIMIT_S = 170.0
+FREEZE_LIMIT_S = 5.0
+_LOOK_AGAIN_S = 0.005
+
+
+class ControlChannel(Conversation):
+    """One act on the guest as a whole; accepted when it is done."""
+
+    _answered = False
+
+    def begin(self, params: dict[str, Any]) -> None:
+        op = text(params, "op")
+        if op == "prepare":
+            self._reactor.call_later(PREPARE_LIMIT_S, lambda: self._fail("what has to wait warm is not ready in time"))
+            self.server.prepare(bool(params.get("zygote")), self._done, self._fail)
+        elif op == "sync":
+            os.sync()
+            self._done({})
+        elif op == "quiesce":
+            self.server.groups.freeze(True)
+            self._await_frozen(monotonic() + FREEZE_LIMIT_S)
+        elif op == "thaw":
+            self.server.groups.freeze(False)
+            self._done({})
+        elif op == "stats":
+            self._done(self._stats())
+        else:
+            raise InvalidSpec(f"control has no op {op!r}")
+
+    @property
+    def _reactor(self) -> Reactor:
+        return self.server.reactor
+
+    def on_closed(self, lost: bool) -> None:
+        self._answered = True
+
+    def _await_frozen(self, until: float) -> None:
+        if self.server.groups.is_frozen():
+            self._done({})
+        elif monotonic() > until:
+            self._fail("user processes could not be frozen in time")
+        else:
+            self._reactor.call_later(_LOOK_AGAIN_S, lambda: self._await_frozen(until))
+
+    def _stats(self) -> dict[str, Any]:
+        execs = self.server.execs.all()
+        with open("/proc/meminfo") as file:
+            memory = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in file)}
+        return {
+            "user": self.server.groups.stats(),
+            "memory_total_bytes": memory["MemTotal"],
+            "memory_available_bytes": memory["MemAvailable"],
+            "execs_running": sum(program.end is None for program in execs),
+            "execs": len(execs),
+        }
+
+    def _done(self, body: dict[str, Any]) -> None:
+        if not self._answered:
+            self._answered = True
+            self.accept(body)
+            self.finish()
+
+    def _fail(self, reason: str) -> None:
+        if not self._answered:
+            self._answered = True
+            self.deny(GuestError(reason))

@@ -1,0 +1,86 @@
+"""The agent's composition: what PID 1 does from its first instruction on, in order."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from typing import NoReturn
+
+PORT_LIMIT_S = 10.0
+OPEN_FILES = 65_536
+
+
+def main() -> NoReturn:
+    """Be PID 1. When this ends the kernel panics, and with it the machine: nothing runs unattended."""
+    try:
+        _protect()
+        _serve()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc(file=sys.stderr)
+        sys.stderr.flush()
+        raise
+    raise SystemExit("the agent's loop ended")
+
+
+def _protect() -> None:
+    os.umask(0o022)
+    os.chdir("/")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # to PID 1 that means: ignored, and children inherit the default
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("-1000")
+
+
+def _serve() -> None:
+    from casemate import __version__
+    from casemate.guest import mounts, transport
+    from casemate.guest.cgroups import Groups
+    from casemate.guest.exec_table import ExecTable
+    from casemate.guest.handshake import Handshake, Machine
+    from casemate.guest.reactor import Reactor
+    from casemate.guest.reaper import Reaper
+    from casemate.guest.server import Server
+    from casemate.guest.spawner import Spawner
+    from casemate.guest.surroundings import Surroundings
+    from casemate.guest.warmth import Warmth
+
+    mounts.mount_all()
+    reactor = Reactor()
+    reaper = Reaper(reactor)
+    groups = Groups(reactor)
+    groups.limit(0)
+    spawner = Spawner(reactor, reaper, groups)
+    spawner.start()
+    execs = ExecTable(reactor, spawner)
+    server = Server(
+        reactor,
+        groups,
+        execs,
+        Surroundings(),
+        Handshake(Machine(), __version__),
+        Warmth(reactor, reaper, groups, execs),
+    )
+    stream = transport.Transport(reactor, transport.open_port(_wait_port()), server.receive, server.lose)
+    reactor.after_turn = lambda: stream.send(server.connection.outgoing)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 50)
+    reactor.run()
+
+
+def _wait_port() -> str:
+    """The port appears when the driver has heard of its name from the VMM."""
+    from casemate.guest import transport
+
+    until = time.monotonic() + PORT_LIMIT_S
+    while (path := transport.find_port()) is None or not os.path.exists(path):
+        if time.monotonic() > until:
+            raise TimeoutError("this machine has no virtio-serial port named agent")
+        time.sleep(0.01)
+    return path

@@ -1,0 +1,55 @@
+"""What a user's program finds when it starts: whose rights, which folder, which environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from casemate.errors import ExecRefused
+from casemate.guest.accounts import Account, Accounts
+from casemate.guest.zygote import Identity, Job
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """The sandbox's defaults, as HELLO set them. *change_user* False: everything runs as ourselves (tests)."""
+
+    accounts: Accounts = field(default_factory=Accounts)
+    env: dict[str, str] = field(default_factory=dict)
+    user: str | None = None
+    cwd: str | None = None
+    change_user: bool = True
+
+    def account(self, user: str | None) -> Account:
+        """Raises ExecRefused when there is no such user."""
+        name = user or self.user
+        found = self.accounts.find(name) if name else self.accounts.default()
+        if found is None:
+            raise ExecRefused(
+                f"there is no user {name!r} in this image",
+                hint="name a user of its /etc/passwd, or a uid",
+                evidence={"errno": "ENOENT"},
+            )
+        return found
+
+    def job(self, argv: Sequence[str], env: Mapping[str, str], cwd: str | None, user: str | None) -> Job:
+        """Raises ExecRefused when there is no such user."""
+        account = self.account(user)
+        home = account.home
+        whole = {
+            "PATH": PATH,
+            "HOME": home,
+            "USER": account.name,
+            "LOGNAME": account.name,
+            "SHELL": account.shell,
+            "LANG": "C.UTF-8",
+            "TZ": "UTC",
+        }
+        whole.update(self.env)
+        whole.update(env)
+        folder = cwd or (self.cwd if user in (None, self.user) else None)
+        identity = Identity(account.uid, account.gid, account.groups) if self.change_user else None
+        return Job(argv, whole, os.path.join(home, folder) if folder else home, identity)

@@ -1,0 +1,81 @@
+"""What waits warm in the snapshot: the spawner's children and, if the image has a Python, the zygote's."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from casemate.guest.cgroups import Groups
+from casemate.guest.exec_table import ExecTable
+from casemate.guest.interpreter import Interpreter
+from casemate.guest.reactor import Reactor
+from casemate.guest.reaper import Reaper
+from casemate.guest.zygote import Zygote
+
+RUNTIME = "/run/casemate/agent/runtime"
+PYTHON = "/usr/bin/python3"
+RESTARTS = 5
+RESTART_AFTER_S = 1.0
+
+Done = Callable[[dict[str, Any]], None]
+Failed = Callable[[str], None]
+
+
+class Warmth:
+    """Owns the zygote; starts it again when it dies, RESTARTS times. Without it scripts run cold."""
+
+    def __init__(self, reactor: Reactor, reaper: Reaper, groups: Groups, execs: ExecTable) -> None:
+        self._reactor, self._reaper, self._groups, self._execs = reactor, reaper, groups, execs
+        self._zygote: Zygote | None = None
+        self._restarts = RESTARTS
+        self.interpreter: Interpreter | None = None
+
+    def prepare(self, zygote: bool, done: Done, failed: Failed) -> None:
+        """Make everything wait that will: *done* or *failed* (with a reason) is called then."""
+        if not zygote:
+            self._groups.limit(0)
+            done({"zygote": None})
+        elif not os.access(PYTHON, os.X_OK):
+            failed(f"the image has no {PYTHON}")
+        else:
+            self._start(done, failed)
+
+    def _start(self, done: Done, failed: Failed) -> None:
+        zygote = self._zygote
+        if zygote is None:
+            zygote = self._zygote = Zygote(
+                self._reactor, self._reaper, self._groups.new, python=PYTHON, runtime=RUNTIME
+            )
+
+        def on_ready() -> None:
+            self._execs.zygote = zygote
+            if self.interpreter is None:
+                self.interpreter = Interpreter(self._reactor, zygote)
+            self._groups.limit(_own_memory_bytes(zygote.root_pid))
+            done({"zygote": zygote.about})
+
+        def on_failed(reason: str) -> None:
+            print(f"casemate-agent: {reason}", file=sys.stderr)
+            self._execs.zygote = None
+            failed(reason)
+            if self._restarts and self.interpreter is not None:
+                self._restarts -= 1
+                self._reactor.call_later(RESTART_AFTER_S, lambda: self._start(_ignore, _ignore))
+
+        zygote.start(on_ready, on_failed)
+
+
+def _ignore(_told: object) -> None:
+    """Nobody waits for a restarted zygote; its reasons are on the console."""
+
+
+def _own_memory_bytes(pid: int) -> int:
+    """What only this process holds: its share of the files it maps can be dropped by the kernel."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            fields = dict(line.split(":", 1) for line in file)
+    except FileNotFoundError:
+        return 0
+    return int(fields["RssAnon"].split()[0]) << 10
