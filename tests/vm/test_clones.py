@@ -7,11 +7,14 @@ the zygote. Measured without the reseed: the first draws of all clones are the s
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-from vm_world import Daemon
+from vm_world import Daemon, build_image, new_home, run_daemon
 
+import casemate
 from casemate.sdk import Sandbox
 
 FIRST_DRAWS = """
@@ -31,7 +34,7 @@ CLONES = 6
 
 
 def draw(daemon: Daemon) -> dict[str, object]:
-    with Sandbox.create() as sandbox:
+    with Sandbox.create(url=daemon.url) as sandbox:
         execution = sandbox.run_code(FIRST_DRAWS)
         assert execution.error is None, execution.error
         found: dict[str, object] = json.loads(execution.logs.stdout)
@@ -49,3 +52,22 @@ def test_first_draws_of_clones_differ_pairwise(daemon: Daemon, no_trace: None) -
     for source in found[0]:
         values = [clone[source] for clone in found]
         assert len(set(map(str, values))) == CLONES, f"{source} is shared: {values}"
+
+
+@pytest.mark.vm
+def test_without_the_reseed_the_same_draws_are_the_same(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, no_trace: None
+) -> None:
+    """The test above can fail: an agent built without the step that reseeds gives every clone the same bytes."""
+    sources = tmp_path / "casemate"
+    shutil.copytree(Path(casemate.__file__).parent, sources)
+    module = sources / "guest/handshake.py"
+    text = module.read_text()
+    step = "machine.add_entropy(hello.entropy)"
+    assert text.count(step) == 1
+    module.write_text(text.replace(step, "pass"))
+    home = new_home(tmp_path_factory.mktemp("sabotaged"))
+    with run_daemon(home, PYTHONPATH=str(tmp_path)) as daemon:
+        build_image(daemon)
+        found = [draw(daemon) for _ in range(2)]
+    assert found[0]["urandom"] == found[1]["urandom"]

@@ -3,15 +3,17 @@
 bubblewrap makes it: empty network, mount, PID, IPC, UTS, cgroup and user namespaces, no capability,
 ``no_new_privs``. Its root is a read-only tmpfs with the VMM's own closure (binary, libraries, firmware)
 at /usr and the files of one sandbox; what the VMM may write it is given as a descriptor.
-Source: bwrap(1), which resolves /proc/self/fd/N to a path and so needs to be let through the folders above it.
+Source: bwrap(1)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-INFO_FD_MARK = "@info-fd@"  # the launcher puts its own descriptor's number here
+NAMESPACES = ("user", "ipc", "pid", "net", "uts", "cgroup")  # each one demanded; mount comes by itself
+FIRST_DESCRIPTOR = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +25,38 @@ class Bind:
     writable: bool = False
 
 
+def own_descriptor(number: int) -> str:
+    """The source of a bind for a process that may itself pass through the folders above the open file."""
+    return f"/proc/self/fd/{number}"
+
+
 @dataclass(frozen=True, slots=True)
 class Jail:
+    """All that a jailed process sees of the host."""
+
     binds: tuple[Bind, ...]
 
-    def argv(self, command: Sequence[str]) -> list[str]:
-        """bubblewrap's command line that runs *command* as the jail's only process."""
-        argv = ["bwrap", "--unshare-all", "--die-with-parent", "--as-pid-1", "--new-session"]
-        argv += [
-            "--cap-drop",
-            "ALL",
-            "--clearenv",
-            "--setenv",
-            "LC_ALL",
-            "C.UTF-8",
-            "--info-fd",
-            INFO_FD_MARK,
-        ]
+    def argv(
+        self, command: Sequence[str], info_descriptor: int, source: Callable[[int], str] = own_descriptor
+    ) -> list[str]:
+        """bubblewrap's command line that runs *command* as the jail's PID 1.
+
+        *info_descriptor* is where it writes the pid; *source* names the file behind a descriptor.
+        """
+        argv = ["bwrap", *(f"--unshare-{name}" for name in NAMESPACES)]
+        argv += ["--die-with-parent", "--as-pid-1", "--new-session", "--cap-drop", "ALL"]
+        argv += ["--clearenv", "--setenv", "LC_ALL", "C.UTF-8", "--info-fd", str(info_descriptor)]
         for bind in self.binds:
-            argv += [
-                "--bind" if bind.writable else "--ro-bind",
-                f"/proc/self/fd/{bind.descriptor}",
-                bind.path,
-            ]
+            argv += ["--bind" if bind.writable else "--ro-bind", source(bind.descriptor), bind.path]
         for link in ("lib", "lib64", "bin"):
             argv += ["--symlink", f"usr/{link}", f"/{link}"]
         argv += ["--remount-ro", "/", "--chdir", "/", "--hostname", "casemate", "--"]
         return argv + list(command)
+
+    def to_json(self) -> list[list[Any]]:
+        return [[bind.descriptor, bind.path, bind.writable] for bind in self.binds]
+
+    @classmethod
+    def from_json(cls, body: Any) -> Jail:
+        """Raises ValueError or TypeError for anything ``to_json`` does not write."""
+        return cls(tuple(Bind(int(number), str(path), bool(writable)) for number, path, writable in body))

@@ -3,13 +3,13 @@
 ``python -m casemate.host.launcher DESCRIPTOR UID_BASE UID_COUNT``, started by the daemon before that drops its own.
 It speaks a fixed set of messages over a SOCK_SEQPACKET socket, JSON of at most 64 KiB with descriptors beside it:
 
-    daemon → launcher                                      launcher → daemon
-    {"do": "spawn", "id", "argv"}  + [2, 3, 4, …]          {"spawned": id, "pid", "uid"} | {"failed": id, "why"}
-    {"do": "kill", "id"}                                   {"exited": id, "status"}
-    {"do": "bootstrap", "id", "recipe"} + [disk, log]      {"exited": id, "status"}
+    daemon → launcher                                              launcher → daemon
+    {"do": "spawn", "id", "jail", "command"} + [2, 3, 4, …]        {"spawned": id, "pid", "uid"} | {"failed": id, "why"}
+    {"do": "signal", "id", "signal"}                               {"exited": id, "status"}
+    {"do": "bootstrap", "id", "recipe"} + [disk, log]              {"exited": id, "status"}
 
-As root it starts a VMM under a uid of its own from the range, which owns nothing, so that whatever argv a
-daemon that was taken over asks for, it gains nothing by asking; the one thing run as root is mmdebstrap for a
+A command runs in a jail or not at all, and as root under a uid of its own from the range, which owns nothing:
+a daemon that was taken over gains nothing by asking. The one thing run as root is mmdebstrap for a
 recipe we come with, known by name. When the daemon's end closes, everything it started is killed.
 Single-threaded: the parent-death signal belongs to the thread that forks. Few imports: it forks often.
 """
@@ -24,19 +24,31 @@ import resource
 import select
 import signal
 import socket
+import stat
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from casemate.host.jail import FIRST_DESCRIPTOR, Jail
+
 MAX_MESSAGE_BYTES = 65_536
 MAX_DESCRIPTORS = 32
-FIRST_DESCRIPTOR = 3
 PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
 PR_SET_NO_NEW_PRIVS = 38
+CLONE_NEWNS = 0x00020000  # Source: linux/sched.h
+MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 16384, 1 << 18  # Source: linux/mount.h
+OPEN_TREE, MOVE_MOUNT = 428, 429  # the numbers on every architecture. Source: asm-generic/unistd.h
+OPEN_TREE_CLONE, AT_EMPTY_PATH, MOVE_MOUNT_F_EMPTY_PATH = 1, 0x1000, 4  # Source: linux/mount.h, linux/fcntl.h
 INFO_LIMIT_BYTES = 4096
+MAX_OPEN_FILES = 1024
+MAX_PROCESSES = 512  # of one VMM's uid, threads included
+VMM_OOM_SCORE = 500  # when memory runs out, the kernel takes a VMM and not the daemon
+SIGNALS = {"KILL": signal.SIGKILL, "STOP": signal.SIGSTOP, "CONT": signal.SIGCONT}
+COUNTER = "/tmp"  # where a VMM's files are laid out for bubblewrap, in a mount namespace of its own
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_prctl = ctypes.CDLL(None, use_errno=True).prctl
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass
@@ -97,9 +109,9 @@ class Launcher:
             key = str(body["id"])
             match body["do"]:
                 case "spawn" if descriptors:
-                    self._spawn(key, [str(word) for word in body["argv"]], descriptors)
-                case "kill":
-                    self._kill(key)
+                    self._spawn(key, Jail.from_json(body["jail"]), [str(w) for w in body["command"]], descriptors)
+                case "signal":
+                    self._signal(key, SIGNALS[body["signal"]])
                 case "bootstrap":
                     self._bootstrap(key, str(body["recipe"]), descriptors)
                 case _:
@@ -119,16 +131,13 @@ class Launcher:
 
     # ----------------------------------------------------------------------- machines
 
-    def _spawn(self, key: str, argv: list[str], descriptors: list[int]) -> None:
+    def _spawn(self, key: str, jail: Jail, command: list[str], descriptors: list[int]) -> None:
         uid = self._lease_uid() if self._privileged else None
         info_read, info_write = os.pipe2(os.O_CLOEXEC)
         try:
-            last = FIRST_DESCRIPTOR + len(descriptors) - 1
-            argv = [str(last) if word == "@info-fd@" else word for word in argv]
-            pid = os.fork()
+            parent, pid = os.getpid(), os.fork()
             if pid == 0:
-                os.dup2(descriptors[0], 2)
-                _exec(argv, [*descriptors[1:], info_write], uid, self._uids.start - 1, jailed=True)
+                _enter(jail, command, [*descriptors, info_write], uid, parent)
         finally:
             os.close(info_write)
         self._children[pid] = Child(key, pid, uid, info_read)
@@ -160,11 +169,11 @@ class Launcher:
             return  # it failed; its exit is what gets told
         self._tell({"spawned": child.key, "pid": pid, "uid": child.uid})
 
-    def _kill(self, key: str) -> None:
-        """The VMM itself first, so that what reports the end (bubblewrap) ends after it."""
+    def _signal(self, key: str, number: signal.Signals) -> None:
+        """To the VMM itself, so that what reports the end (bubblewrap) ends after it."""
         for child in self._children.values():
             if child.key == key:
-                _kill_now(child)
+                _send(child, number)
 
     # ------------------------------------------------------------------- root disks
 
@@ -182,10 +191,7 @@ class Launcher:
         nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            os.dup2(nothing, 0)
-            _exec(argv, [], None, 0, jailed=False)
+            _bootstrap(argv, [nothing, log, log])
         os.close(nothing)
         self._children[pid] = Child(key, pid, None, None, folder=folder, disk=os.dup(disk))
 
@@ -226,61 +232,119 @@ class Launcher:
 
     def _end_all(self) -> None:
         for child in self._children.values():
-            _kill_now(child)
+            _send(child, signal.SIGKILL)
         for child in list(self._children.values()):
             _, status = os.waitpid(child.pid, 0)
             del self._children[child.pid]
             self._ended(child, os.waitstatus_to_exitcode(status))
 
 
-def _kill_now(child: Child) -> None:
+def _send(child: Child, number: signal.Signals) -> None:
     try:
         if child.target is not None:
-            signal.pidfd_send_signal(child.target, signal.SIGKILL)
+            signal.pidfd_send_signal(child.target, number)
         elif child.folder is not None:
-            os.killpg(child.pid, signal.SIGKILL)
+            os.killpg(child.pid, number)
         else:
-            os.kill(child.pid, signal.SIGKILL)  # not reaped yet, so the number is still its
+            os.kill(child.pid, number)  # not reaped yet, so the number is still its
     except ProcessLookupError:
         return  # it has just ended by itself
 
 
-def _exec(argv: list[str], descriptors: list[int], uid: int | None, group: int, *, jailed: bool) -> None:
-    """In the child: everything up to the exec. Never returns."""
+# --------------------------------------------------------- in the child, up to the exec
+
+
+def _enter(jail: Jail, command: list[str], descriptors: list[int], uid: int | None, parent: int) -> None:
+    """Become the VMM. Never returns."""
     try:
-        parked = [os.dup(d) for d in descriptors]  # out of the way of the numbers they are about to get
-        high = [_above(d, FIRST_DESCRIPTOR + len(parked)) for d in parked]
-        for number, descriptor in enumerate(high, FIRST_DESCRIPTOR):
-            os.dup2(descriptor, number)
-        if jailed:
-            nothing = os.open("/dev/null", os.O_RDWR)
-            for number in (0, 1):
-                os.dup2(nothing, number)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
-        os.closerange(FIRST_DESCRIPTOR + len(parked), 1024)
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        if uid is not None:
-            os.setgroups([group])  # the daemon's: bubblewrap must reach what it binds
+        nothing = os.open("/dev/null", os.O_RDWR)
+        info = FIRST_DESCRIPTOR + len(descriptors) - 2
+        _place([nothing, nothing, *descriptors])
+        _fresh_session()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with open("/proc/self/oom_score_adj", "w") as score:
+            score.write(str(VMM_OOM_SCORE))
+        if uid is None:
+            argv = jail.argv(command, info)
+        else:
+            argv = jail.argv(command, info, _lay_out(jail))
+            resource.setrlimit(resource.RLIMIT_NPROC, (MAX_PROCESSES, MAX_PROCESSES))
+            os.setgroups([])
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
-        if jailed:
-            _prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after the last uid change, which clears it
-        kept = {"PATH": PATH, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
-        if not jailed:
-            kept |= {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy") or k in ("HOME", "TMPDIR")}
-        os.execvpe(argv[0], argv, kept)
+        _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after the last uid change, which clears it
+        if os.getppid() == parent:  # else it died before its death would have been noticed
+            os.execvpe(argv[0], argv, {"PATH": PATH, "LC_ALL": "C.UTF-8"})
+    except BaseException as error:
+        os.write(2, f"casemate launcher: {error!r}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _bootstrap(argv: list[str], descriptors: list[int]) -> None:
+    """Become mmdebstrap. Never returns."""
+    try:
+        _place(descriptors)
+        _fresh_session()
+        passed = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy") or k in ("HOME", "TMPDIR")}
+        os.execvpe(argv[0], argv, {"PATH": PATH, "LC_ALL": "C.UTF-8", "TZ": "UTC"} | passed)
     except BaseException as error:
         os.write(2, f"casemate launcher: {argv[0]}: {error!r}\n".encode())
     finally:
         os._exit(127)
 
 
-def _above(descriptor: int, floor: int) -> int:
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD, floor)
+def _place(descriptors: list[int]) -> None:
+    """Make *descriptors* the numbers 0, 1, 2, … and close all others."""
+    above = [fcntl.fcntl(d, fcntl.F_DUPFD, len(descriptors)) for d in descriptors]  # none in another's place
+    for number, descriptor in enumerate(above):
+        os.dup2(descriptor, number)
+    os.closerange(len(descriptors), MAX_OPEN_FILES)
+
+
+def _fresh_session() -> None:
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _lay_out(jail: Jail) -> Callable[[int], str]:
+    """Put the files behind the descriptors where the VMM's uid can name them, in a mount namespace of our own.
+
+    bubblewrap resolves a bind's source to a path, and the folders above our files are closed to that uid.
+    The mounts are cloned first: the kernel refuses to bind from the namespace that was left.
+    """
+    clones = {bind.descriptor: _clone_mount(bind.descriptor) for bind in jail.binds}
+    if _libc.unshare(CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    _mount(None, "/", None, MS_REC | MS_PRIVATE)
+    _mount("tmpfs", COUNTER, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64k")
+    for descriptor, clone in clones.items():
+        place = f"{COUNTER}/{descriptor}"
+        if stat.S_ISDIR(os.fstat(clone).st_mode):
+            os.mkdir(place, 0o755)
+        else:
+            os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o444))
+        if _libc.syscall(MOVE_MOUNT, clone, b"", -1, place.encode(), MOVE_MOUNT_F_EMPTY_PATH) != 0:
+            raise OSError(ctypes.get_errno(), f"move_mount to {place}")
+        os.close(clone)
+    return lambda descriptor: f"{COUNTER}/{descriptor}"
+
+
+def _clone_mount(descriptor: int) -> int:
+    """A mount of its own, not in the tree yet, of the file behind *descriptor*. Source: open_tree(2)"""
+    clone = _libc.syscall(OPEN_TREE, descriptor, b"", OPEN_TREE_CLONE | AT_EMPTY_PATH | os.O_CLOEXEC)
+    if clone < 0:
+        raise OSError(ctypes.get_errno(), f"open_tree of descriptor {descriptor}")
+    return int(clone)
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    words = [word.encode() if word is not None else None for word in (source, target, kind)]
+    if _libc.mount(*words, ctypes.c_ulong(flags), options.encode() if options else None) != 0:
+        raise OSError(ctypes.get_errno(), f"mount on {target}")
 
 
 def main() -> None:

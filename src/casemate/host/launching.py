@@ -20,6 +20,7 @@ import anyio.from_thread
 
 from casemate import errors
 from casemate.config import Settings
+from casemate.host.jail import Jail
 from casemate.host.launcher import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES
 
 SPAWN_TIMEOUT_S = 20.0
@@ -84,8 +85,8 @@ class Launcher:
         await self._gone.wait()
 
     @asynccontextmanager
-    async def spawn(self, argv: Sequence[str], descriptors: Sequence[int]) -> AsyncIterator[Spawned]:
-        """*argv* running with *descriptors* as its 2, 3, 4, …; killed and gone when the block ends.
+    async def spawn(self, jail: Jail, command: Sequence[str], descriptors: Sequence[int]) -> AsyncIterator[Spawned]:
+        """*command* running in *jail* with *descriptors* as its 2, 3, 4, …; killed and gone when the block ends.
 
         Raises ToolFailed when it did not start; LeakedResource when it could not be killed.
         """
@@ -93,9 +94,10 @@ class Launcher:
 
         child = Spawned(secrets.token_hex(8))
         self._spawned[child.key] = child
-        self._send({"do": "spawn", "id": child.key, "argv": list(argv)}, descriptors)
+        body = {"do": "spawn", "id": child.key, "jail": jail.to_json(), "command": list(command)}
+        self._send(body, descriptors)
         async with own(f"process {child.key}", lambda: self._kill(child), limit_s=KILL_TIMEOUT_S):
-            await self._wait_started(child, argv)
+            await self._wait_started(child, command)
             yield child
 
     async def _wait_started(self, child: Spawned, argv: Sequence[str]) -> None:
@@ -113,7 +115,7 @@ class Launcher:
 
     async def _kill(self, child: Spawned) -> None:
         if not child.exited.is_set() and not self._gone.is_set():
-            self._send({"do": "kill", "id": child.key}, ())
+            self._send({"do": "signal", "id": child.key, "signal": "KILL"}, ())
             await child.exited.wait()
         self._spawned.pop(child.key, None)
 

@@ -155,13 +155,12 @@ class Link:
         self.ended = asyncio.Event()
         self.last_traffic = time.monotonic()
         self._silence_s = silence_s
-        self._nonce = b""
-        self.connection = wire.Connection(wire.Side.HOST)
         self._channels: dict[int, Channel] = {}
         self._pongs: dict[bytes, asyncio.Event] = {}
         self._wake = asyncio.Event()
         self._ready: dict[str, Any] | None = None
         self._ready_arrived = asyncio.Event()
+        self.begin()
 
     def consumed(self, number: int, count: int) -> None:
         self.connection.consumed(number, count)
@@ -170,17 +169,20 @@ class Link:
     def wake(self) -> None:
         self._wake.set()
 
-    async def run(self, stream: socket.socket, *, reopened: bool = False) -> None:
-        """Carry bytes until the stream or the guest's honesty ends; then ``failure`` says why.
-
-        Never raises for what the guest does; cancellation ends it at once.
-        """
-        self._nonce = secrets.token_bytes(16)
-        self.connection = wire.Connection(wire.Side.HOST, nonce=self._nonce)
+    def begin(self, *, reopened: bool = False) -> None:
+        """Start a conversation anew, *reopened* on a stream that an earlier one used; ``run`` carries it."""
+        self.connection = wire.Connection(wire.Side.HOST, nonce=secrets.token_bytes(16))
         self.connection.synchronise(reopened=reopened)
         self.failure, self._ready = None, None
         self._ready_arrived.clear()
         self.ended.clear()
+        self.wake()
+
+    async def run(self, stream: socket.socket) -> None:
+        """Carry bytes until the stream or the guest's honesty ends; then ``failure`` says why.
+
+        Never raises for what the guest does; cancellation ends it at once.
+        """
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write, stream)

@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 from api_world import DEADLINE_S, World, open_world
+from blockbuster import blockbuster_ctx
 
 
 @pytest.fixture
@@ -21,7 +22,8 @@ def serve(no_trace):
                 async with open_world(folder) as world:
                     await scenario(world)
 
-        anyio.run(main, backend_options={"use_uvloop": True})
+        with blockbuster_ctx("casemate"):  # what blocks the event loop fails the test
+            anyio.run(main, backend_options={"use_uvloop": True})
 
     yield run
     shutil.rmtree(folder)

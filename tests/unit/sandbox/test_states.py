@@ -8,7 +8,7 @@ from casemate.errors import StateConflict
 from casemate.sandbox.states import EDGES, LIVE, Action, State, go
 
 
-@pytest.mark.parametrize(("state", "action"), itertools.product(State, Action))
+@pytest.mark.parametrize(("state", "action"), list(itertools.product(State, Action)))
 def test_each_pair_has_an_edge_or_a_named_refusal(state: State, action: Action) -> None:
     if (state, action) in EDGES:
         assert go(state, action) is EDGES[state, action]

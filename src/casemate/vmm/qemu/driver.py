@@ -17,6 +17,7 @@ import anyio.to_thread
 from casemate import errors
 from casemate.config import Settings
 from casemate.host import Launcher, Spawned
+from casemate.host.jail import FIRST_DESCRIPTOR
 from casemate.vmm.contract import Accelerator, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles, VmmExit
 from casemate.vmm.qemu.closure import Closure, find_closure
 from casemate.vmm.qemu.monitor import Monitor, open_monitor
@@ -123,7 +124,7 @@ class QemuDriver:
             vmm="qemu",
             version=closure.version,
             vmm_sha256=closure.sha256,
-            machine=arguments_text(example.argv[example.argv.index("vmm") :]),
+            machine=arguments_text(example.command),
             cpu=f"{'host' if self._accelerator == 'kvm' else 'max'} on {_cpu_name()}",
             accelerator=self._accelerator,
         )
@@ -134,7 +135,7 @@ class QemuDriver:
         plan = plan_boot(spec, kernel, self._accelerator, self._settings.tb_size_mib, closure.binary)
         # Another uid than ours writes it, by our group and through the jail's bind alone
         memory.touch(mode=0o600, exist_ok=False)
-        memory.chmod(0o660)
+        memory.chmod(0o666)  # the VMM has a uid of its own; to all others the folder above is closed
         files = {"closure": closure.usr, "memory": memory, "kernel": kernel.vmlinux, "initrd": kernel.initrd}
         async with self._machine(spec, plan, files) as machine:
             yield machine
@@ -155,7 +156,9 @@ class QemuDriver:
         files = {"closure": self._closure.usr, "memory": snapshot.memory, "state": snapshot.state}
         files |= {f"drive {index}": drive.path for index, drive in enumerate(spec.drives)}
         return {
-            "argv": list(plan.argv),
+            "argv": plan.jail.argv(plan.command, FIRST_DESCRIPTOR + len(plan.descriptors)),
+            "command": list(plan.command),
+            "jail": {"binds": plan.jail.to_json(), "info_descriptor": FIRST_DESCRIPTOR + len(plan.descriptors)},
             "descriptors": [asdict(d) | {"path": str(files.get(d.what, ""))} for d in plan.descriptors],
             "monitor": [
                 {
@@ -191,7 +194,7 @@ class QemuDriver:
                         numbers.append(sockets[wanted.what].fileno())
                     else:
                         numbers.append(given.open(_file_of(wanted.what, spec, files), writable=wanted.writable))
-                spawned = await held.enter_async_context(self._launcher.spawn(plan.argv, numbers))
+                spawned = await held.enter_async_context(self._launcher.spawn(plan.jail, plan.command, numbers))
             try:
                 control = await held.enter_async_context(open_monitor(monitor, spec.guest_id))
                 machine = QemuMachine(spec.guest_id, spawned, control, stream)
@@ -240,7 +243,7 @@ async def _add_evidence(error: errors.VmmExited, spawned: Spawned, plan: Plan, s
         text = os.read(said, ERROR_BYTES).decode(errors="replace")
     except BlockingIOError:
         text = ""
-    error.evidence |= {"argv": list(plan.argv), "exit": str(_exit_of(spawned)), "stderr": text}
+    error.evidence |= {"argv": list(plan.command), "exit": str(_exit_of(spawned)), "stderr": text}
     if text and not error.hint:
         error.hint = f"it said: {text.strip().splitlines()[-1][:300]}"
 

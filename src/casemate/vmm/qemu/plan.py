@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from casemate.host import Bind, Jail
+from casemate.host.jail import FIRST_DESCRIPTOR
 from casemate.vmm.contract import Accelerator, Kernel, MachineSpec
 
 MEMORY, KERNEL, INITRD = "/guest/memory", "/guest/vmlinux", "/guest/initrd"
 CONSOLE_BYTES = 65_536
-FIRST_DESCRIPTOR = 3
 STATE_SET = 9  # the fdset that device state is loaded from
 MACHINE = "microvm,memory-backend=mem,rtc=on,pic=off,pit=on"
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -34,9 +34,10 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """*argv* is the whole command, jail included; *descriptors* in the order of their numbers, from 3 on."""
+    """*command* runs in *jail*; *descriptors* in the order of their numbers, from 3 on."""
 
-    argv: tuple[str, ...]
+    jail: Jail
+    command: tuple[str, ...]
     descriptors: tuple[Descriptor, ...]
 
 
@@ -63,7 +64,7 @@ def plan_boot(spec: MachineSpec, kernel: Kernel, accelerator: Accelerator, tb_si
     ]
     command = _common(spec, accelerator, tb_size_mib, binary, numbers, f"mem-path={MEMORY},share=on")
     command += ["-kernel", KERNEL, "-initrd", INITRD, "-append", kernel.cmdline]
-    return Plan(tuple(Jail(tuple(binds)).argv(command)), tuple(numbers.taken))
+    return Plan(Jail(tuple(binds)), tuple(command), tuple(numbers.taken))
 
 
 def plan_restore(spec: MachineSpec, accelerator: Accelerator, tb_size_mib: int, binary: str) -> Plan:
@@ -74,7 +75,7 @@ def plan_restore(spec: MachineSpec, accelerator: Accelerator, tb_size_mib: int, 
     command = _common(spec, accelerator, tb_size_mib, binary, numbers, memory)
     command += ["-add-fd", f"fd={numbers.add('state')},set={STATE_SET},opaque=ro"]
     command += ["-S", "-incoming", "defer"]
-    return Plan(tuple(Jail(tuple(binds)).argv(command)), tuple(numbers.taken))
+    return Plan(Jail(tuple(binds)), tuple(command), tuple(numbers.taken))
 
 
 def _common(
