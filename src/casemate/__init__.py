@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from casemate.sdk import AsyncSandbox, Execution, ExecResult, Sandbox
+    from casemate.sdk import AsyncSandbox, ExecResult, Execution, Sandbox
 
 __version__ = "0.1.0"
 __all__ = ["AsyncSandbox", "ExecResult", "Execution", "Sandbox", "__version__"]
@@ -16,7 +16,7 @@ __all__ = ["AsyncSandbox", "ExecResult", "Execution", "Sandbox", "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        import importlib  # noqa: PLC0415 - PEP 562: the SDK's cost falls on who uses it
+        import importlib
 
         return getattr(importlib.import_module("casemate.sdk"), name)
     raise AttributeError(f"module 'casemate' has no attribute {name!r}")

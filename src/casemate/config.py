@@ -32,7 +32,7 @@ class Settings:
     uid_count: int = 4096
     idle_exit_s: float = 600.0
     agent_timeout_s: float = 10.0  # how long an agent may be silent before it counts as dead
-    boot_timeout_s: float = 120.0
+    boot_timeout_s: float = 60.0  # a cold boot, emulated, takes 5 to 10 s on an idle host
 
     @property
     def run(self) -> Path:

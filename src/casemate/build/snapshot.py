@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import structlog
 
 from casemate import errors
 from casemate.host import own_folder
@@ -24,6 +25,7 @@ from casemate.images import Artifacts, make_scratch_disk
 from casemate.sandbox import Introduction, Link, Shape, Snapshot, introduce, machine_spec, new_id
 from casemate.vmm import Driver, Kernel, Machine, Platform
 
+log = structlog.get_logger()
 Progress = Callable[[str, str, float | None], None]
 BUILDING = ".building-"
 HASH_BYTES = 4 << 20
@@ -44,10 +46,20 @@ class Recipe:
 async def build_snapshot(
     driver: Driver, recipe: Recipe, snapshots: Path, progress: Progress, *, boot_timeout_s: float
 ) -> Snapshot:
-    """A new snapshot below *snapshots*. Cancelled or failed: nothing of it stays.
+    """A new snapshot below *snapshots*. Cancelled or failed: nothing of it stays. A boot that hangs is tried again.
 
     Raises BootTimeout or AgentSilent (evidence: the console's last lines), VmmError, HostError.
     """
+    try:
+        return await _build(driver, recipe, snapshots, progress, boot_timeout_s)
+    except errors.BootTimeout as error:
+        log.warning("a boot got no answer; trying once more", image=recipe.image, **error.evidence)
+        return await _build(driver, recipe, snapshots, progress, boot_timeout_s)
+
+
+async def _build(
+    driver: Driver, recipe: Recipe, snapshots: Path, progress: Progress, boot_timeout_s: float
+) -> Snapshot:
     snapshot_id, platform = new_id(), await driver.platform()
     started = time.monotonic()
     async with own_folder(snapshots / f"{BUILDING}{snapshot_id}", FOLDER_MODE) as folder:
@@ -86,7 +98,7 @@ async def _booted(
             console = (await machine.console())[-4000:].decode(errors="replace")
             raise errors.BootTimeout(
                 f"the guest of {recipe.image} did not answer within {timeout_s:g} s of its boot",
-                hint="the last lines of its console are in the evidence",
+                hint="what its console said last comes with this",
                 evidence={"console": console},
             ) from error
         yield machine, link

@@ -24,6 +24,7 @@ VERBS = {
 }
 TAKES_THE_REST = frozenset({"run", "exec"})  # what follows the first word is not ours to look at
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+CONSOLE_LINES = 12
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _flush()
         print(f"error: {_said(error, words)}", file=sys.stderr)
+        for line in _console(error):
+            print(f"  | {line}", file=sys.stderr)
         return int(getattr(error, "exit_code", FAILED))
 
 
@@ -102,6 +105,13 @@ def _said(error: Exception, words: list[str]) -> str:
     if type(error).__name__ == "Abort":
         return "not agreed to; nothing was done"
     return f"{type(error).__name__}: {error} — a fault of ours; CASEMATE_DEBUG=1 shows where"
+
+
+def _console(error: Exception) -> list[str]:
+    """What the guest's console said last; printable characters only, since the guest chose them."""
+    text = str(getattr(error, "evidence", {}).get("console", ""))
+    lines = ("".join(sign if sign.isprintable() else " " for sign in line).rstrip() for line in text.splitlines())
+    return [line[:200] for line in lines if line][-CONSOLE_LINES:]
 
 
 def _flush() -> None:

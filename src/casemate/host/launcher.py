@@ -46,7 +46,8 @@ MAX_OPEN_FILES = 1024
 MAX_PROCESSES = 512  # of one VMM's uid, threads included
 VMM_OOM_SCORE = 500  # when memory runs out, the kernel takes a VMM and not the daemon
 SIGNALS = {"KILL": signal.SIGKILL, "STOP": signal.SIGSTOP, "CONT": signal.SIGCONT}
-COUNTER = "/tmp"  # where a VMM's files are laid out for bubblewrap, in a mount namespace of its own
+# Where a VMM's files are laid out for bubblewrap, in a mount namespace of its own.
+COUNTER = "/tmp"  # noqa: S108 - hides the shared one
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -23,8 +23,15 @@ NAMES = st.sampled_from(
         "text",
         "duration_ms",
         "cpu_ms",
+        "peak_memory_mib",
+        "path",
+        "type",
+        "size",
+        "mode",
+        "uid",
+        "gid",
+        "mtime_ns",
     ]
-    + ["peak_memory_mib", "path", "type", "size", "mode", "uid", "gid", "mtime_ns"]
 )
 ENDS = st.dictionaries(NAMES, KINDS | SCALARS, max_size=6)
 BODIES = st.dictionaries(NAMES, ENDS | SCALARS, max_size=20)

@@ -22,6 +22,7 @@ from casemate.vmm.contract import Accelerator, Isolation, Kernel, MachineSpec, P
 from casemate.vmm.qemu.closure import Closure, find_closure
 from casemate.vmm.qemu.monitor import Monitor, open_monitor
 from casemate.vmm.qemu.plan import STATE_SET, Plan, arguments_text, plan_boot, plan_restore
+from casemate.vmm.qemu.tsc import host_tsc_khz
 
 SAVE_SET = 20
 ERROR_BYTES = 16_384
@@ -113,9 +114,13 @@ class QemuDriver:
 
     @property
     def kernel_arguments(self) -> str:
-        # Speculation cannot leak through an emulated CPU; on a real one the mitigations stay
-        mitigations = " mitigations=off" if self._accelerator == "tcg" else ""
-        return f"console=ttyS0 reboot=t panic=-1 quiet{mitigations}"
+        words = ["console=ttyS0", "reboot=t", "panic=-1", "quiet"]
+        if self._accelerator == "tcg":
+            # Speculation cannot leak through an emulated CPU; on a real one the mitigations stay.
+            words.append("mitigations=off")
+            if khz := host_tsc_khz():
+                words += [f"tsc_early_khz={khz}", "tsc=reliable"]
+        return " ".join(words)
 
     async def platform(self) -> Platform:
         closure = await self._find_closure()
@@ -125,7 +130,7 @@ class QemuDriver:
             version=closure.version,
             vmm_sha256=closure.sha256,
             machine=arguments_text(example.command),
-            cpu=f"{'host' if self._accelerator == 'kvm' else 'max'} on {_cpu_name()}",
+            cpu=_cpu_name(self._accelerator),
             accelerator=self._accelerator,
         )
 
@@ -264,8 +269,14 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def _cpu_name() -> str:
+def _cpu_name(accelerator: Accelerator) -> str:
+    """What a snapshot's CPU and its clock depend on."""
+    name = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+            name = line.partition(":")[2].strip()
+            break
+    if accelerator == "kvm":
+        return f"host on {name}"
+    khz = host_tsc_khz()
+    return f"max on {name}" + (f", {round(khz, -3) // 1000} MHz" if khz else "")
