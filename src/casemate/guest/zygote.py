@@ -34,6 +34,7 @@ PRELOAD = (
 # CPython is started with a script name of this length, over which a child writes its own script's path.
 _MARK = "casemate-zygote".ljust(4096, "-")
 _SPARES_THAT_MAY_DIE = 3
+_PATIENCE = 10
 
 
 class Timer(Protocol):
@@ -110,7 +111,8 @@ class Zygote:
 
     *python* is the image's interpreter, *runtime* the folder with our room ``runtime``; *new_group* hands out
     a ready cgroup for each child. *spares* children wait at any time; one that was used is replaced
-    *refill_after_s* later, so that forking does not compete with the job. All callbacks run from the
+    *refill_after_s* later, and ten times later while others wait, so that forking does not compete with the job
+    for what is often the only vCPU. All callbacks run from the
     loop, never from inside a call.
     """
 
@@ -291,8 +293,12 @@ class Zygote:
     # ---------------------------------------------------------------- spares
 
     def _refill_later(self) -> None:
+        if self._refill is not None and not self._waiting:
+            self._refill.cancel()
+            self._refill = None
         if self._refill is None:
-            self._refill = self._loop.call_later(self._refill_after_s, self._fill)
+            delay_s = self._refill_after_s * (_PATIENCE if self._waiting else 1)
+            self._refill = self._loop.call_later(delay_s, self._fill)
 
     def _fill(self) -> None:
         self._refill = None

@@ -83,6 +83,8 @@ class PidfdReaper:
         self.adopted[pid] = pidfd
 
         def ended() -> None:
+            if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return  # told in the same round of an older descriptor with this number
             self._loop.unwatch(pidfd)
             os.close(pidfd)
             del self.adopted[pid]
