@@ -50,7 +50,7 @@ def test_it_has_a_uid_of_its_own(vmm: Path, daemon: Daemon) -> None:
 
 def test_it_is_in_namespaces_of_its_own(vmm: Path) -> None:
     for kind in NAMESPACES:
-        assert os.readlink(vmm / "ns" / kind) != os.readlink(f"/proc/1/ns/{kind}"), kind
+        assert os.readlink(vmm / "ns" / kind) != os.readlink(f"/proc/self/ns/{kind}"), kind
     devices = [line.split(":")[0].strip() for line in (vmm / "net/dev").read_text().splitlines()[2:]]
     assert devices == ["lo"]
 

@@ -23,13 +23,14 @@ from typing import Any, NoReturn, Protocol
 
 from casemate.guest.peer import Peer, PeerGone, PeerLied
 
-# Beside the libraries themselves, what they import only when a table is printed or a figure saved:
+# Beside the libraries themselves, what is imported only when a table is printed, a figure saved:
 # a second of an emulated guest's time that every clone would spend again.
 PRELOAD = (
     "numpy", "pandas", "matplotlib", "matplotlib.pyplot",
     "matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "PIL.BmpImagePlugin", "PIL.GifImagePlugin",
     "PIL.JpegImagePlugin", "PIL.PpmImagePlugin", "PIL.TiffImagePlugin",
     "pandas.core.resample", "pandas.io.formats.string",
+    "encodings.idna",  # asked for by every name look-up: without a network it has to fail fast
 )  # fmt: skip
 # CPython is started with a script name of this length, over which a child writes its own script's path.
 _MARK = "casemate-zygote".ljust(4096, "-")

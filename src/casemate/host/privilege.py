@@ -39,6 +39,8 @@ def enter_view(settings: Settings) -> None:
     if os.geteuid() != 0:
         return
     try:
+        if not _is_open(here := Path(casemate.__file__).resolve().parent, settings.uid_base):
+            raise HostError(f"{here} is closed to the daemon's uid", hint=f"run: chmod -R go+rX {here}")
         _enter_view(settings.uid_base, _needed(settings))
     except OSError as error:
         raise HostError(f"the daemon cannot get a view of its own: {error}") from error
@@ -61,7 +63,8 @@ def drop_privilege(settings: Settings) -> None:
 def _needed(settings: Settings) -> list[Path]:
     here = Path(casemate.__file__).resolve().parent
     pythons = {Path(p).resolve() for p in (sys.prefix, sys.base_prefix, *filter(None, sys.path)) if Path(p).exists()}
-    return sorted({settings.home.resolve(), here, *pythons})
+    # A closed folder would be no use, and would hide the open ones below it.
+    return sorted(p for p in {settings.home.resolve(), here, *pythons} if _is_open(p, settings.uid_base))
 
 
 def _enter_view(uid: int, needed: Iterable[Path]) -> None:
@@ -86,11 +89,14 @@ def _enter_view(uid: int, needed: Iterable[Path]) -> None:
 
 def _first_closed(path: Path, uid: int) -> Path | None:
     """The topmost folder above *path* that *uid* may not pass through."""
-    for parent in reversed(path.parents):
-        stat = parent.stat()
-        if not (stat.st_mode & 0o001 or (stat.st_uid == uid and stat.st_mode & 0o100)):
-            return parent
-    return None
+    return next((parent for parent in reversed(path.parents) if not _is_open(parent, uid)), None)
+
+
+def _is_open(path: Path, uid: int) -> bool:
+    """Whether *uid* may pass through the folder *path*, or read the file."""
+    stat = path.stat()
+    wanted = 0o001 if path.is_dir() else 0o004
+    return bool(stat.st_mode & wanted or (stat.st_uid == uid and stat.st_mode & wanted << 6))
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
