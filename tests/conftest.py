@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes proves nothing here
+hypothesis.settings.load_profile("any machine")
 SETTLE_S = 5.0  # a process that was told to end may take a moment; longer is a leak
 
 

@@ -16,8 +16,7 @@ MAX_JSON = 61_440
 MAX_DEPTH = 16
 MAX_CONTAINERS = 1_024
 
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
-_BRACKET = re.compile(r"[][{}]")
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[][{}]', re.DOTALL)
 
 
 def dump(body: dict[str, Any]) -> bytes:
@@ -47,14 +46,15 @@ def load(text: str) -> dict[str, Any]:
 def _is_modest(text: str) -> bool:
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return True  # nearly every body; brackets inside strings only make it look deeper than it is
-    bare = _STRING.sub("", text)
-    if bare.count("[") + bare.count("{") > MAX_CONTAINERS:
-        return False
-    depth = 0
-    for bracket in _BRACKET.finditer(bare):
-        depth += 1 if bracket[0] in "[{" else -1
-        if depth > MAX_DEPTH:
-            return False
+    containers = depth = 0
+    for token in _TOKEN.finditer(text):
+        sign = text[token.start()]
+        if sign in "[{":
+            containers, depth = containers + 1, depth + 1
+            if depth > MAX_DEPTH or containers > MAX_CONTAINERS:
+                return False
+        elif sign != '"':
+            depth -= 1
     return True
 
 

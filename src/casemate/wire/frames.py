@@ -154,9 +154,10 @@ class Decoder:
         """How far *chunk* is used up, and the nonce of the SYNC that ended the hunt, or nothing."""
         head = self._head
         if not head:
-            rest = chunk[at:].lstrip(b"\0")
-            self._zeros += len(chunk) - at - len(rest)
-            at = len(chunk) - len(rest)
+            piece = chunk[at : at + MAX_PAYLOAD]
+            rest = piece.lstrip(b"\0")
+            self._zeros += len(piece) - len(rest)
+            at += len(piece) - len(rest)
             if not rest:
                 return at, b""
             head = bytes(min(self._zeros, _SYNC_ZEROS))  # the SYNC's own

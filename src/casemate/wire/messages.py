@@ -1,0 +1,163 @@
+"""What generation 1 says, as data: ``python -m casemate.wire.messages`` prints ``schema/gen-1.json``.
+
+Agents live in snapshots and outlive the host's code, so the file never changes: a new word is a new generation.
+Field types: ``?`` may be null or missing, ``…[]`` a list, ``{}`` an object of texts. Neither end imports this.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from casemate.wire import bodies, channel, connection, frames
+
+_ENDS = {
+    "exited": {"code": "int"},
+    "signaled": {"signal": "int"},
+    "timed-out": {"after_s": "number"},
+    "out-of-memory": {},
+}
+_CELL_ENDS = {
+    "ok": {},
+    "error": {"name": "text", "value": "text", "traceback": "text"},
+    "timed-out": {"after_s": "number"},
+    "died": {"reason": "text"},
+}
+_ENTRY = {
+    "name": "text",
+    "path": "text",
+    "type": "file|dir|symlink|other",
+    "size": "int",
+    "mode": "int",
+    "uid": "int",
+    "gid": "int",
+    "mtime_ns": "int",
+}
+
+PROOF = "HMAC-SHA256(entropy, casemate-handshake-1|nonce|sandbox_id|hostname|machine_id|boot_id|wall_clock_ns)"
+CONNECTION: dict[str, Any] = {
+    "HELLO": {
+        "generation": "int",
+        "sandbox_id": "text",
+        "hostname": "text",
+        "machine_id": "hex",
+        "entropy": "base64",
+        "nonce": "hex",
+        "wall_clock_ns": "int",
+        "env": "{}",
+        "user": "text?",
+        "cwd": "text?",
+        "fresh": "bool",
+    },
+    "READY": {"generation": "int", "agent": "text", "boot_id": "uuid", "wall_clock_ns": "int", "proof": "hex"},
+    "DENY": {"code": "text", "hint": "text", "message": "text?", "errno": "text?"},
+    "RESET": {"code": "text", "hint": "text"},
+}
+
+CHANNELS: dict[str, Any] = {
+    "exec": {
+        "start": {
+            "params": {
+                "exec_id": "text",
+                "argv": "text[]",
+                "env": "{}",
+                "cwd": "text?",
+                "user": "text?",
+                "timeout_s": "number?",
+                "stdin": "bool",
+                "on_disconnect": "kill|keep",
+                "cold": "bool",
+                "script": "{path}?",
+            },
+            "accept": {"exec_id": "text", "pid": "int", "stdout_offset": "int", "stderr_offset": "int"},
+            "to_guest": {"bytes": "stdin", "stdin-eof": {}, "signal": {"signal": "text"}},
+            "to_host": {
+                "bytes": "stdout, sub 2 stderr",
+                "end": {"end": _ENDS, "duration_ms": "number", "cpu_ms": "number?", "peak_memory_mib": "number?"},
+            },
+        },
+        "attach": {
+            "params": {"exec_id": "text", "stdout_offset": "int", "stderr_offset": "int"},
+            "accept": {"exec_id": "text", "pid": "int", "stdout_offset": "int", "stderr_offset": "int"},
+            "then": "as start",
+        },
+        "signal": {"params": {"exec_id": "text", "signal": "text"}, "accept": {}},
+        "list": {"params": {}, "accept": {"execs": "object[]"}},
+        "remove": {"params": {"exec_id": "text"}, "accept": {}},
+    },
+    "cell": {
+        "": {
+            "params": {"timeout_s": "number?", "context": "text", "user": "text?"},
+            "accept": {},
+            "to_guest": {"bytes": "the code"},
+            "to_host": {
+                "bytes": "stdout, sub 2 stderr",
+                "end": {"end": _CELL_ENDS, "text": "text?", "duration_ms": "number"},
+            },
+        }
+    },
+    "file": {
+        "read": {
+            "params": {"path": "text", "user": "text?", "offset": "int", "length": "int?"},
+            "accept": {"size": "int", "mode": "int"},
+            "to_host": {"bytes": "the file"},
+        },
+        "write": {
+            "params": {"path": "text", "user": "text?", "mode": "int?", "make_parents": "bool"},
+            "accept": {},
+            "to_guest": {"bytes": "the file"},
+            "to_host": {"written": {"size": "int"}},
+        },
+        "stat": {"params": {"path": "text", "user": "text?"}, "accept": _ENTRY},
+        "list": {"params": {"path": "text", "user": "text?"}, "accept": {"entries": "entry[]"}, "to_host": "more"},
+        "remove": {"params": {"path": "text", "user": "text?", "recursive": "bool"}, "accept": {}},
+        "mkdir": {"params": {"path": "text", "user": "text?"}, "accept": {}},
+        "move": {"params": {"path": "text", "user": "text?", "to": "text"}, "accept": {}},
+    },
+    "control": {
+        "prepare": {"params": {"zygote": "bool"}, "accept": {}},
+        "sync": {"params": {}, "accept": {}},
+        "quiesce": {"params": {}, "accept": {}},
+        "thaw": {"params": {}, "accept": {}},
+        "stats": {"params": {}, "accept": {"user": "object", "memory_total_bytes": "int"}},
+    },
+    # Named, and answered `not-served` until there is an egress broker and an ingress listener.
+    "tcp-in": {"": {"params": {"port": "int"}}},
+    "tcp-out": {"": {"params": {"host": "text", "port": "int"}}},
+    "dns": {"": {"params": {}}},
+    "log": {"": {"params": {}}},
+}
+
+
+def schema() -> dict[str, Any]:
+    return {
+        "generation": frames.GENERATION,
+        "header": {"struct": frames.HEADER.format, "fields": ["length", "channel", "kind", "sub", "zero"]},
+        "frames": {name: number for number, name in enumerate(frames.KINDS)},
+        "subs": {"message": frames.MESSAGE, "bytes": frames.BYTES, "stderr": frames.STDERR},
+        "magic": frames.MAGIC.hex(),
+        "limits": {
+            "nonce_bytes": frames.NONCE_BYTES,
+            "payload_bytes": frames.MAX_PAYLOAD,
+            "preamble_bytes": frames.PREAMBLE_BYTES,
+            "skipped_bytes": frames.MAX_SKIPPED,
+            "json_bytes": bodies.MAX_JSON,
+            "json_depth": bodies.MAX_DEPTH,
+            "json_containers": bodies.MAX_CONTAINERS,
+            "window_bytes": connection.WINDOW,
+            "least_cost_bytes": channel.MIN_COST,
+            "channels": connection.MAX_CHANNELS,
+            "pings": connection.MAX_PINGS,
+        },
+        "proof": PROOF,
+        "connection": CONNECTION,
+        "channels": CHANNELS,
+    }
+
+
+def render() -> str:
+    return json.dumps(schema(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    print(render(), end="")
