@@ -61,10 +61,15 @@ async def open_driver(home: Path) -> AsyncIterator[QemuDriver]:
         yield QemuDriver(settings, launcher, "tcg")
 
 
+def template_of(home: Path) -> Snapshot:
+    """The home's one snapshot."""
+    return Snapshot.read(next(path for path in (home / "snapshots").iterdir() if not path.name.startswith(".")))
+
+
 @asynccontextmanager
 async def open_clone(driver: QemuDriver, home: Path, folder: Path) -> AsyncIterator[Clone]:
     """A clone of the home's one snapshot; *folder* holds its disk."""
-    snapshot = Snapshot.read(next(path for path in (home / "snapshots").iterdir() if not path.name.startswith(".")))
+    snapshot = template_of(home)
     guest_id, disk = new_id(), folder / "disk"
     copy_disk(snapshot.disk, disk)
     async with AsyncExitStack() as held:

@@ -22,9 +22,7 @@ def test_what_is_written_is_read(sandbox: Sandbox) -> None:
 
 
 def test_listing_and_stat_tell_what_is_there(sandbox: Sandbox) -> None:
-    sandbox.commands.run(
-        "mkdir d; cd d; ln -s x link; mkfifo pipe; touch 'ünï\n'; mkdir -m 750 sub"
-    )
+    sandbox.commands.run("mkdir d; cd d; ln -s x link; mkfifo pipe; touch 'ünï\n'; mkdir -m 750 sub")
     entries = {entry.name: entry for entry in sandbox.files.list("d")}
     assert {name: entry.type for name, entry in entries.items()} == {
         "link": "symlink",

@@ -46,6 +46,7 @@ class Handle:
     _why: StateReason | None = None
     _used_at: float = field(default_factory=time.monotonic)
     _busy: int = 0
+    _recording: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def link(self) -> Link:
@@ -132,7 +133,7 @@ class Supervisor:
             folder = await held.enter_async_context(own_folder(self.folders / info.id))
             tasks = await held.enter_async_context(anyio.create_task_group())
             held.callback(tasks.cancel_scope.cancel)
-            tasks.start_soon(self._record, folder, info)
+            tasks.start_soon(self._record, handle)  # beside the restore, which takes longer
             disk = folder / "disk"
             await anyio.to_thread.run_sync(copy_disk, snapshot.disk, disk)
             machine = await held.enter_async_context(
@@ -215,13 +216,16 @@ class Supervisor:
         handle.changed.set()
         handle.changed.clear()
         if record:
-            await self._record(self.folders / handle.info.id, handle.info)
+            await self._record(handle)
         else:
             await self.index.put(handle.info)
 
-    async def _record(self, folder: Path, info: SandboxInfo) -> None:
-        await anyio.to_thread.run_sync(write_meta, folder, info)
-        await self.index.put(info)
+    async def _record(self, handle: Handle) -> None:
+        """Write down what it is by now; one at a time, so that an older state never comes after a newer one."""
+        async with handle._recording:
+            info = handle.info
+            await anyio.to_thread.run_sync(write_meta, self.folders / info.id, info)
+            await self.index.put(info)
 
 
 async def introduce(link: Link, introduction: Introduction, timeout_s: float) -> None:

@@ -15,7 +15,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 import uvicorn
-from api_guest import Guest
+from tests.fakes.fake_guest import Guest
 
 from casemate import errors
 from casemate.api.auth import PeerProtocol

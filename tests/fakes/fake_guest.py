@@ -49,6 +49,8 @@ class Guest:
         self.uploads: dict[int, tuple[dict[str, Any], bytearray]] = {}
         self.torn: list[str] = []
         self.cells: dict[int, bytearray] = {}
+        self.running = asyncio.Event()  # whether its vCPUs run; it hears and says nothing while they don't
+        self.running.set()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -57,6 +59,7 @@ class Guest:
         loop = asyncio.get_running_loop()
         try:
             while data := await loop.sock_recv(self._stream, 262_144):
+                await self.running.wait()
                 for event in self.connection.receive(data):
                     self._on(event)
                 self._wake.set()
@@ -72,6 +75,7 @@ class Guest:
         loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
+            await self.running.wait()
             self._wake.clear()
             while chunk := self.connection.outgoing():
                 await loop.sock_sendall(self._stream, chunk)

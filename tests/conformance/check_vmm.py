@@ -1,0 +1,212 @@
+"""What every driver promises (casemate.vmm.contract), checked against the contract and nothing below it.
+
+A driver's tests hand each check a Bench: the driver, a template that was saved from one of its machines, and how
+to boot one. Nothing is assumed of what a guest is but the agent's answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from casemate import errors
+from casemate.sandbox import Introduction, Link, execs, introduce, new_id
+from casemate.vmm import Drive, Driver, Kernel, Machine, MachineSpec, SnapshotFiles
+
+ANSWER_S = 30.0
+SILENCE_S = 0.5  # no answer for so long: its vCPUs stand still
+CONSOLE_BYTES = 65_536
+
+
+@dataclass(frozen=True)
+class Bench:
+    driver: Driver
+    kernel: Kernel
+    template: SnapshotFiles
+    template_disk: Path
+    spec: MachineSpec  # with the template's disk as its last drive
+    folder: Path  # a fresh one for each check
+
+    def clone(self) -> MachineSpec:
+        """A spec with a disk of its own."""
+        guest_id = new_id()
+        disk = self.folder / guest_id
+        disk.write_bytes(b"")
+        os.truncate(disk, self.template_disk.stat().st_size)
+        with self.template_disk.open("rb") as source, disk.open("r+b") as target:
+            while piece := source.read(1 << 20):
+                if piece.strip(b"\0"):
+                    target.write(piece)
+                else:
+                    target.seek(len(piece), os.SEEK_CUR)
+        return replace(self.spec, guest_id=guest_id, drives=(*self.spec.drives[:-1], Drive(disk, writable=True)))
+
+
+@asynccontextmanager
+async def linked(machine: Machine) -> AsyncIterator[Link]:
+    link = Link("guest", silence_s=ANSWER_S)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(link.run, machine.stream)
+        yield link
+        tasks.cancel_scope.cancel()
+
+
+async def say(link: Link, text: str) -> bytes:
+    output = b""
+    async with execs.start(link, execs.ExecSpec(("echo", text))) as running:
+        while isinstance(piece := await running.read(), execs.Output):
+            output += piece.data
+    assert piece.end == execs.Exited(0)
+    return output.strip()
+
+
+def is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def digests(*paths: Path) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+async def check_boot_save_and_restore(bench: Bench) -> None:
+    """From a cold boot to a clone of what was saved."""
+    memory, state = bench.folder / "memory", bench.folder / "state"
+    spec = bench.clone()
+    async with bench.driver.boot(spec, bench.kernel, memory) as machine:
+        assert is_there(machine.pid)
+        async with linked(machine) as link:
+            await introduce(link, Introduction("template"), 60)
+        await machine.pause()
+        await machine.save_state(state)
+        assert memory.stat().st_size == spec.memory_mib << 20
+    saved_disk = spec.drives[-1].path
+    memory.chmod(0o444)
+    state.chmod(0o444)
+    again = replace(bench, template=SnapshotFiles(memory, state), template_disk=saved_disk)
+    async with bench.driver.restore(again.clone(), again.template) as machine:
+        await machine.unpause()
+        async with linked(machine) as link:
+            await introduce(link, Introduction("clone"), ANSWER_S)
+
+
+async def check_a_clone_is_born_paused(bench: Bench) -> None:
+    async with bench.driver.restore(bench.clone(), bench.template) as machine, linked(machine) as link:
+        with pytest.raises(errors.AgentSilent):
+            await introduce(link, Introduction("clone"), SILENCE_S)
+        await machine.unpause()
+        await link.ping(timeout_s=ANSWER_S)
+
+
+async def check_pause_and_unpause(bench: Bench) -> None:
+    async with bench.driver.restore(bench.clone(), bench.template) as machine, linked(machine) as link:
+        await machine.unpause()
+        await introduce(link, Introduction("clone"), ANSWER_S)
+        await machine.pause()
+        with pytest.raises(errors.AgentSilent):
+            await link.ping(timeout_s=SILENCE_S)
+        await machine.unpause()
+        await link.ping(timeout_s=ANSWER_S)
+        assert await say(link, "awake") == b"awake"
+
+
+async def check_clones_share_a_template_nobody_changes(bench: Bench) -> None:
+    files = (bench.template.memory, bench.template.state, bench.template_disk)
+    before = digests(*files)
+
+    async def live(name: str) -> None:
+        async with bench.driver.restore(bench.clone(), bench.template) as machine, linked(machine) as link:
+            await machine.unpause()
+            await introduce(link, Introduction(name), ANSWER_S)
+            assert await say(link, name) == name.encode()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(live, "one")
+        tasks.start_soon(live, "two")
+    assert digests(*files) == before
+
+
+async def check_leaving_kills(bench: Bench) -> None:
+    """However the block ends."""
+    pids = []
+
+    async def enter(then: Callable[[], Awaitable[object]]) -> None:
+        async with bench.driver.restore(bench.clone(), bench.template) as machine:
+            pids.append(machine.pid)
+            await machine.unpause()
+            await then()
+
+    async def fail() -> None:
+        raise KeyError("something of the user's")
+
+    await enter(anyio.lowlevel.checkpoint)
+    with pytest.raises(KeyError):
+        await enter(fail)
+    with anyio.move_on_after(1.0) as scope:
+        await enter(anyio.sleep_forever)
+    assert scope.cancelled_caught
+    assert len(set(pids)) == 3
+    assert not [pid for pid in pids if is_there(pid)]
+
+
+async def check_a_vmm_that_dies_is_told(bench: Bench) -> None:
+    async with bench.driver.restore(bench.clone(), bench.template) as machine:
+        await machine.unpause()
+        os.kill(machine.pid, signal.SIGKILL)
+        with anyio.fail_after(ANSWER_S):
+            end = await machine.wait_exit()
+        assert (end.status, end.signal) == (None, signal.SIGKILL)
+        with pytest.raises(errors.VmmError):
+            await machine.pause()
+        assert await machine.console() == b""
+
+
+async def check_a_lost_stream_can_be_replaced(bench: Bench) -> None:
+    async with bench.driver.restore(bench.clone(), bench.template) as machine:
+        await machine.unpause()
+        link = Link("guest", silence_s=ANSWER_S)
+        for number in range(3):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(link.run, machine.stream)
+                await introduce(link, Introduction("clone", fresh=not number), ANSWER_S)
+                assert await say(link, str(number)) == str(number).encode()
+                tasks.cancel_scope.cancel()
+            assert await machine.reopen_stream() is machine.stream
+            link.begin(reopened=True)
+
+
+async def check_the_console_is_bounded(bench: Bench) -> None:
+    async with bench.driver.restore(bench.clone(), bench.template) as machine:
+        await machine.unpause()
+        assert len(await machine.console()) <= CONSOLE_BYTES
+
+
+async def check_what_cannot_start_is_a_typed_error(bench: Bench) -> None:
+    spec, nowhere = bench.clone(), bench.folder / "nowhere"
+    broken = [
+        (spec, SnapshotFiles(nowhere, bench.template.state)),
+        (spec, SnapshotFiles(bench.template.memory, nowhere)),
+        (replace(spec, drives=(Drive(nowhere), *spec.drives[1:])), bench.template),
+    ]
+    for machine, template in broken:
+        with pytest.raises(errors.CasemateError):
+            async with bench.driver.restore(machine, template):
+                pytest.fail("it started")
+
+
+async def check_cancelled_while_it_starts(bench: Bench) -> None:
+    """Given up at any moment, a restore leaves nothing: the caller's leak check looks."""
+    for delay_s in (0.0, 0.005, 0.02, 0.05):
+        with anyio.move_on_after(delay_s):
+            async with bench.driver.restore(bench.clone(), bench.template):
+                break
+
+
+CHECKS = [check for name, check in sorted(globals().items()) if name.startswith("check_")]

@@ -1,0 +1,172 @@
+"""A VMM without a machine: the agent is coroutines of this process, the VMM's process a program that sleeps.
+
+For sweeps over states and cancellations, where a real machine would cost a second each. It passes check_vmm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.fakes.fake_guest import Guest
+
+from casemate import errors, wire
+from casemate.guest import handshake
+from casemate.host.ownership import own
+from casemate.vmm import Accelerator, Drive, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles, VmmExit
+
+PLATFORM = Platform("fake", "1", "0" * 64, "one line", "no CPU", "tcg")
+
+
+class _Nothing:
+    """Where a hand-shake changes nothing."""
+
+    def add_entropy(self, entropy: bytes) -> None: ...
+
+    def set_clock(self, wall_clock_ns: int) -> None: ...
+
+    def set_identity(self, hello: handshake.Hello, boot_id: str) -> None: ...
+
+
+class Agent(Guest):
+    """The fake guest, introduced as the agent is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._handshake = handshake.Handshake(_Nothing(), "fake")  # type: ignore[arg-type]
+
+    def _on(self, event: wire.Event) -> None:
+        match event:
+            case wire.Hello():
+                self.connection.ready(self._handshake.apply(handshake.parse(event.body)))
+            case wire.Opened(kind="control"):
+                self.connection.accept(event.channel)
+                self.connection.finish(event.channel)
+            case _:
+                super()._on(event)
+
+    def reopen(self) -> socket.socket:
+        """A fresh stream; what was half said on the old one is forgotten."""
+        self.host_end, self._stream = socket.socketpair()
+        self.host_end.setblocking(False)
+        self._stream.setblocking(False)
+        self.connection.lost()
+        return self.host_end
+
+
+class FakeMachine:
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(["sleep", "infinity"], stdin=subprocess.DEVNULL)
+        self._exited = asyncio.Event()
+        self._exit = VmmExit(None, None)
+        self._pidfd = os.pidfd_open(self._process.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
+        self.agent = Agent()
+        self._stream = self.agent.host_end
+        self._agent_task = asyncio.create_task(self.agent.run())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def stream(self) -> socket.socket:
+        return self._stream
+
+    def _on_exit(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        status = self._process.wait()
+        self._exit = VmmExit(status, None) if status >= 0 else VmmExit(None, -status)
+        self._agent_task.cancel()
+        self._exited.set()
+
+    def _alive(self) -> None:
+        if self._exited.is_set():
+            raise errors.VmmExited("the fake VMM has ended")
+
+    async def unpause(self) -> None:
+        await asyncio.sleep(0)
+        self._alive()
+        self.agent.running.set()
+
+    async def pause(self) -> None:
+        await asyncio.sleep(0)
+        self._alive()
+        self.agent.running.clear()
+
+    async def save_state(self, into: Path) -> None:
+        await asyncio.sleep(0)
+        self._alive()
+        with into.open("xb") as file:
+            file.write(b"state")
+
+    async def reopen_stream(self) -> socket.socket:
+        self._alive()
+        self._agent_task.cancel()
+        await asyncio.wait([self._agent_task])
+        self._stream = self.agent.reopen()
+        self._agent_task = asyncio.create_task(self.agent.run())
+        return self._stream
+
+    async def wait_exit(self) -> VmmExit:
+        await self._exited.wait()
+        return self._exit
+
+    async def console(self) -> bytes:
+        return b"" if self._exited.is_set() else b"a fake console\n"
+
+    async def close(self) -> None:
+        if not self._exited.is_set():
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            await self._exited.wait()
+        os.close(self._pidfd)
+        await asyncio.wait([self._agent_task])
+        self.agent._stream.close()
+        self._stream.close()
+
+
+class FakeDriver:
+    isolation: Isolation = "emulated"
+    accelerator: Accelerator = "tcg"
+    kernel_arguments = "quiet"
+
+    async def platform(self) -> Platform:
+        return PLATFORM
+
+    @asynccontextmanager
+    async def boot(self, spec: MachineSpec, kernel: Kernel, memory: Path) -> AsyncIterator[FakeMachine]:
+        _must_be_there([kernel.vmlinux, kernel.initrd], spec.drives)
+        with memory.open("xb") as file:
+            file.truncate(spec.memory_mib << 20)
+        async with self._machine() as machine:
+            yield machine
+
+    @asynccontextmanager
+    async def restore(self, spec: MachineSpec, snapshot: SnapshotFiles) -> AsyncIterator[FakeMachine]:
+        _must_be_there([snapshot.memory, snapshot.state], spec.drives)
+        async with self._machine() as machine:
+            await machine.pause()
+            yield machine
+
+    def describe(self, spec: MachineSpec, snapshot: SnapshotFiles) -> Mapping[str, Any]:
+        return {"argv": ["sleep", "infinity"], "descriptors": [], "monitor": []}
+
+    @asynccontextmanager
+    async def _machine(self) -> AsyncIterator[FakeMachine]:
+        machine = FakeMachine()
+        async with own("fake machine", machine.close):
+            await asyncio.sleep(0)
+            yield machine
+
+
+def _must_be_there(files: Iterable[Path], drives: Iterable[Drive]) -> None:
+    for path in (*files, *(drive.path for drive in drives)):
+        if not path.is_file():
+            raise errors.ImageBroken(f"{path} cannot be opened")
