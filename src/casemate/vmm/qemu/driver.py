@@ -191,6 +191,7 @@ class QemuDriver:
             stream, their_stream = _pair()
             monitor, their_monitor = _pair()
             held.callback(stream.close)
+            held.callback(monitor.close)
             with GivenAway(said_write) as given, their_stream, their_monitor:
                 numbers = [said_write]
                 sockets = {"stream": their_stream, "monitor": their_monitor}
