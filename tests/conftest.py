@@ -6,6 +6,7 @@ The ladder for real machines (``tests/vm/conftest.py``):  home → daemon → sa
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Trace:
     mounts: frozenset[str]
     cgroups: frozenset[str]
     descriptors: frozenset[str]
+    folders: frozenset[str]
 
     @classmethod
     def of_now(cls) -> Trace:
@@ -50,6 +52,7 @@ class Trace:
             frozenset(line.split()[4] for line in mounts),
             frozenset(groups),
             frozenset(_sockets()),
+            frozenset(map(str, Path(tempfile.gettempdir()).glob("casemate-*"))),
         )
 
     def beyond(self, before: Trace) -> dict[str, set[object]]:
@@ -58,6 +61,7 @@ class Trace:
             "mounts": self.mounts - before.mounts,
             "cgroups": self.cgroups - before.cgroups,
             "descriptors": self.descriptors - before.descriptors,
+            "folders": self.folders - before.folders,
         }
         return {kind: set(extra) for kind, extra in pairs.items() if extra}
 
@@ -89,7 +93,7 @@ def _named(kind: str, items: set[object]) -> str:
 
 @pytest.fixture
 def no_trace() -> Iterator[None]:
-    """Fails the test after which a process, mount, cgroup or socket is there that was not before."""
+    """Fails the test after which a process, mount, cgroup, socket or folder of ours is there that was not before."""
     before = Trace.of_now()
     yield
     deadline = time.monotonic() + SETTLE_S

@@ -31,6 +31,7 @@ print(json.dumps({
 }))
 """
 CLONES = 6
+SNAPSHOTS = 4
 
 
 def draw(daemon: Daemon) -> dict[str, object]:
@@ -58,7 +59,11 @@ def test_first_draws_of_clones_differ_pairwise(daemon: Daemon, no_trace: None) -
 def test_without_the_reseed_the_same_draws_are_the_same(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, no_trace: None
 ) -> None:
-    """The test above can fail: an agent built without the step that reseeds gives every clone the same bytes."""
+    """The test above can fail: an agent built without the step that reseeds gives clones the same bytes.
+
+    The guest's kernel reseeds by itself every few seconds, from the jitter of its interrupts. Where a snapshot was
+    taken just before such a moment, its clones differ by that accident; another snapshot has another moment.
+    """
     sources = tmp_path / "casemate"
     shutil.copytree(Path(casemate.__file__).parent, sources)
     module = sources / "guest/handshake.py"
@@ -66,8 +71,12 @@ def test_without_the_reseed_the_same_draws_are_the_same(
     step = "machine.add_entropy(hello.entropy)"
     assert text.count(step) == 1
     module.write_text(text.replace(step, "pass"))
-    home = new_home(tmp_path_factory.mktemp("sabotaged"))
-    with run_daemon(home, PYTHONPATH=str(tmp_path)) as daemon:
+    assert any(shares_a_draw(tmp_path_factory.mktemp("sabotaged"), tmp_path) for _ in range(SNAPSHOTS))
+
+
+def shares_a_draw(folder: Path, sources: Path) -> bool:
+    """Whether two clones of a new snapshot, of an agent from *sources*, draw the same first bytes."""
+    with run_daemon(new_home(folder), PYTHONPATH=str(sources)) as daemon:
         build_image(daemon)
-        found = [draw(daemon) for _ in range(2)]
-    assert found[0]["urandom"] == found[1]["urandom"]
+        drawn = [draw(daemon)["urandom"] for _ in range(3)]
+    return len(set(drawn)) < len(drawn)
