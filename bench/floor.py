@@ -216,8 +216,11 @@ class Guest:
         os.kill(self.pid, signal.SIGKILL)  # our own child, not waited for yet: the number is its
         os.waitpid(self.pid, 0)
         os.close(self._info)
-        while select.select([self.stream], [], [], DEADLINE_S)[0] and self.stream.recv(WINDOW):
-            pass  # it reads as ended when the VMM, which dies with its jail, is gone
+        try:
+            while select.select([self.stream], [], [], DEADLINE_S)[0] and self.stream.recv(WINDOW):
+                pass  # it reads as ended when the VMM, which dies with its jail, is gone
+        except ConnectionResetError:
+            pass  # so it does when the VMM had not read our last word
         self.stream.close()
         self.monitor.close()
         shutil.rmtree(self.folder)
