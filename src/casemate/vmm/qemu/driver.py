@@ -114,13 +114,19 @@ class QemuDriver:
 
     @property
     def kernel_arguments(self) -> str:
+        words = list(self._constant_arguments)
+        if self._accelerator == "tcg" and (khz := host_tsc_khz()):
+            words += [f"tsc_early_khz={khz}", "tsc=reliable"]
+        return " ".join(words)
+
+    @property
+    def _constant_arguments(self) -> list[str]:
+        """Those that two measurements of one clock do not tell apart."""
         words = ["console=ttyS0", "reboot=t", "panic=-1", "quiet"]
         if self._accelerator == "tcg":
             # Speculation cannot leak through an emulated CPU; on a real one the mitigations stay.
             words.append("mitigations=off")
-            if khz := host_tsc_khz():
-                words += [f"tsc_early_khz={khz}", "tsc=reliable"]
-        return " ".join(words)
+        return words
 
     async def platform(self) -> Platform:
         closure = await self._find_closure()
@@ -129,7 +135,7 @@ class QemuDriver:
             vmm="qemu",
             version=closure.version,
             vmm_sha256=closure.sha256,
-            machine=arguments_text(example.command),
+            machine=f"{arguments_text(example.command)} -append '{' '.join(self._constant_arguments)}'",
             cpu=_cpu_name(self._accelerator),
             accelerator=self._accelerator,
         )
