@@ -94,3 +94,14 @@ def test_devices_are_the_few_we_gave(sandbox: Sandbox) -> None:
     found = sandbox.commands.run("ls /sys/bus/virtio/drivers/*/ -d; ls /sys/class/net /sys/block", user="root")
     assert "eth" not in found.stdout
     assert "virtio_net" not in sandbox.commands.run("cat /proc/modules", user="root").stdout
+
+
+def test_a_first_exec_finds_all_it_needs_in_memory(sandbox: Sandbox) -> None:
+    """What starting a program reads was read before the snapshot: the root disk is not asked."""
+
+    def reads() -> str | None:
+        return sandbox.run_code("open('/sys/block/vda/stat').read().split()[0]").text
+
+    before = reads()
+    assert sandbox.commands.run(["/bin/true"]).end == Exited(0)
+    assert reads() == before

@@ -58,13 +58,14 @@ def _serve() -> None:
     spawner = Spawner(reactor, reaper, groups)
     spawner.start()
     execs = ExecTable(reactor, spawner)
+    surroundings = Surroundings()
     server = Server(
         reactor,
         groups,
         execs,
-        Surroundings(),
+        surroundings,
         Handshake(Machine(), __version__),
-        Warmth(reactor, reaper, groups, execs),
+        Warmth(reactor, reaper, groups, execs, spawner, surroundings),
     )
     stream = transport.Transport(reactor, transport.open_port(_wait_port()), server.receive, server.lose)
     reactor.after_turn = lambda: stream.send(server.connection.outgoing)

@@ -83,6 +83,11 @@ class Spawner:
         self._queue.append(launch)
         self._serve_queue()
 
+    @property
+    def is_stocked(self) -> bool:
+        """Whether every spare waits."""
+        return len(self._waiting) >= self._spares
+
     def withdraw(self, launch: Launch) -> bool:
         """Take back a job no child has got yet. False: it has begun."""
         if launch in self._queue:

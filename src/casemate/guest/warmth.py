@@ -12,6 +12,9 @@ from casemate.guest.exec_table import ExecTable
 from casemate.guest.interpreter import Interpreter
 from casemate.guest.reactor import Reactor
 from casemate.guest.reaper import Reaper
+from casemate.guest.rehearsal import Rehearsal
+from casemate.guest.spawner import Spawner
+from casemate.guest.surroundings import Surroundings
 from casemate.guest.zygote import Zygote
 
 RUNTIME = "/run/casemate/agent/runtime"
@@ -26,21 +29,34 @@ Failed = Callable[[str], None]
 class Warmth:
     """Owns the zygote; starts it again when it dies, RESTARTS times. Without it scripts run cold."""
 
-    def __init__(self, reactor: Reactor, reaper: Reaper, groups: Groups, execs: ExecTable) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        reaper: Reaper,
+        groups: Groups,
+        execs: ExecTable,
+        spawner: Spawner,
+        surroundings: Surroundings,
+    ) -> None:
         self._reactor, self._reaper, self._groups, self._execs = reactor, reaper, groups, execs
+        self._spawner, self._surroundings = spawner, surroundings
         self._zygote: Zygote | None = None
         self._restarts = RESTARTS
         self.interpreter: Interpreter | None = None
 
     def prepare(self, zygote: bool, done: Done, failed: Failed) -> None:
         """Make everything wait that will: *done* or *failed* (with a reason) is called then."""
+
+        def rehearse(about: dict[str, Any]) -> None:
+            Rehearsal(self._reactor, self._spawner, self._surroundings, lambda: done(about)).begin()
+
         if not zygote:
             self._groups.limit(0)
-            done({"zygote": None})
+            rehearse({"zygote": None})
         elif not os.access(PYTHON, os.X_OK):
             failed(f"the image has no {PYTHON}")
         else:
-            self._start(done, failed)
+            self._start(rehearse, failed)
 
     def _start(self, done: Done, failed: Failed) -> None:
         zygote = self._zygote
