@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from peers import NONCE
@@ -22,6 +23,7 @@ BUSY, TOTAL_BYTES, LOADED_S, IDLE_S = 8, 64 << 20, 10.0, 3.0
 PIECE = bytes(32_768)
 PING_EVERY_S = 0.005
 RUNS = 3
+SLACK_BYTES = 2 << 20  # what one burst and one read hold, and the allocator's own
 
 
 def serve(sock: socket.socket) -> None:
@@ -49,7 +51,8 @@ def serve(sock: socket.socket) -> None:
 
 
 @contextmanager
-def guest() -> Iterator[socket.socket]:
+def guest() -> Iterator[tuple[int, socket.socket]]:
+    """Its pid, and the host's end."""
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
@@ -60,7 +63,7 @@ def guest() -> Iterator[socket.socket]:
             os._exit(0)
     theirs.close()
     try:
-        yield ours
+        yield pid, ours
     finally:
         ours.close()
         os.waitpid(pid, 0)
@@ -102,21 +105,30 @@ class Host:
             self.connection.consumed(event.channel, event.size)
 
 
+def highest_bytes(pid: int) -> int:
+    """The most resident memory *pid* has had."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.partition("VmHWM:")[2].split()[0]) << 10
+
+
 def p99(values: list[float]) -> float:
     return sorted(values)[int(len(values) * 0.99)]
 
 
 def measure() -> tuple[float, float]:
-    """p99 of a ping, idle and under load."""
-    with guest() as sock:
+    """p99 of a ping, idle and under load. What either side holds meanwhile fits into its channels' windows."""
+    with guest() as (pid, sock):
         host = Host(sock)
         until = time.monotonic() + IDLE_S
         idle = host.ping_until(lambda: time.monotonic() > until)
+        before = [highest_bytes(pid), highest_bytes(os.getpid())]
         numbers = [host.connection.open("exec", {}) for _ in range(BUSY + 1)]
         host.unread = numbers[0]
         wanted = TOTAL_BYTES // BUSY
         loaded = host.ping_until(lambda: all(host.arrived.get(n, 0) >= wanted for n in numbers[1:]))
         assert host.arrived[host.unread] == WINDOW
+        grown = [highest_bytes(pid) - before[0], highest_bytes(os.getpid()) - before[1]]
+        assert max(grown) <= (BUSY + 1) * WINDOW + SLACK_BYTES, grown
         return p99(idle), p99(loaded)
 
 
