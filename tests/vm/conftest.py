@@ -3,6 +3,7 @@
     home      a home of its own, with the artifacts that ``casemate setup`` made (hard links, not copies)
     daemon    one daemon on it for the whole run; it has built its snapshot from them
     sandbox   a fresh clone for one test
+    any_machine   beside the daemon, by hand: opens a machine, once booted and once restored
 
 A test that needs another daemon makes one with ``run_daemon``. Where setup has not been run, the tests skip
 and say so.
@@ -10,10 +11,12 @@ and say so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from machines import Clone, open_booted, open_clone, open_driver
 from vm_world import Daemon, build_image, new_home, run_daemon
 
 from casemate.sdk import Sandbox
@@ -36,3 +39,17 @@ def daemon(home: Path) -> Iterator[Daemon]:
 def sandbox(daemon: Daemon, no_trace: None) -> Iterator[Sandbox]:
     with Sandbox.create() as sandbox:
         yield sandbox
+
+
+@pytest.fixture(params=[open_booted, open_clone], ids=["booted", "restored"])
+def any_machine(
+    request: pytest.FixtureRequest, daemon: Daemon, tmp_path: Path, no_trace: None
+) -> Callable[[], AbstractAsyncContextManager[Clone]]:
+    """What a guest promises it promises however it came to life."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Clone]:
+        async with open_driver(daemon.home) as driver, request.param(driver, daemon.home, tmp_path) as machine:
+            yield machine
+
+    return opened

@@ -1,9 +1,9 @@
-"""Single clones by hand, below the daemon: for what only a driver's user can do to them."""
+"""Single machines by hand, below the daemon: for what only a driver's user can do to them."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,13 +12,14 @@ from anyio.abc import TaskGroup
 
 from casemate.config import load
 from casemate.host import open_launcher, start_launcher
-from casemate.images import copy_disk
-from casemate.sandbox import Introduction, Link, Snapshot, execs, introduce, new_id
-from casemate.vmm import Machine
+from casemate.images import Workshop, copy_disk, make_scratch_disk
+from casemate.sandbox import Introduction, Link, Snapshot, execs, introduce, machine_spec, new_id
+from casemate.vmm import Kernel, Machine
 from casemate.vmm.qemu import QemuDriver
 
 TEST_UIDS = 2_100_000_000  # another range than that of the daemons under test
 ANSWER_S = 20.0
+BOOT_S = 60.0
 
 
 @dataclass
@@ -72,12 +73,33 @@ async def open_clone(driver: QemuDriver, home: Path, folder: Path) -> AsyncItera
     snapshot = template_of(home)
     guest_id, disk = new_id(), folder / "disk"
     copy_disk(snapshot.disk, disk)
-    async with AsyncExitStack() as held:
-        machine = await held.enter_async_context(driver.restore(snapshot.machine(guest_id, disk), snapshot.files))
-        tasks = await held.enter_async_context(anyio.create_task_group())
-        held.callback(tasks.cancel_scope.cancel)
-        link, scope = Link(guest_id, silence_s=ANSWER_S), anyio.CancelScope()
-        tasks.start_soon(_carry, link, machine.stream, scope)
+    async with driver.restore(snapshot.machine(guest_id, disk), snapshot.files) as machine:
         await machine.unpause()
-        await introduce(link, Introduction(guest_id), ANSWER_S)
+        async with introduced(machine, guest_id, ANSWER_S) as clone:
+            yield clone
+
+
+@asynccontextmanager
+async def open_booted(driver: QemuDriver, home: Path, folder: Path) -> AsyncIterator[Clone]:
+    """A machine of the home's artifacts that has booted; *folder* holds its memory and its disk."""
+    shape, parts = template_of(home).shape, Workshop(home).prepare("python")
+    guest_id, disk = new_id(), folder / "disk"
+    make_scratch_disk(disk, shape.disk_mib)
+    await driver.platform()
+    spec = machine_spec(guest_id, shape, parts.root, parts.agent, disk)
+    kernel = Kernel(parts.kernel, parts.initrd, driver.kernel_arguments)
+    async with (
+        driver.boot(spec, kernel, folder / "memory") as machine,
+        introduced(machine, guest_id, BOOT_S) as booted,
+    ):
+        yield booted
+
+
+@asynccontextmanager
+async def introduced(machine: Machine, guest_id: str, timeout_s: float) -> AsyncIterator[Clone]:
+    async with anyio.create_task_group() as tasks:
+        link, scope = Link(guest_id, silence_s=timeout_s), anyio.CancelScope()
+        tasks.start_soon(_carry, link, machine.stream, scope)
+        await introduce(link, Introduction(guest_id), timeout_s)
         yield Clone(machine, link, tasks, scope)
+        tasks.cancel_scope.cancel()
