@@ -230,6 +230,7 @@ class Supervisor:
 
 async def introduce(link: Link, introduction: Introduction, timeout_s: float) -> None:
     """The hand-shake, checked. Raises AgentSilent, ProtocolViolation."""
+    await link.ping(timeout_s=timeout_s)  # it reads by now: the clock in HELLO is as old as a message, not as a boot
     sent_ns = time.time_ns()
     ready = await link.handshake(introduction.hello(), timeout_s=timeout_s)
     introduction.check(ready, sent_ns)
