@@ -102,13 +102,13 @@ class Group:
     def enter(self) -> None:
         """Move the calling process in, and with it whatever it becomes and starts. Raises OSError."""
         for folder in self.folders:
-            (folder / "cgroup.procs").write_text("0")
+            _write(folder / "cgroup.procs", "0")
 
     def kill(self) -> None:
         """SIGKILL to all in it, at once where the kernel can do that. Raises OSError."""
         for folder in self.folders:
             try:
-                (folder / "cgroup.kill").write_text("1")
+                _write(folder / "cgroup.kill", "1")
                 return
             except FileNotFoundError:  # a v1 tree, a kernel before 5.14, or the group is gone
                 continue
@@ -164,7 +164,7 @@ class Groups:
                 self._make(folder)
             for (root, version), controller in wanted:
                 for file, value in limits.files(controller, version).items():
-                    (root / self._parent / name / file).write_text(value)
+                    _write(root / self._parent / name / file, value)
         except OSError:
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 group.remove()
@@ -204,13 +204,22 @@ class Groups:
             folder.mkdir()
 
 
+def _write(file: Path, text: str) -> None:
+    """To a file that the kernel made; asking to make it, as open() does, is refused with another error."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
 def _delegate(root: Path, parent: Path) -> None:
     """Have the v2 tree's controllers reach the groups below *parent*."""
     offered = (root / "cgroup.controllers").read_text().split()
     words = " ".join(f"+{name}" for name in CONTROLLERS if name in offered)
     if words:
         for folder in (root, parent):
-            (folder / "cgroup.subtree_control").write_text(words)
+            _write(folder / "cgroup.subtree_control", words)
 
 
 def _kill_member(pid: int, folder: Path) -> None:
