@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from vm_world import Daemon
 
 from casemate.errors import CasemateError
+from casemate.host import cgroup
 from casemate.host.cgroup import Trees, group_of_home
 from casemate.sdk import Sandbox
 
@@ -92,3 +94,42 @@ def test_memory_runs_out_for_vmms_before_it_does_for_the_daemon(sandbox: Sandbox
     """The kernel's order, higher goes first; the launcher's is that of the daemon."""
     score = {pid: int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (sandbox.info.pid, daemon.pid)}
     assert score[sandbox.info.pid] > score[daemon.pid]
+
+
+IN_GUEST = """
+import json, pathlib, subprocess, sys
+sys.path.insert(0, "/root")
+import cgroup
+groups = cgroup.Groups(cgroup.Trees.find(pathlib.Path("/proc/self/mountinfo").read_text()), "casemate-test")
+group = groups.create("one", cgroup.Limits(memory_bytes=48 << 20, cpu_percent=50, pids=9))
+folder = group.folders[0]
+said = {name: (folder / name).read_text().strip() for name in ("memory.max", "memory.oom.group", "cpu.max", "pids.max")}
+hog = [sys.executable, "-c", "x = bytearray(150 << 20); print(len(x))"]
+said["hog"] = subprocess.run(hog, preexec_fn=group.enter, stdout=subprocess.DEVNULL).returncode
+sleeper = subprocess.Popen(["sleep", "60"], preexec_fn=group.enter)
+said["busy"] = group.remove()
+group.kill()
+said["sleeper"] = sleeper.wait(10)
+said["removed"] = group.remove()
+groups.close()
+said["left"] = folder.parent.exists()
+print(json.dumps(said))
+"""
+
+
+def test_the_same_on_a_kernel_with_version_2_alone(sandbox: Sandbox) -> None:
+    """A guest has what many hosts have and this one may not: one tree, all controllers in it."""
+    sandbox.files.write("/root/cgroup.py", Path(cgroup.__file__).read_bytes(), user="root")
+    said = sandbox.commands.run(["python3", "-c", IN_GUEST], user="root", timeout_s=60)
+    assert said.ok, said.stderr
+    assert json.loads(said.stdout) == {
+        "memory.max": str(48 << 20),
+        "memory.oom.group": "1",
+        "cpu.max": "50000 100000",
+        "pids.max": "9",
+        "hog": -9,
+        "busy": False,
+        "sleeper": -9,
+        "removed": True,
+        "left": False,
+    }

@@ -117,6 +117,12 @@ def test_what_is_no_list_is_refused_with_its_line(text: str) -> None:
         seccomp.parse(text)
 
 
+def test_the_other_table_of_calls_is_closed_whatever_is_listed() -> None:
+    code = seccomp.assemble([seccomp.Call(39, "getpid"), seccomp.Call(X32_BIT | 39, "getpid_of_x32")])
+    assert verdict(code, 39, (0,) * 6) == seccomp.ALLOW
+    assert verdict(code, X32_BIT | 39, (0,) * 6) == seccomp.KILL_PROCESS
+
+
 def test_a_filter_we_do_not_have_is_refused() -> None:
     for name in ("nothing", "../filters/qemu-tcg", "", "a" * 99):
         with pytest.raises(ValueError, match="there is no filter"):
