@@ -60,6 +60,7 @@ def test_a_vmm_over_its_limit_is_a_typed_end_and_not_the_hosts(sandbox: Sandbox,
     assert found.state == "terminated"
     assert found.state_reason is not None
     assert found.state_reason.code == "vmm-died"
+    assert "out_of_memory=True" in found.state_reason.message
     with Sandbox.create() as another:
         assert another.commands.run(["echo", "served"]).stdout == "served\n"
 

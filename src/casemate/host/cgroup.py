@@ -116,6 +116,18 @@ class Group:
             for pid in self._members(folder):
                 _kill_member(pid, folder)
 
+    def ran_out_of_memory(self) -> bool:
+        """Whether the kernel killed anything in it for its memory limit."""
+        for folder in self.folders:
+            for file in ("memory.events", "memory.oom_control"):  # v2's, v1's
+                try:
+                    lines = (folder / file).read_text().splitlines()
+                except OSError:  # another tree, or it is gone
+                    continue
+                if any(line.split()[0] == "oom_kill" and line.split()[1] != "0" for line in lines):
+                    return True
+        return False
+
     def remove(self) -> bool:
         """Delete it, if it is there. False while something still runs in it. Raises OSError for any other reason."""
         for folder in self.folders:

@@ -7,11 +7,11 @@ beside it:
     daemon → launcher                                              launcher → daemon
     {"do": "spawn", "id", "jail", "command"} + [2, 3, 4, …]        {"spawned": id, "pid", "uid"} |
                                                                    {"failed": id, "why", "hint"}
-    {"do": "signal", "id", "signal"}                               {"exited": id, "status"}
+    {"do": "signal", "id", "signal"}                               {"exited": id, "status", "out_of_memory"}
     {"do": "attest", "id"} + [its memory]                          {"attested": id, "account"} |
                                                                    {"unattested": id, "why"}
     {"do": "sweep", "id"}                                          {"swept": id, "removed": [name, …]}
-    {"do": "bootstrap", "id", "recipe"} + [disk, log]              {"exited": id, "status"}
+    {"do": "bootstrap", "id", "recipe"} + [disk, log]              {"exited": id, "status", "out_of_memory"}
 
 A command runs in a jail or not at all, in a control group of its own below GROUP (without one only if *weak*), and as
 root under a uid of its own from the range, which owns nothing: a daemon that was taken over gains nothing by asking.
@@ -64,6 +64,7 @@ class Child:
     target: int | None = None  # a pidfd: a number could be somebody else's by the time we use it
     inside: int | None = None  # the VMM's pid
     told: bytes = b""
+    out_of_memory: bool = False
     folder: tempfile.TemporaryDirectory[str] | None = None
     disk: int | None = None
 
@@ -296,6 +297,7 @@ class Launcher:
         _give_back(child.info, child.target)
         if child.folder is not None:
             status = self._deliver(child, status)
+        child.out_of_memory = child.group is not None and child.group.ran_out_of_memory()
         self._leaving.append((child, status))
         self._see_off()
 
@@ -310,7 +312,7 @@ class Launcher:
                 staying.append((child, status))
                 continue
             _give_back(child.lease)
-            self._tell({"exited": child.key, "status": status})
+            self._tell({"exited": child.key, "status": status, "out_of_memory": child.out_of_memory})
         self._leaving = staying
 
     def _end_all(self) -> None:

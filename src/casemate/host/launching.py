@@ -48,6 +48,7 @@ class Spawned:
     pid: int = 0
     uid: int | None = None
     status: int | None = None
+    out_of_memory: bool = False  # the kernel killed something of it for its memory limit
     started: asyncio.Event = field(default_factory=asyncio.Event)
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     refusal: str | None = None
@@ -241,7 +242,7 @@ class Launcher:
             child.started.set()
             child.exited.set()
         elif "exited" in body:
-            child.status = body["status"]
+            child.status, child.out_of_memory = body["status"], body["out_of_memory"]
             child.started.set()
             child.exited.set()
 

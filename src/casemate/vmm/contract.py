@@ -72,6 +72,7 @@ class VmmExit:
 
     status: int | None
     signal: int | None
+    out_of_memory: bool = False  # it was over its memory limit, and the kernel killed it
 
 
 class Machine(Protocol):

@@ -118,7 +118,7 @@ def test_a_command_runs_and_its_end_is_told(peer: Peer) -> None:
     peer.spawn("one", "/usr/bin/sh", "-c", "sleep 0.2; exit 7")
     spawned = peer.hear()
     assert spawned["spawned"] == "one"
-    assert peer.hear() == {"exited": "one", "status": 7}
+    assert peer.hear() == {"exited": "one", "status": 7, "out_of_memory": False}
 
 
 def test_what_it_runs_has_no_right_left(peer: Peer) -> None:
@@ -237,10 +237,10 @@ def test_all_its_memory_is_its_own_end(peer: Peer) -> None:
     hog = "x = bytearray(200 << 20); print(len(x))"
     peer.spawn("one", "/usr/bin/python3", "-c", hog)
     peer.hear()
-    assert peer.hear() == {"exited": "one", "status": 128 + signal.SIGKILL}
+    assert peer.hear() == {"exited": "one", "status": 128 + signal.SIGKILL, "out_of_memory": True}
     peer.spawn("two", "/usr/bin/python3", "-c", "x = bytearray(8 << 20)")
     peer.hear()
-    assert peer.hear() == {"exited": "two", "status": 0}
+    assert peer.hear() == {"exited": "two", "status": 0, "out_of_memory": False}
 
 
 @cgroups
@@ -301,7 +301,7 @@ def test_the_filter_is_on_and_what_it_forbids_ends_the_process(peer: Peer) -> No
     for key, script, status in (("one", "exit 5", 5), ("two", "/usr/bin/true; exit 5", 128 + signal.SIGSYS)):
         peer.spawn(key, "/usr/bin/sh", "-c", script, filter="qemu-tcg")
         peer.hear()
-        assert peer.hear() == {"exited": key, "status": status}, "a VMM starts no program"
+        assert peer.hear() == {"exited": key, "status": status, "out_of_memory": False}, "a VMM starts no program"
     peer.spawn("three", "/usr/bin/true", filter="no-such-list")
     assert "no filter" in peer.hear()["why"]
 

@@ -270,12 +270,12 @@ async def _add_evidence(error: errors.VmmExited, spawned: Spawned, plan: Plan, s
 
 def _exit_of(spawned: Spawned) -> VmmExit:
     """bubblewrap reports a signal as 128 + its number."""
-    status = spawned.status
+    status, starved = spawned.status, spawned.out_of_memory
     if status is None:
         return VmmExit(None, None)
     if status < 0:
-        return VmmExit(None, -status)
-    return VmmExit(None, status - 128) if status > 128 else VmmExit(status, None)
+        return VmmExit(None, -status, starved)
+    return VmmExit(None, status - 128, starved) if status > 128 else VmmExit(status, None, starved)
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
