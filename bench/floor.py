@@ -3,7 +3,7 @@
 ``python3 bench/floor.py CLONE.json`` where CLONE.json is the ``clone`` of ``casemate image inspect --json``. It reads
 the name of an act per line from stdin and answers each with a line of JSON, ``{"ms": …}`` or ``{"error": …}``.
 It starts QEMU in the same jail from the same files, speaks QMP and the wire's frames over bare sockets, and
-waits for nothing it does not need. Only the uid differs: the VMM runs under that of whoever starts this.
+waits for nothing it does not need. Only the uid differs, that of whoever starts this, and there is no control group.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ class Guest:
             opened.append(os.open(path, os.O_RDWR if wanted["writable"] else os.O_RDONLY))
             places.append((opened[-1], wanted["number"]))
         places.append((their_info, clone["jail"]["info_descriptor"]))
+        if (number := clone["jail"]["filter_descriptor"]) is not None:
+            opened.append(os.memfd_create("filter"))
+            os.write(opened[-1], base64.b64decode(clone["jail"]["compiled_filter"]))
+            os.lseek(opened[-1], 0, os.SEEK_SET)
+            places.append((opened[-1], number))
         high = [(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, LOW_DESCRIPTORS), target) for source, target in places]
         null = os.open(os.devnull, os.O_RDWR)
         actions = [(os.POSIX_SPAWN_DUP2, null, number) for number in range(3)]

@@ -30,6 +30,7 @@ class Settings:
     tb_size_mib: int = 32  # the translation cache of an emulated machine; see docs/vmm-contract.md
     uid_base: int = 2_000_000_000  # as root: the daemon's own uid; machines take the ones after it
     uid_count: int = 4096
+    allow_weak_jail: bool = False  # as root: run machines also where control groups can't be written
     idle_exit_s: float = 600.0
     agent_timeout_s: float = 10.0  # how long an agent may be silent before it counts as dead
     boot_timeout_s: float = 60.0  # a cold boot, emulated, takes 5 to 10 s on an idle host
@@ -43,12 +44,17 @@ class Settings:
         return self.run / "daemon.sock"
 
 
+_TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
 def _convert(name: str, kind: str, value: Any) -> Any:
     try:
         if kind == "Path":
             return Path(str(value)).expanduser().absolute()
+        if kind == "bool":
+            return value if isinstance(value, bool) else _TRUTH[str(value).lower()]
         return {"int": int, "float": float, "str": str}[kind](value)
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InvalidSpec(f"setting {name}: {value!r} is not a {kind}") from error
 
 

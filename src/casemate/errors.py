@@ -166,6 +166,12 @@ class VmmExited(VmmError):
     code = "vmm-exited"
 
 
+class NotAttested(VmmError):
+    """The kernel's account of a VMM is not what was asked for; evidence has the account. Nothing was run in it."""
+
+    code = "not-attested"
+
+
 class BootTimeout(VmmError):
     code = "boot-timeout"
 

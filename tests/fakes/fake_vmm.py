@@ -12,6 +12,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,29 @@ from tests.fakes.fake_guest import Guest
 
 from casemate import errors, wire
 from casemate.guest import handshake
+from casemate.host import Account
 from casemate.host.ownership import own
 from casemate.vmm import Accelerator, Drive, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles, VmmExit
 
 PLATFORM = Platform("fake", "1", "0" * 64, "one line", "no CPU", "tcg")
+
+
+ACCOUNT = Account(
+    pid=0,
+    executable_sha256=PLATFORM.vmm_sha256,
+    private_bytes=0,
+    shared_bytes=0,
+    uid=1,
+    capabilities=0,
+    no_new_privs=True,
+    seccomp_mode=2,
+    seccomp_filters=1,
+    namespaces=dict.fromkeys(("cgroup", "ipc", "mnt", "net", "pid", "user", "uts"), "another"),
+    cgroup=None,
+    limits=None,
+    rlimits={},
+    oom_score_adj=500,
+)
 
 
 class _Nothing:
@@ -62,7 +82,8 @@ class Agent(Guest):
 
 
 class FakeMachine:
-    def __init__(self) -> None:
+    def __init__(self, spec: MachineSpec) -> None:
+        self._spec = spec
         self._process = subprocess.Popen(["sleep", "infinity"], stdin=subprocess.DEVNULL)
         self._exited = asyncio.Event()
         self._exit = VmmExit(None, None)
@@ -119,6 +140,12 @@ class FakeMachine:
         await self._exited.wait()
         return self._exit
 
+    async def account(self, memory: Path) -> Account:
+        """As of a perfect one: what it would be, when it is a process that sleeps."""
+        await asyncio.sleep(0)
+        self._alive()
+        return replace(ACCOUNT, pid=self.pid, private_bytes=self._spec.memory_mib << 20)
+
     async def console(self) -> bytes:
         return b"" if self._exited.is_set() else b"a fake console\n"
 
@@ -136,6 +163,7 @@ class FakeDriver:
     isolation: Isolation = "emulated"
     accelerator: Accelerator = "tcg"
     kernel_arguments = "quiet"
+    filters = ("fake",)
 
     async def platform(self) -> Platform:
         return PLATFORM
@@ -145,13 +173,13 @@ class FakeDriver:
         _must_be_there([kernel.vmlinux, kernel.initrd], spec.drives)
         with memory.open("xb") as file:
             file.truncate(spec.memory_mib << 20)
-        async with self._machine() as machine:
+        async with self._machine(spec) as machine:
             yield machine
 
     @asynccontextmanager
     async def restore(self, spec: MachineSpec, snapshot: SnapshotFiles) -> AsyncIterator[FakeMachine]:
         _must_be_there([snapshot.memory, snapshot.state], spec.drives)
-        async with self._machine() as machine:
+        async with self._machine(spec) as machine:
             await machine.pause()
             yield machine
 
@@ -159,8 +187,8 @@ class FakeDriver:
         return {"argv": ["sleep", "infinity"], "descriptors": [], "monitor": []}
 
     @asynccontextmanager
-    async def _machine(self) -> AsyncIterator[FakeMachine]:
-        machine = FakeMachine()
+    async def _machine(self, spec: MachineSpec) -> AsyncIterator[FakeMachine]:
+        machine = FakeMachine(spec)
         async with own("fake machine", machine.close):
             await asyncio.sleep(0)
             yield machine

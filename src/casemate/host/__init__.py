@@ -6,15 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from casemate.host.account import Account, GroupLimits
+    from casemate.host.cgroup import Limits
     from casemate.host.jail import Bind, Jail
     from casemate.host.launching import Launcher, Spawned, open_launcher, start_launcher
     from casemate.host.ownership import own, own_folder, remove_folder
     from casemate.host.privilege import drop_privilege, enter_view, give_home
 
 _HOMES = {
+    "Account": "account",
     "Bind": "jail",
+    "GroupLimits": "account",
     "Jail": "jail",
     "Launcher": "launching",
+    "Limits": "cgroup",
     "Spawned": "launching",
     "drop_privilege": "privilege",
     "enter_view": "privilege",
@@ -26,9 +31,12 @@ _HOMES = {
     "start_launcher": "launching",
 }
 __all__ = [
+    "Account",
     "Bind",
+    "GroupLimits",
     "Jail",
     "Launcher",
+    "Limits",
     "Spawned",
     "drop_privilege",
     "enter_view",

@@ -1,56 +1,53 @@
 """The launcher: a small process that keeps the privilege and can only give it away.
 
-``python -m casemate.host.launcher DESCRIPTOR UID_BASE UID_COUNT``, started by the daemon before that drops its own.
-It speaks a fixed set of messages over a SOCK_SEQPACKET socket, JSON of at most 64 KiB with descriptors beside it:
+``python -m casemate.host.launcher DESCRIPTOR UID_BASE UID_COUNT GROUP strict|weak``, started by the daemon before that
+drops its own. It speaks a fixed set of messages over a SOCK_SEQPACKET socket, JSON of at most 64 KiB with descriptors
+beside it:
 
     daemon → launcher                                              launcher → daemon
-    {"do": "spawn", "id", "jail", "command"} + [2, 3, 4, …]        {"spawned": id, "pid", "uid"} | {"failed": id, "why"}
-    {"do": "signal", "id", "signal"}                               {"exited": id, "status"}
-    {"do": "bootstrap", "id", "recipe"} + [disk, log]              {"exited": id, "status"}
+    {"do": "spawn", "id", "jail", "command"} + [2, 3, 4, …]        {"spawned": id, "pid", "uid"} |
+                                                                   {"failed": id, "why", "hint"}
+    {"do": "signal", "id", "signal"}                               {"exited": id, "status", "out_of_memory"}
+    {"do": "attest", "id"} + [its memory]                          {"attested": id, "account"} |
+                                                                   {"unattested": id, "why"}
+    {"do": "sweep", "id"}                                          {"swept": id, "removed": [name, …]}
+    {"do": "bootstrap", "id", "recipe"} + [disk, log]              {"exited": id, "status", "out_of_memory"}
 
-A command runs in a jail or not at all, and as root under a uid of its own from the range, which owns nothing:
-a daemon that was taken over gains nothing by asking. The one thing run as root is mmdebstrap for a
-recipe we come with, known by name. When the daemon's end closes, everything it started is killed.
+A command runs in a jail or not at all, in a control group of its own below GROUP (without one only if *weak*), and as
+root under a uid of its own from the range, which owns nothing: a daemon that was taken over gains nothing by asking.
+The one thing run as root is mmdebstrap for a recipe we come with, known by name. An exit is told when the group
+is empty and gone. When the daemon's end closes, everything it started is killed.
 Single-threaded: the parent-death signal belongs to the thread that forks. Few imports: it forks often.
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import json
 import os
-import resource
 import select
 import signal
 import socket
-import stat
 import sys
 import tempfile
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.host.jail import FIRST_DESCRIPTOR, Jail
+from casemate.host import seccomp
+from casemate.host.account import Reader
+from casemate.host.cgroup import Group, Groups, Trees
+from casemate.host.entry import Entry, become_bootstrap, enter
+from casemate.host.jail import Jail
+from casemate.host.leases import Leases
 
 MAX_MESSAGE_BYTES = 65_536
 MAX_DESCRIPTORS = 32
-PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
-PR_SET_NO_NEW_PRIVS = 38
-PR_SET_THP_DISABLE = 41
-CLONE_NEWNS = 0x00020000  # Source: linux/sched.h
-MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 16384, 1 << 18  # Source: linux/mount.h
-OPEN_TREE, MOVE_MOUNT = 428, 429  # the numbers on every architecture. Source: asm-generic/unistd.h
-OPEN_TREE_CLONE, AT_EMPTY_PATH, MOVE_MOUNT_F_EMPTY_PATH = 1, 0x1000, 4  # Source: linux/mount.h, linux/fcntl.h
 INFO_LIMIT_BYTES = 4096
-MAX_OPEN_FILES = 1024
-MAX_PROCESSES = 512  # of one VMM's uid, threads included
-VMM_OOM_SCORE = 500  # when memory runs out, the kernel takes a VMM and not the daemon
 SIGNALS = {"KILL": signal.SIGKILL, "STOP": signal.SIGSTOP, "CONT": signal.SIGCONT}
-# Where a VMM's files are laid out for bubblewrap, in a mount namespace of its own.
-COUNTER = "/tmp"  # noqa: S108 - hides the shared one
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_libc = ctypes.CDLL(None, use_errno=True)
+POLL_LEAVING_MS = 10  # nobody tells when the last process of a group is gone
+LEAVING_S = 5.0
+SWEPT_AT_ONCE = 500  # names that surely fit into one message
+WEAK_HINT = "make /sys/fs/cgroup writable for the daemon, or set allow_weak_jail = true"
 
 
 @dataclass
@@ -59,10 +56,15 @@ class Child:
 
     key: str
     pid: int
-    uid: int | None
-    info: int | None
+    info: int | None = None
+    uid: int | None = None
+    lease: int | None = None  # what holds the uid
+    group: Group | None = None
+    name: str | None = None
     target: int | None = None  # a pidfd: a number could be somebody else's by the time we use it
+    inside: int | None = None  # the VMM's pid
     told: bytes = b""
+    out_of_memory: bool = False
     folder: tempfile.TemporaryDirectory[str] | None = None
     disk: int | None = None
 
@@ -70,14 +72,21 @@ class Child:
 class Refused(Exception):
     """A message this launcher does not act on."""
 
+    def __init__(self, why: str, hint: str = "") -> None:
+        super().__init__(why)
+        self.hint = hint
+
 
 class Launcher:
-    def __init__(self, daemon: socket.socket, uid_base: int, uid_count: int) -> None:
+    def __init__(self, daemon: socket.socket, uid_base: int, uid_count: int, groups: Groups, *, weak: bool) -> None:
         self._daemon = daemon
-        self._uids = range(uid_base + 1, uid_base + uid_count)  # the base itself is the daemon's
-        self._next_uid = 0
         self._privileged = os.geteuid() == 0
+        self._leases = Leases(uid_base, uid_count) if self._privileged else None
+        self._groups = groups
+        self._weak = weak
+        self._reader = Reader(groups.trees)
         self._children: dict[int, Child] = {}
+        self._leaving: list[tuple[Child, int]] = []  # ended, with this status; something is left in their groups
         self._poll = select.poll()
 
     def run(self) -> None:
@@ -91,7 +100,7 @@ class Launcher:
         self._poll.register(wake_read, select.POLLIN)
         serving = True
         while serving:
-            for descriptor, _ in self._poll.poll():
+            for descriptor, _ in self._poll.poll(POLL_LEAVING_MS if self._leaving else None):
                 if descriptor == wake_read:
                     os.read(wake_read, 4096)
                     self._reap()
@@ -99,10 +108,14 @@ class Launcher:
                     serving = self._serve()
                 else:
                     self._informed(descriptor)
+            self._see_off()
         self._end_all()
 
     def _serve(self) -> bool:
-        message, descriptors, _, _ = socket.recv_fds(self._daemon, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._daemon, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS)
+        except ConnectionResetError:  # it ended before it had read all we told
+            return False
         if not message:
             return False
         key = "?"
@@ -114,12 +127,16 @@ class Launcher:
                     self._spawn(key, Jail.from_json(body["jail"]), [str(w) for w in body["command"]], descriptors)
                 case "signal":
                     self._signal(key, SIGNALS[body["signal"]])
+                case "attest" if len(descriptors) == 1:
+                    self._attest(key, descriptors[0])
+                case "sweep":
+                    self._sweep(key)
                 case "bootstrap":
                     self._bootstrap(key, str(body["recipe"]), descriptors)
                 case _:
                     raise Refused("no such message")
         except (Refused, OSError, ValueError, KeyError, TypeError) as error:
-            self._tell({"failed": key, "why": repr(error)})
+            self._tell({"failed": key, "why": str(error) or repr(error), "hint": getattr(error, "hint", "")})
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -134,25 +151,49 @@ class Launcher:
     # ----------------------------------------------------------------------- machines
 
     def _spawn(self, key: str, jail: Jail, command: list[str], descriptors: list[int]) -> None:
-        uid = self._lease_uid() if self._privileged else None
-        info_read, info_write = os.pipe2(os.O_CLOEXEC)
+        if jail.filter is not None:
+            seccomp.compiled(jail.filter)  # here, so that no child has to
+        group = self._new_group(jail)
+        uid = lease = info_read = None
         try:
-            parent, pid = os.getpid(), os.fork()
-            if pid == 0:
-                _enter(jail, command, [*descriptors, info_write], uid, parent)
-        finally:
-            os.close(info_write)
-        self._children[pid] = Child(key, pid, uid, info_read)
+            if self._leases is not None:
+                uid, lease = self._lease(self._leases)
+            info_read, info_write = os.pipe2(os.O_CLOEXEC)
+            try:
+                entry = Entry(jail, command, descriptors, info_write, uid, group, os.getpid())
+                pid = os.fork()
+                if pid == 0:
+                    enter(entry)
+            finally:
+                os.close(info_write)
+        except BaseException:
+            _give_back(lease, info_read)
+            if group is not None:
+                group.remove()
+            raise
+        self._children[pid] = Child(key, pid, info_read, uid, lease, group, jail.name)
         self._poll.register(info_read, select.POLLIN)
 
-    def _lease_uid(self) -> int:
-        taken = {child.uid for child in self._children.values()}
-        for _ in range(len(self._uids)):
-            uid = self._uids[self._next_uid % len(self._uids)]
-            self._next_uid += 1  # a uid is used again as late as possible
-            if uid not in taken:
-                return uid
-        raise Refused("every uid of the range is in use")
+    def _new_group(self, jail: Jail) -> Group | None:
+        """None where the host gives none and that is allowed."""
+        self._groups.named(jail.name)
+        if any(child.name == jail.name for child in self._living()):
+            raise Refused(f"{jail.name} is running")
+        try:
+            return self._groups.create(jail.name, jail.limits)
+        except OSError as error:
+            if not self._weak:
+                raise Refused(f"its control group cannot be made: {error}", WEAK_HINT) from error
+            return None
+
+    def _living(self) -> list[Child]:
+        return [*self._children.values(), *(child for child, _ in self._leaving)]
+
+    def _lease(self, leases: Leases) -> tuple[int, int]:
+        found = leases.take({child.uid for child in self._living() if child.uid is not None})
+        if found is None:
+            raise Refused("every uid of the range is in use", "set uid_count higher, or end sandboxes")
+        return found
 
     def _informed(self, descriptor: int) -> None:
         """bubblewrap has said which pid the VMM has, or has ended without saying."""
@@ -166,7 +207,7 @@ class Launcher:
         child.info = None
         try:
             pid = int(json.loads(child.told)["child-pid"])
-            child.target = os.pidfd_open(pid)
+            child.target, child.inside = os.pidfd_open(pid), pid
         except (ValueError, KeyError, TypeError, ProcessLookupError):
             return  # it failed; its exit is what gets told
         self._tell({"spawned": child.key, "pid": pid, "uid": child.uid})
@@ -176,6 +217,34 @@ class Launcher:
         for child in self._children.values():
             if child.key == key:
                 _send(child, number)
+
+    def _attest(self, key: str, memory: int) -> None:
+        """Tell the kernel's account of the VMM inside."""
+        child = next((c for c in self._children.values() if c.key == key and c.target is not None), None)
+        try:
+            if child is None or child.target is None or child.inside is None:
+                raise Refused("it does not run")
+            account = self._reader.read(child.inside, memory)
+            signal.pidfd_send_signal(child.target, 0)  # it lives, so the pid was its all the time
+        except (Refused, OSError, ValueError, KeyError) as error:
+            self._tell({"unattested": key, "why": str(error) or repr(error)})
+        else:
+            self._tell({"attested": key, "account": account.to_json()})
+
+    def _sweep(self, key: str) -> None:
+        """Kill and remove what groups of this home no child of ours has: a killed launcher's."""
+        ours = {child.name for child in self._living()}
+        left = [name for name in self._groups.leftovers() if name not in ours][:SWEPT_AT_ONCE]
+        removed: list[str] = []
+        until = time.monotonic() + LEAVING_S
+        for name in left:
+            group = self._groups.named(name)
+            group.kill()
+            while not (gone := group.remove()) and time.monotonic() < until:
+                time.sleep(POLL_LEAVING_MS / 1000)
+            removed += [name] if gone else []
+        self._groups.adopt()
+        self._tell({"swept": key, "removed": removed})
 
     # ------------------------------------------------------------------- root disks
 
@@ -193,9 +262,9 @@ class Launcher:
         nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
-            _bootstrap(argv, [nothing, log, log])
+            become_bootstrap(argv, [nothing, log, log])
         os.close(nothing)
-        self._children[pid] = Child(key, pid, None, None, folder=folder, disk=os.dup(disk))
+        self._children[pid] = Child(key, pid, folder=folder, disk=os.dup(disk))
 
     def _deliver(self, child: Child, status: int) -> int:
         """Hand the finished disk over through the daemon's own descriptor; we write no path of its choice."""
@@ -225,12 +294,26 @@ class Launcher:
     def _ended(self, child: Child, status: int) -> None:
         if child.info is not None:
             self._poll.unregister(child.info)
-            os.close(child.info)
-        if child.target is not None:
-            os.close(child.target)
+        _give_back(child.info, child.target)
         if child.folder is not None:
             status = self._deliver(child, status)
-        self._tell({"exited": child.key, "status": status})
+        child.out_of_memory = child.group is not None and child.group.ran_out_of_memory()
+        self._leaving.append((child, status))
+        self._see_off()
+
+    def _see_off(self) -> None:
+        """Tell the end of those in whose groups nothing is left; the others are killed, again if need be.
+
+        One that does not go is never told of: the daemon's deadline makes it a leak.
+        """
+        staying = []
+        for child, status in self._leaving:
+            if child.group is not None and not _emptied(child.group):
+                staying.append((child, status))
+                continue
+            _give_back(child.lease)
+            self._tell({"exited": child.key, "status": status, "out_of_memory": child.out_of_memory})
+        self._leaving = staying
 
     def _end_all(self) -> None:
         for child in self._children.values():
@@ -239,6 +322,28 @@ class Launcher:
             _, status = os.waitpid(child.pid, 0)
             del self._children[child.pid]
             self._ended(child, os.waitstatus_to_exitcode(status))
+        until = time.monotonic() + LEAVING_S
+        while self._leaving and time.monotonic() < until:
+            time.sleep(POLL_LEAVING_MS / 1000)
+            self._see_off()
+        self._groups.close()
+
+
+def _emptied(group: Group) -> bool:
+    """The last step of the ladder: whatever is still in it is killed. True when it is gone."""
+    try:
+        if group.remove():
+            return True
+        group.kill()
+    except OSError as error:
+        print(f"casemate launcher: {group.folders[0]}: {error}", file=sys.stderr)
+    return False
+
+
+def _give_back(*descriptors: int | None) -> None:
+    for descriptor in descriptors:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _send(child: Child, number: signal.Signals) -> None:
@@ -253,107 +358,11 @@ def _send(child: Child, number: signal.Signals) -> None:
         return  # it has just ended by itself
 
 
-# --------------------------------------------------------- in the child, up to the exec
-
-
-def _enter(jail: Jail, command: list[str], descriptors: list[int], uid: int | None, parent: int) -> None:
-    """Become the VMM. Never returns."""
-    try:
-        nothing = os.open("/dev/null", os.O_RDWR)
-        info = FIRST_DESCRIPTOR + len(descriptors) - 2
-        _place([nothing, nothing, *descriptors])
-        _fresh_session()
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with open("/proc/self/oom_score_adj", "w") as score:
-            score.write(str(VMM_OOM_SCORE))
-        if uid is None:
-            argv = jail.argv(command, info)
-        else:
-            argv = jail.argv(command, info, _lay_out(jail))
-            resource.setrlimit(resource.RLIMIT_NPROC, (MAX_PROCESSES, MAX_PROCESSES))
-            os.setgroups([])
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
-        # A huge page for each thread's stack and at the end of the translated code: megabytes that nobody uses
-        _libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
-        _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after the last uid change, which clears it
-        if os.getppid() == parent:  # else it died before its death would have been noticed
-            os.execvpe(argv[0], argv, {"PATH": PATH, "LC_ALL": "C.UTF-8"})
-    except BaseException as error:
-        os.write(2, f"casemate launcher: {error!r}\n".encode())
-    finally:
-        os._exit(127)
-
-
-def _bootstrap(argv: list[str], descriptors: list[int]) -> None:
-    """Become mmdebstrap. Never returns."""
-    try:
-        _place(descriptors)
-        _fresh_session()
-        passed = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy") or k in ("HOME", "TMPDIR")}
-        os.execvpe(argv[0], argv, {"PATH": PATH, "LC_ALL": "C.UTF-8", "TZ": "UTC"} | passed)
-    except BaseException as error:
-        os.write(2, f"casemate launcher: {argv[0]}: {error!r}\n".encode())
-    finally:
-        os._exit(127)
-
-
-def _place(descriptors: list[int]) -> None:
-    """Make *descriptors* the numbers 0, 1, 2, … and close all others."""
-    above = [fcntl.fcntl(d, fcntl.F_DUPFD, len(descriptors)) for d in descriptors]  # none in another's place
-    for number, descriptor in enumerate(above):
-        os.dup2(descriptor, number)
-    os.closerange(len(descriptors), MAX_OPEN_FILES)
-
-
-def _fresh_session() -> None:
-    os.setsid()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-
-
-def _lay_out(jail: Jail) -> Callable[[int], str]:
-    """Put the files behind the descriptors where the VMM's uid can name them, in a mount namespace of our own.
-
-    bubblewrap resolves a bind's source to a path, and the folders above our files are closed to that uid.
-    The mounts are cloned first: the kernel refuses to bind from the namespace that was left.
-    """
-    clones = {bind.descriptor: _clone_mount(bind.descriptor) for bind in jail.binds}
-    if _libc.unshare(CLONE_NEWNS) != 0:
-        raise OSError(ctypes.get_errno(), "unshare")
-    _mount(None, "/", None, MS_REC | MS_PRIVATE)
-    _mount("tmpfs", COUNTER, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64k")
-    for descriptor, clone in clones.items():
-        place = f"{COUNTER}/{descriptor}"
-        if stat.S_ISDIR(os.fstat(clone).st_mode):
-            os.mkdir(place, 0o755)
-        else:
-            os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o444))
-        if _libc.syscall(MOVE_MOUNT, clone, b"", -1, place.encode(), MOVE_MOUNT_F_EMPTY_PATH) != 0:
-            raise OSError(ctypes.get_errno(), f"move_mount to {place}")
-        os.close(clone)
-    return lambda descriptor: f"{COUNTER}/{descriptor}"
-
-
-def _clone_mount(descriptor: int) -> int:
-    """A mount of its own, not in the tree yet, of the file behind *descriptor*. Source: open_tree(2)"""
-    clone = _libc.syscall(OPEN_TREE, descriptor, b"", OPEN_TREE_CLONE | AT_EMPTY_PATH | os.O_CLOEXEC)
-    if clone < 0:
-        raise OSError(ctypes.get_errno(), f"open_tree of descriptor {descriptor}")
-    return int(clone)
-
-
-def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    words = [word.encode() if word is not None else None for word in (source, target, kind)]
-    if _libc.mount(*words, ctypes.c_ulong(flags), options.encode() if options else None) != 0:
-        raise OSError(ctypes.get_errno(), f"mount on {target}")
-
-
 def main() -> None:
     descriptor, uid_base, uid_count = map(int, sys.argv[1:4])
-    Launcher(socket.socket(fileno=descriptor), uid_base, uid_count).run()
+    groups = Groups(Trees.find(Path("/proc/self/mountinfo").read_text()), sys.argv[4])
+    weak = sys.argv[5] == "weak"
+    Launcher(socket.socket(fileno=descriptor), uid_base, uid_count, groups, weak=weak).run()
 
 
 if __name__ == "__main__":

@@ -20,13 +20,18 @@ import anyio.from_thread
 
 from casemate import errors
 from casemate.config import Settings
+from casemate.host.account import Account
+from casemate.host.cgroup import group_of_home
 from casemate.host.jail import Jail
 from casemate.host.launcher import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES
 
 SPAWN_TIMEOUT_S = 20.0
 KILL_TIMEOUT_S = 10.0
 BOOTSTRAP_TIMEOUT_S = 1800.0
+ATTEST_TIMEOUT_S = 10.0
+SWEEP_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 10.0
+SUBJECTS = ("spawned", "failed", "exited", "attested", "unattested", "swept")  # whom a message is about
 Progress = Callable[[str, str, float | None], None]
 
 
@@ -43,9 +48,11 @@ class Spawned:
     pid: int = 0
     uid: int | None = None
     status: int | None = None
+    out_of_memory: bool = False  # the kernel killed something of it for its memory limit
     started: asyncio.Event = field(default_factory=asyncio.Event)
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     refusal: str | None = None
+    hint: str = ""
 
 
 @dataclass
@@ -61,7 +68,8 @@ def start_launcher(settings: Settings) -> LauncherProcess:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         argv = [sys.executable, "-I", "-m", "casemate.host.launcher"]
-        argv += [str(theirs.fileno()), str(settings.uid_base), str(settings.uid_count)]
+        argv += [str(theirs.fileno()), str(settings.uid_base), str(settings.uid_count), group_of_home(settings.home)]
+        argv += ["weak" if settings.allow_weak_jail or os.geteuid() != 0 else "strict"]
         try:
             process = subprocess.Popen(
                 argv, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True
@@ -78,6 +86,7 @@ class Launcher:
     def __init__(self, process: LauncherProcess) -> None:
         self._process = process
         self._spawned: dict[str, Spawned] = {}
+        self._asked: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._gone = asyncio.Event()
 
     async def wait_gone(self) -> None:
@@ -109,7 +118,7 @@ class Launcher:
         if child.pid == 0:
             raise errors.ToolFailed(
                 f"{argv[0]} did not start: {child.refusal or f'exit status {child.status}'}",
-                hint="casemate doctor says what this host lacks",
+                hint=child.hint or "casemate doctor says what this host lacks",
                 evidence={"argv": list(argv), "status": child.status},
             )
 
@@ -118,6 +127,50 @@ class Launcher:
             self._send({"do": "signal", "id": child.key, "signal": "KILL"}, ())
             await child.exited.wait()
         self._spawned.pop(child.key, None)
+
+    async def attest(self, child: Spawned, memory: int) -> Account:
+        """The kernel's account of *child*, and how much it has mapped of the file behind the descriptor *memory*.
+
+        Raises HostError when the kernel gives none; VmmExited when it has ended.
+        """
+        body = {"do": "attest", "id": child.key}
+        found = await self._ask(child.key, body, (memory,), ATTEST_TIMEOUT_S)
+        if "account" not in found:
+            kind = errors.VmmExited if child.exited.is_set() else errors.HostError
+            raise kind(f"the kernel gives no account of process {child.pid}: {found.get('why', 'the launcher ended')}")
+        return Account.from_json(found["account"])
+
+    async def sweep(self) -> list[str]:
+        """End what an earlier daemon of this home left in control groups; the names of those that are gone now.
+
+        Only for who holds the home's lock: another daemon's machines would be leftovers, too. Raises HostError.
+        """
+        swept: list[str] = []
+        while True:
+            key = secrets.token_hex(8)
+            found = await self._ask(key, {"do": "sweep", "id": key}, (), SWEEP_TIMEOUT_S)
+            if "removed" not in found:
+                raise errors.HostError(f"control groups cannot be swept: {found.get('why', 'the launcher ended')}")
+            if not found["removed"]:
+                return swept
+            swept += found["removed"]
+
+    async def _ask(
+        self, key: str, body: dict[str, Any], descriptors: Sequence[int], timeout_s: float
+    ) -> dict[str, Any]:
+        """What is told about *key*; an empty answer when the launcher ends first. Raises HostError."""
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._asked[key] = answer
+        try:
+            self._send(body, descriptors)
+            if self._gone.is_set():
+                return {}
+            with anyio.fail_after(timeout_s):
+                return await answer
+        except TimeoutError as error:
+            raise errors.HostError(f"the launcher did not answer {body['do']!r} within {timeout_s:g} s") from error
+        finally:
+            del self._asked[key]
 
     def bootstrap(self, recipe: NamedRecipe, out: Path, progress: Progress) -> None:
         """Have mmdebstrap write the root disk of a built-in recipe to the new file *out*. For worker threads.
@@ -171,22 +224,33 @@ class Launcher:
         """Take in what the launcher tells, until it ends."""
         loop = asyncio.get_running_loop()
         while message := await loop.sock_recv(self._process.socket, MAX_MESSAGE_BYTES):
-            body = json.loads(message)
-            if "spawned" in body and (child := self._spawned.get(body["spawned"])):
-                child.pid, child.uid = body["pid"], body["uid"]
-                child.started.set()
-            elif "failed" in body and (child := self._spawned.get(body["failed"])):
-                child.refusal, child.status = body["why"], -1
-                child.started.set()
-                child.exited.set()
-            elif "exited" in body and (child := self._spawned.get(body["exited"])):
-                child.status = body["status"]
-                child.started.set()
-                child.exited.set()
+            self._told(json.loads(message))
         self._on_gone()
+
+    def _told(self, body: dict[str, Any]) -> None:
+        key = next(body[word] for word in SUBJECTS if word in body)
+        if (asked := self._asked.get(key)) is not None and not {"spawned", "exited"} & body.keys():
+            if not asked.done():
+                asked.set_result(body)
+        elif (child := self._spawned.get(key)) is None:
+            return  # nobody waits for it any more
+        elif "spawned" in body:
+            child.pid, child.uid = body["pid"], body["uid"]
+            child.started.set()
+        elif "failed" in body:
+            child.refusal, child.hint, child.status = body["why"], body["hint"], -1
+            child.started.set()
+            child.exited.set()
+        elif "exited" in body:
+            child.status, child.out_of_memory = body["status"], body["out_of_memory"]
+            child.started.set()
+            child.exited.set()
 
     def _on_gone(self) -> None:
         self._gone.set()
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_result({})
         for child in self._spawned.values():  # the kernel killed them with the launcher
             child.started.set()
             child.exited.set()

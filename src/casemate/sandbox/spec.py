@@ -131,6 +131,7 @@ class SandboxInfo:
     state_reason: StateReason | None = None
     timings: Timings = field(default_factory=Timings)
     pid: int | None = None
+    attestation: Mapping[str, Any] | None = None  # as Attestation.to_json has it; None until it ran
 
     def terminated(self, reason: StateReason) -> SandboxInfo:
         """The same sandbox after an end nobody was there to record."""

@@ -19,6 +19,7 @@ from anyio.abc import TaskStatus
 from casemate import errors
 from casemate.host import own_folder
 from casemate.images import copy_disk
+from casemate.sandbox.attestation import attest
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.index import Index
 from casemate.sandbox.link import Link
@@ -151,7 +152,8 @@ class Supervisor:
             await link.ping(timeout_s=self.agent_timeout_s)
             handle._link, handle._machine = link, machine
             timings = Timings(restore_ms=restored_ms, first_answer_ms=_since(born))
-            await self._edge(handle, Action.STARTED, timings=timings, pid=machine.pid)
+            proof = (await attest(self.driver, machine, snapshot, info.id, info.network)).to_json()
+            await self._edge(handle, Action.STARTED, timings=timings, pid=machine.pid, attestation=proof)
             handle.touch()
             yield
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from casemate.host import Account
+
 Isolation = Literal["hardware", "emulated"]
 Accelerator = Literal["kvm", "tcg"]
 
@@ -70,6 +72,7 @@ class VmmExit:
 
     status: int | None
     signal: int | None
+    out_of_memory: bool = False  # it was over its memory limit, and the kernel killed it
 
 
 class Machine(Protocol):
@@ -101,6 +104,12 @@ class Machine(Protocol):
     async def wait_exit(self) -> VmmExit:
         """Return when the VMM process has ended, by itself or not."""
 
+    async def account(self, memory: Path) -> Account:
+        """What the kernel says of the VMM process, and how much of the file *memory* it has mapped.
+
+        Raises VmmExited, HostError.
+        """
+
     async def console(self) -> bytes:
         """The last output of the guest's console, at most 64 KiB; nothing when the VMM is gone. Never raises for it."""
 
@@ -117,6 +126,10 @@ class Driver(Protocol):
     @property
     def kernel_arguments(self) -> str:
         """What this VMM's machines need on the guest kernel's command line (console, clocks, mitigations)."""
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The filters of system calls its VMMs run under, by name; the kernel counts one each."""
 
     async def platform(self) -> Platform:
         """Measured once, then remembered. Raises ToolMissing when the VMM is not installed or too old."""

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from casemate.host import Bind, Jail
+from casemate.host import Bind, Jail, Limits
+from casemate.host.cgroup import Trees
 
 UIDS = 2_110_000_000
+GROUP = "casemate-test-launcher"
+LIMITS = Limits(memory_bytes=64 << 20, cpu_percent=150, pids=40)
+TREES = Trees.find(Path("/proc/self/mountinfo").read_text())
+cgroups = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.access("/sys/fs/cgroup", os.W_OK), reason="control groups cannot be written here"
+)
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 
 class Peer:
     """The daemon's end."""
 
-    def __init__(self) -> None:
+    def __init__(self, how: str = "strict", group: str = GROUP, before: tuple[str, ...] = ()) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            argv = [sys.executable, "-I", "-m", "casemate.host.launcher", str(theirs.fileno()), str(UIDS), "16"]
-            self.process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            argv = [
+                *before,
+                sys.executable,
+                "-I",
+                "-m",
+                "casemate.host.launcher",
+                str(theirs.fileno()),
+                str(UIDS),
+                "16",
+            ]
+            self.process = subprocess.Popen([*argv, group, how], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self.socket.settimeout(20)
 
     def say(self, body: Any, *descriptors: int) -> None:
@@ -39,32 +60,65 @@ class Peer:
         found: dict[str, Any] = json.loads(self.socket.recv(65_536))
         return found
 
-    def spawn(self, key: str, *command: str) -> None:
-        """*command* of this host's /usr, in a jail; it writes to our stderr."""
-        usr = os.open("/usr", os.O_PATH)
+    def spawn(self, key: str, *command: str, extra: int | None = None, filter: str | None = None) -> None:
+        """*command* of this host's /usr, in a jail; it writes to our stderr and has *extra* as its 3."""
+        usr = os.open(f"/proc/{self.process.pid}/root/usr", os.O_PATH)  # a mount of the launcher's own namespace
+        given = [usr] if extra is None else [extra, usr]
         try:
-            body = {"do": "spawn", "id": key, "jail": Jail((Bind(3, "/usr"),)).to_json(), "command": list(command)}
-            self.say(body, 2, usr)
+            jail = Jail((Bind(2 + len(given), "/usr"),), key, LIMITS, filter)
+            self.say({"do": "spawn", "id": key, "jail": jail.to_json(), "command": list(command)}, 2, *given)
         finally:
             os.close(usr)
+
+    def spawned(self, key: str, *command: str) -> str:
+        """The folder in /proc of what was spawned."""
+        self.spawn(key, *command)
+        return f"/proc/{self.hear()['pid']}"
+
+    def spawn_uid(self, key: str, *command: str) -> int:
+        self.spawn(key, *command)
+        return int(self.hear()["uid"])
+
+    def sweep(self) -> list[str]:
+        self.say({"do": "sweep", "id": "x"})
+        return list(self.hear()["removed"])
 
     def close(self) -> None:
         self.socket.close()
         self.process.wait(20)
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def comm(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+@contextmanager
+def a_launcher(how: str = "strict", group: str = GROUP, before: tuple[str, ...] = ()) -> Iterator[Peer]:
+    found = Peer(how, group, before)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
 @pytest.fixture
 def peer(no_trace: None) -> Iterator[Peer]:
-    found = Peer()
-    yield found
-    found.close()
+    with a_launcher() as found:
+        yield found
 
 
 def test_a_command_runs_and_its_end_is_told(peer: Peer) -> None:
     peer.spawn("one", "/usr/bin/sh", "-c", "sleep 0.2; exit 7")
     spawned = peer.hear()
     assert spawned["spawned"] == "one"
-    assert peer.hear() == {"exited": "one", "status": 7}
+    assert peer.hear() == {"exited": "one", "status": 7, "out_of_memory": False}
 
 
 def test_what_it_runs_has_no_right_left(peer: Peer) -> None:
@@ -124,24 +178,170 @@ def test_when_the_daemon_goes_all_go(peer: Peer) -> None:
     peer.spawn("one", "/usr/bin/sleep", "60")
     pid = peer.hear()["pid"]
     peer.close()
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_a_daemon_that_went_without_reading_is_still_cleaned_up_after(peer: Peer) -> None:
+    """A socket closed with something unread in it reads as reset, not as ended."""
+    pid = int(Path(peer.spawned("one", "/usr/bin/sleep", "60")).name)
+    peer.say({"do": "no such thing", "id": "x"})
+    wait_until(lambda: bool(select.select([peer.socket], [], [], 0)[0]))
+    peer.close()
+    assert peer.process.returncode == 0
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_when_the_launcher_is_killed_all_go(peer: Peer) -> None:
     peer.spawn("one", "/usr/bin/sleep", "60")
     pid = peer.hear()["pid"]
+    wait_until(lambda: comm(pid) == "sleep")
     peer.process.kill()
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    with a_launcher() as next_one:
+        assert next_one.sweep() == ["one"], "its group is left, for the next start to find"
+
+
+@cgroups
+def test_what_outlives_a_killed_launcher_is_swept(peer: Peer) -> None:
+    """bubblewrap's child asks for its death signal some time after its pid is known; killed before, it lives on."""
+    for round in range(8):
+        victim = Peer()
+        victim.spawn(f"early-{round}", "/usr/bin/sleep", "60")
+        victim.hear()
+        victim.process.kill()
+        victim.close()
+    mine = Path(peer.spawned("mine", "/usr/bin/sleep", "60"))
+    assert sorted(peer.sweep()) == [f"early-{round}" for round in range(8)]
+    assert mine.exists(), "what runs is not swept"
+    left = [path for tree in TREES.roots() for path in (tree / GROUP).iterdir() if path.is_dir()]
+    assert {path.name for path in left} == {"mine"}
+    assert peer.sweep() == []
+
+
+@cgroups
+def test_it_is_in_its_group_before_it_runs(peer: Peer) -> None:
+    process = Path(peer.spawned("one", "/usr/bin/sleep", "60"))
+    wait_until(lambda: comm(int(process.name)) == "sleep")
+    paths = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in (process / "cgroup").read_text().splitlines()}
+    folders = {path for path in paths.values() if path.endswith(f"/{GROUP}/one")}
+    assert len(folders) == 1, paths
+    for controller in ("memory", "cpu", "pids"):
+        root, version = TREES.place(controller)
+        for file, value in LIMITS.files(controller, version).items():
+            assert (root / GROUP / "one" / file).read_text().strip() == value
+
+
+@cgroups
+def test_all_its_memory_is_its_own_end(peer: Peer) -> None:
+    """The group's limit ends what takes more, and the launcher goes on."""
+    hog = "x = bytearray(200 << 20); print(len(x))"
+    peer.spawn("one", "/usr/bin/python3", "-c", hog)
+    peer.hear()
+    assert peer.hear() == {"exited": "one", "status": 128 + signal.SIGKILL, "out_of_memory": True}
+    peer.spawn("two", "/usr/bin/python3", "-c", "x = bytearray(8 << 20)")
+    peer.hear()
+    assert peer.hear() == {"exited": "two", "status": 0, "out_of_memory": False}
+
+
+@cgroups
+def test_a_fork_bomb_stays_in_its_group(peer: Peer) -> None:
+    bomb = (
+        "import os, time\nfor _ in range(500):\n try:\n  os.fork() or time.sleep(60)\n except OSError: time.sleep(60)"
+    )
+    peer.spawn("one", "/usr/bin/python3", "-c", bomb)
+    peer.hear()
+    pids = TREES.place("pids")[0] / GROUP / "one"
+    wait_until(lambda: int((pids / "pids.current").read_text()) == LIMITS.pids)
+    peer.say({"do": "signal", "id": "one", "signal": "KILL"})
+    assert peer.hear()["exited"] == "one"
+    assert not pids.exists(), "told when nothing of it is left"
+
+
+@cgroups
+def test_an_end_is_told_when_its_group_is_empty(peer: Peer) -> None:
+    """Also when bubblewrap, which we wait for, is killed and what it watched over is not, yet."""
+    process = Path(peer.spawned("one", "/usr/bin/sleep", "60"))
+    wait_until(lambda: comm(int(process.name)) == "sleep")
+    parent = int(re.findall(r"PPid:\s+(\d+)", (process / "status").read_text())[0])
+    os.kill(int(process.name), signal.SIGSTOP)
+    os.kill(parent, signal.SIGKILL)
+    assert peer.hear()["exited"] == "one"
+    assert not process.exists() or "State:\tZ" in (process / "status").read_text()
+
+
+@cgroups
+def test_without_control_groups_nothing_runs_unless_that_is_allowed() -> None:
+    covered = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /sys/fs/cgroup && exec "$@"', "sh")
+    with a_launcher("strict", before=covered) as strict:
+        strict.spawn("one", "/usr/bin/sleep", "60")
+        told = strict.hear()
+        assert told["failed"] == "one"
+        assert "allow_weak_jail" in told["hint"]
+    with a_launcher("weak", before=covered) as weak:
+        assert weak.sweep() == []
+        process = Path(weak.spawned("one", "/usr/bin/sleep", "60"))
+        wait_until(lambda: comm(int(process.name)) == "sleep")
+        data = next(x for x in (process / "limits").read_text().splitlines() if x.startswith("Max data size"))
+        assert int(data.split()[3]) == LIMITS.memory_bytes + LIMITS.pids * (8 << 20)
+
+
+def test_rlimits(peer: Peer) -> None:
+    process = Path(peer.spawned("one", "/usr/bin/sleep", "60"))
+    wait_until(lambda: comm(int(process.name)) == "sleep")
+    found = {line[:26].strip(): line[26:].split() for line in (process / "limits").read_text().splitlines()}
+    assert found["Max core file size"][:2] == ["0", "0"]
+    assert found["Max locked memory"][:2] == ["0", "0"]
+    assert found["Max open files"][:2] == ["1024", "1024"]
+    assert found["Max file size"][1] == str(LIMITS.memory_bytes)
+    if os.geteuid() == 0:
+        assert found["Max processes"][1] == "512"
+
+
+def test_the_filter_is_on_and_what_it_forbids_ends_the_process(peer: Peer) -> None:
+    for key, script, status in (("one", "exit 5", 5), ("two", "/usr/bin/true; exit 5", 128 + signal.SIGSYS)):
+        peer.spawn(key, "/usr/bin/sh", "-c", script, filter="qemu-tcg")
+        peer.hear()
+        assert peer.hear() == {"exited": key, "status": status, "out_of_memory": False}, "a VMM starts no program"
+    peer.spawn("three", "/usr/bin/true", filter="no-such-list")
+    assert "no filter" in peer.hear()["why"]
+
+
+def test_the_kernels_account_of_a_child(peer: Peer, tmp_path: Path) -> None:
+    """It knows a mapped file from another, a private mapping from a shared one, and what is nobody's."""
+    (tmp_path / "memory").write_bytes(bytes(1 << 20))
+    (tmp_path / "other").write_bytes(bytes(1 << 20))
+    code = "import mmap, time; m = mmap.mmap(3, 1 << 20, access=mmap.ACCESS_COPY); time.sleep(60)"
+    with open(tmp_path / "memory", "rb") as memory, open(tmp_path / "other", "rb") as other:
+        peer.spawn("one", "/usr/bin/python3", "-I", "-c", code, extra=memory.fileno())
+        pid = peer.hear()["pid"]
+        wait_until(lambda: "/memory" in Path(f"/proc/{pid}/maps").read_text())
+        peer.say({"do": "attest", "id": "one"}, memory.fileno())
+        account = peer.hear()["account"]
+        peer.say({"do": "attest", "id": "one"}, other.fileno())
+        assert peer.hear()["account"]["private_bytes"] == 0
+    assert (account["private_bytes"], account["shared_bytes"]) == (1 << 20, 0)
+    assert account["executable_sha256"] == hashlib.sha256(Path("/usr/bin/python3").read_bytes()).hexdigest()
+    assert account["pid"] == pid
+    assert (account["seccomp_mode"], account["seccomp_filters"]) == (0, 0)
+    assert account["cgroup"] == f"/{GROUP}/one"
+    assert account["limits"]["memory_bytes"] == LIMITS.memory_bytes
+    assert account["limits"]["cpu_percent"] == LIMITS.cpu_percent
+    assert account["limits"]["pids"] == LIMITS.pids
+    assert account["oom_score_adj"] == 500
+    peer.say({"do": "attest", "id": "nobody"}, 2)
+    assert peer.hear() == {"unattested": "nobody", "why": "it does not run"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root hands uids out")
+def test_two_launchers_never_share_a_uid(peer: Peer) -> None:
+    """Two daemons with different homes and the same range: each takes what the other has not."""
+    with a_launcher(group=f"{GROUP}-2") as second:
+        uids = [p.spawn_uid(f"{name}", "/usr/bin/sleep", "60") for name in ("a", "b", "c") for p in (peer, second)]
+    assert len(set(uids)) == len(uids)
 
 
 def test_the_jails_command_line_gives_nothing_by_default() -> None:
-    words = Jail((Bind(3, "/usr"), Bind(4, "/guest/memory", writable=True))).argv(["/usr/bin/true"], 9)
+    words = Jail((Bind(3, "/usr"), Bind(4, "/guest/memory", writable=True)), "one", LIMITS).argv(["/usr/bin/true"], 9)
     for name in ("user", "ipc", "pid", "net", "uts", "cgroup"):
         assert f"--unshare-{name}" in words
     assert words[words.index("--cap-drop") + 1] == "ALL"

@@ -52,6 +52,59 @@ class TimingsOut(BaseModel):
     first_answer_ms: float | None
 
 
+class VmmOut(BaseModel):
+    name: str
+    version: str
+    sha256: str
+
+
+class SeccompOut(BaseModel):
+    filters: int
+    names: list[str]
+
+
+class LimitsOut(BaseModel):
+    version: str
+    memory_bytes: int
+    cpu_percent: int
+    pids: int
+
+
+class JailOut(BaseModel):
+    uid: int
+    caps: list[str]
+    seccomp: SeccompOut
+    no_new_privs: bool
+    namespaces: dict[str, str]
+    cgroup: str | None
+    limits: LimitsOut | Literal["rlimit-only"]
+    rlimits: dict[str, int]
+    oom_score_adj: int
+
+
+class ImageOut(BaseModel):
+    reference: str
+    snapshot: str
+    memory_sha256: str
+
+
+class PolicyOut(BaseModel):
+    network: str
+    digest: str
+
+
+class AttestationOut(BaseModel):
+    """What the sandbox's VMM was by the kernel's account when it started."""
+
+    isolation: str
+    accelerator: str
+    vmm: VmmOut
+    jail: JailOut
+    kernel: str
+    image: ImageOut
+    policy: PolicyOut
+
+
 class SandboxOut(BaseModel):
     """A sandbox as clients see it."""
 
@@ -77,6 +130,7 @@ class SandboxOut(BaseModel):
     attached: bool
     timings: TimingsOut
     pid: int | None
+    attestation: AttestationOut | None
 
 
 class SandboxList(BaseModel):

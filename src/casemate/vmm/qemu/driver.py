@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import platform
 import socket
@@ -16,12 +17,12 @@ import anyio.to_thread
 
 from casemate import errors
 from casemate.config import Settings
-from casemate.host import Launcher, Spawned
+from casemate.host import Account, Launcher, Spawned, seccomp
 from casemate.host.jail import FIRST_DESCRIPTOR
 from casemate.vmm.contract import Accelerator, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles, VmmExit
 from casemate.vmm.qemu.closure import Closure, find_closure
 from casemate.vmm.qemu.monitor import Monitor, open_monitor
-from casemate.vmm.qemu.plan import STATE_SET, Plan, arguments_text, plan_boot, plan_restore
+from casemate.vmm.qemu.plan import FILTERS, STATE_SET, Plan, arguments_text, plan_boot, plan_restore
 from casemate.vmm.qemu.tsc import host_tsc_khz
 
 SAVE_SET = 20
@@ -32,8 +33,8 @@ CONSOLE_BYTES = 65_536
 class QemuMachine:
     """One QEMU process. Made and closed by the driver only."""
 
-    def __init__(self, guest_id: str, spawned: Spawned, monitor: Monitor, stream: socket.socket) -> None:
-        self._guest_id = guest_id
+    def __init__(self, launcher: Launcher, spawned: Spawned, monitor: Monitor, stream: socket.socket) -> None:
+        self._launcher = launcher
         self._spawned = spawned
         self._monitor = monitor
         self._stream = stream
@@ -82,6 +83,10 @@ class QemuMachine:
         await self._spawned.exited.wait()
         return _exit_of(self._spawned)
 
+    async def account(self, memory: Path) -> Account:
+        with GivenAway() as given:
+            return await self._launcher.attest(self._spawned, given.open(memory, writable=False))
+
     async def console(self) -> bytes:
         try:
             text = await self._monitor.execute(
@@ -128,6 +133,11 @@ class QemuDriver:
             words.append("mitigations=off")
         return words
 
+    @property
+    def filters(self) -> tuple[str, ...]:
+        ours = FILTERS[self._accelerator]
+        return (*((f"casemate:{ours}",) if ours else ()), "qemu:-sandbox")
+
     async def platform(self) -> Platform:
         closure = await self._find_closure()
         example = plan_restore(MachineSpec("any", 1, 512, ()), self._accelerator, self._settings.tb_size_mib, "vmm")
@@ -166,10 +176,14 @@ class QemuDriver:
         plan = plan_restore(spec, self._accelerator, self._settings.tb_size_mib, self._closure.binary)
         files = {"closure": self._closure.usr, "memory": snapshot.memory, "state": snapshot.state}
         files |= {f"drive {index}": drive.path for index, drive in enumerate(spec.drives)}
+        info = FIRST_DESCRIPTOR + len(plan.descriptors)
+        listed = None if plan.jail.filter is None else info + 1
+        compiled = b"" if plan.jail.filter is None else seccomp.compiled(plan.jail.filter)
+        jail = {"info_descriptor": info, "filter_descriptor": listed}
         return {
-            "argv": plan.jail.argv(plan.command, FIRST_DESCRIPTOR + len(plan.descriptors)),
+            "argv": plan.jail.argv(plan.command, info, filter_descriptor=listed),
             "command": list(plan.command),
-            "jail": {"binds": plan.jail.to_json(), "info_descriptor": FIRST_DESCRIPTOR + len(plan.descriptors)},
+            "jail": plan.jail.to_json() | jail | {"compiled_filter": base64.b64encode(compiled).decode()},
             "descriptors": [asdict(d) | {"path": str(files.get(d.what, ""))} for d in plan.descriptors],
             "monitor": [
                 {
@@ -209,7 +223,7 @@ class QemuDriver:
                 spawned = await held.enter_async_context(self._launcher.spawn(plan.jail, plan.command, numbers))
             try:
                 control = await held.enter_async_context(open_monitor(monitor, spec.guest_id))
-                machine = QemuMachine(spec.guest_id, spawned, control, stream)
+                machine = QemuMachine(self._launcher, spawned, control, stream)
                 held.callback(machine.close_stream)
                 yield machine
             except errors.VmmExited as error:
@@ -262,12 +276,12 @@ async def _add_evidence(error: errors.VmmExited, spawned: Spawned, plan: Plan, s
 
 def _exit_of(spawned: Spawned) -> VmmExit:
     """bubblewrap reports a signal as 128 + its number."""
-    status = spawned.status
+    status, starved = spawned.status, spawned.out_of_memory
     if status is None:
         return VmmExit(None, None)
     if status < 0:
-        return VmmExit(None, -status)
-    return VmmExit(None, status - 128) if status > 128 else VmmExit(status, None)
+        return VmmExit(None, -status, starved)
+    return VmmExit(None, status - 128, starved) if status > 128 else VmmExit(status, None, starved)
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:

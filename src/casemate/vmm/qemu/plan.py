@@ -4,7 +4,8 @@ Why each odd switch: ``pic=off,pit=on``, or Linux 6.12 now and then dies in earl
 PIC, whose vectors then look like exceptions). ``share=off,readonly=on,rom=off`` maps the template's memory
 MAP_PRIVATE from a file opened read-only. ``send-configuration=off`` lets one device state load into both.
 ``werror=report``: a full host disk is the guest's error, not a stopped VM. ``file.locking=off``: a disk
-that is passed as descriptors cannot be locked by path, and belongs to this machine alone.
+that is passed as descriptors cannot be locked by path, and belongs to this machine alone. ``mem-merge=off``: pages
+that the kernel shares between guests tell one of them, by their write times, what is in another.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from casemate.host import Bind, Jail
+from casemate.host import Bind, Jail, Limits
 from casemate.host.jail import FIRST_DESCRIPTOR
 from casemate.vmm.contract import Accelerator, Kernel, MachineSpec
 
 MEMORY, KERNEL, INITRD = "/guest/memory", "/guest/vmlinux", "/guest/initrd"
 CONSOLE_BYTES = 65_536
 STATE_SET = 9  # the fdset that device state is loaded from
-MACHINE = "microvm,memory-backend=mem,rtc=on,pic=off,pit=on"
+MACHINE = "microvm,memory-backend=mem,rtc=on,pic=off,pit=on,mem-merge=off"
+OVERHEAD_MIB = 128  # beside the guest's memory and the translated code
+OWN_THREADS_PERCENT = 50  # for its main loop and its disk threads, beside one processor per vCPU
+OWN_THREADS = 96  # QEMU's pool has up to 64, and there are bubblewrap, the main loop, RCU
+FILTERS: dict[Accelerator, str | None] = {"tcg": "qemu-tcg", "kvm": None}  # ours; no list has been recorded under KVM
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -64,7 +69,7 @@ def plan_boot(spec: MachineSpec, kernel: Kernel, accelerator: Accelerator, tb_si
     ]
     command = _common(spec, accelerator, tb_size_mib, binary, numbers, f"mem-path={MEMORY},share=on")
     command += ["-kernel", KERNEL, "-initrd", INITRD, "-append", kernel.cmdline]
-    return Plan(Jail(tuple(binds)), tuple(command), tuple(numbers.taken))
+    return Plan(_jail(binds, spec, accelerator, tb_size_mib), tuple(command), tuple(numbers.taken))
 
 
 def plan_restore(spec: MachineSpec, accelerator: Accelerator, tb_size_mib: int, binary: str) -> Plan:
@@ -75,7 +80,20 @@ def plan_restore(spec: MachineSpec, accelerator: Accelerator, tb_size_mib: int, 
     command = _common(spec, accelerator, tb_size_mib, binary, numbers, memory)
     command += ["-add-fd", f"fd={numbers.add('state')},set={STATE_SET},opaque=ro"]
     command += ["-S", "-incoming", "defer"]
-    return Plan(Jail(tuple(binds)), tuple(command), tuple(numbers.taken))
+    return Plan(_jail(binds, spec, accelerator, tb_size_mib), tuple(command), tuple(numbers.taken))
+
+
+def limits_of(spec: MachineSpec, tb_size_mib: int) -> Limits:
+    """What one QEMU may use; docs/vmm-contract.md says how the figures were found."""
+    return Limits(
+        memory_bytes=spec.memory_mib + tb_size_mib + OVERHEAD_MIB << 20,
+        cpu_percent=100 * spec.vcpus + OWN_THREADS_PERCENT,
+        pids=spec.vcpus + OWN_THREADS,
+    )
+
+
+def _jail(binds: Sequence[Bind], spec: MachineSpec, accelerator: Accelerator, tb_size_mib: int) -> Jail:
+    return Jail(tuple(binds), spec.guest_id, limits_of(spec, tb_size_mib), FILTERS[accelerator])
 
 
 def _common(
