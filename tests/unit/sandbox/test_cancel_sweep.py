@@ -19,8 +19,18 @@ import anyio
 import pytest
 from tests.fakes.fake_vmm import PLATFORM, FakeDriver
 
-from casemate import errors, storage
-from casemate.sandbox import Sandboxes, SandboxInfo, SandboxSpec, Shape, Snapshot, State, execs, open_sandboxes
+from casemate import audit, storage
+from casemate.sandbox import (
+    Admission,
+    Amount,
+    Sandboxes,
+    SandboxSpec,
+    Shape,
+    Snapshot,
+    State,
+    execs,
+    open_sandboxes,
+)
 from casemate.sandbox.index import Index
 from casemate.sandbox.supervisor import Supervisor
 
@@ -33,6 +43,7 @@ class World:
     sandboxes: Sandboxes
     index: Index
     folders: Path
+    admission: Admission
     known: list[str] = field(default_factory=list)  # whose create has returned: their callers have to kill them
 
     async def settle(self) -> None:
@@ -62,14 +73,12 @@ async def open_world(folder: Path) -> AsyncIterator[World]:
         await anyio.lowlevel.checkpoint()
         return snapshot
 
-    async def no_violation(info: SandboxInfo, error: errors.CasemateError) -> None:
-        pytest.fail(f"{info.id}: {error}")
-
     try:
         index = Index(database, "host")
-        supervisor = Supervisor(FakeDriver(), index, folders, 10.0, no_violation)
+        admission = Admission(Amount(10_000, 10_000), commit_ratio=0.25, wait_s=0)
+        supervisor = Supervisor(FakeDriver(), index, folders, 10.0, audit.Trail(database, "host"), admission)
         async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
-            yield World(sandboxes, index, folders)
+            yield World(sandboxes, index, folders, admission)
     finally:
         database.close()
 
@@ -141,6 +150,7 @@ async def sweep(world: World) -> int:
         assert list(world.folders.iterdir()) == [], f"step {k} left a folder"
         assert await world.index.unfinished() == [], f"step {k} left a sandbox that is not terminated"
         assert descriptors() <= before, f"step {k} left a descriptor"
+        assert world.admission.reserved == Amount(0, 0), f"step {k} left a reservation"
         if reached < k:
             return k - 1
 
