@@ -101,7 +101,10 @@ class Launcher:
         self._end_all()
 
     def _serve(self) -> bool:
-        message, descriptors, _, _ = socket.recv_fds(self._daemon, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._daemon, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS)
+        except ConnectionResetError:  # it was killed before it had read all we told it
+            return False
         if not message:
             return False
         key = "?"

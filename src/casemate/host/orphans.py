@@ -53,8 +53,10 @@ def sweep_kernel(settings: Settings) -> Swept:
     Blocks: some milliseconds when there is nothing, at most 30 s.
     """
     swept = Swept()
-    _end(_find(settings, launchers=True), swept, patience_s=LAUNCHER_END_S)
-    _end(_find(settings, launchers=False), swept, patience_s=0.0)
+    launchers = _find(settings, launchers=True)
+    _wait(launchers, LAUNCHER_END_S)
+    _end([*launchers, *_find(settings, launchers=False)], swept)
+    _end(_find(settings, launchers=False), swept)  # what a launcher had still begun
     _unmount_below(swept, settings.home / "sandboxes", settings.home / "jail")
     return swept
 
@@ -115,21 +117,21 @@ def _environment(pid: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
 
-def _end(orphans: Sequence[Orphan], swept: Swept, *, patience_s: float) -> None:
-    """Give them *patience_s* to end by themselves, then kill; every one is waited for."""
-    living = _wait(orphans, patience_s)
+def _end(orphans: Sequence[Orphan], swept: Swept) -> None:
+    """Kill them and wait for it. Those that have ended by themselves are not spoken of."""
+    living = _wait(orphans, 0.0)
     for orphan in living:
         try:
             signal.pidfd_send_signal(orphan.pidfd, signal.SIGKILL)
         except ProcessLookupError:
             continue
     stubborn = _wait(living, KILL_S)
-    for orphan in orphans:
-        told = f"{orphan.name} (pid {orphan.pid})"
+    for orphan in living:
         if orphan in stubborn:
             swept.alive.append(orphan.name)
-        elif orphan in living:
-            swept.processes.append(told)
+        else:
+            swept.processes.append(f"{orphan.name} (pid {orphan.pid})")
+    for orphan in orphans:
         os.close(orphan.pidfd)
 
 
