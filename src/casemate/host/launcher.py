@@ -27,6 +27,7 @@ import socket
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ OPEN_TREE_CLONE, AT_EMPTY_PATH, MOVE_MOUNT_F_EMPTY_PATH = 1, 0x1000, 4  # Source
 INFO_LIMIT_BYTES = 4096
 MAX_OPEN_FILES = 1024
 MAX_PROCESSES = 512  # of one VMM's uid, threads included
+LEARN_S = 1.0  # how long to wait, at the end, for pids that bubblewrap is about to tell
 VMM_OOM_SCORE = 500  # when memory runs out, the kernel takes a VMM and not the daemon
 SIGNALS = {"KILL": signal.SIGKILL, "STOP": signal.SIGSTOP, "CONT": signal.SIGCONT}
 # Where a VMM's files are laid out for bubblewrap, in a mount namespace of its own.
@@ -235,12 +237,21 @@ class Launcher:
         self._tell({"exited": child.key, "status": status})
 
     def _end_all(self) -> None:
+        self._learn_targets()
         for child in self._children.values():
             _send(child, signal.SIGKILL)
         for child in list(self._children.values()):
             _, status = os.waitpid(child.pid, 0)
             del self._children[child.pid]
             self._ended(child, os.waitstatus_to_exitcode(status))
+
+    def _learn_targets(self) -> None:
+        """Wait for the pids: a bubblewrap that is killed first can leave the process it has just made."""
+        deadline = time.monotonic() + LEARN_S
+        for child in self._children.values():
+            while child.info is not None and (left_s := deadline - time.monotonic()) > 0:
+                if select.select([child.info], [], [], left_s)[0]:
+                    self._informed(child.info)
 
 
 def _send(child: Child, number: signal.Signals) -> None:

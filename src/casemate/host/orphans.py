@@ -1,9 +1,11 @@
 """What a daemon that was killed may have left in the kernel's hands: processes, and mounts below its home.
 
-A VMM dies with its launcher and the launcher with its daemon, so as a rule there is nothing. This looks all the
-same, by what the kernel says: a VMM of this home runs the home's own copy of the binary (device and inode of
-``/proc/PID/exe``), under a uid that is ours to give, with ``guest=<id>`` in its arguments; a launcher of this home
-was started for it. The caller holds the home's lock, so that whatever is found belongs to nobody who lives.
+A VMM dies with its launcher and the launcher with its daemon, so as a rule there is nothing. But a parent-death
+signal reaches only who has asked for it by then: a bubblewrap whose parent died in its first milliseconds hangs
+for ever. So this looks, by what the kernel says: a VMM of this home runs the home's own copy of the binary (device
+and inode of ``/proc/PID/exe``), a jail that is only being made holds that copy's folder open; both have a uid that
+is ours to give and ``guest=<id>`` among their arguments. A launcher of this home was started for it. The caller
+holds the home's lock, so that whatever is found belongs to nobody who lives.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ def sweep_kernel(settings: Settings) -> Swept:
 
 
 def _find(settings: Settings, *, launchers: bool) -> list[Orphan]:
-    binaries = {(s.st_dev, s.st_ino) for s in (p.stat() for p in settings.home.glob("vmm/*/usr/bin/*"))}
+    closures = [*settings.home.glob("vmm/*/usr/bin/*"), *settings.home.glob("vmm/*/usr")]
+    ours = {(s.st_dev, s.st_ino) for s in (path.stat() for path in closures)}
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdecimal() or int(entry) == os.getpid():
@@ -71,7 +74,7 @@ def _find(settings: Settings, *, launchers: bool) -> list[Orphan]:
             pidfd = os.pidfd_open(int(entry))
         except OSError:  # it has ended, or is a thread
             continue
-        name = _launcher_of(entry, settings.home) if launchers else _guest_of(entry, settings, binaries)
+        name = _launcher_of(entry, settings.home) if launchers else _guest_of(entry, settings, ours)
         if name is None:
             os.close(pidfd)
         else:
@@ -79,16 +82,25 @@ def _find(settings: Settings, *, launchers: bool) -> list[Orphan]:
     return found
 
 
-def _guest_of(pid: str, settings: Settings, binaries: set[tuple[int, int]]) -> str | None:
-    """The id of the guest that process *pid* runs for this home."""
+def _guest_of(pid: str, settings: Settings, ours: set[tuple[int, int]]) -> str | None:
+    """The id of the guest that process *pid* runs, or will run, for the home whose VMM's files are *ours*."""
     try:
-        exe, uid = os.stat(f"/proc/{pid}/exe"), os.stat(f"/proc/{pid}").st_uid
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:  # not ours to look at, so it is not one of ours
+        named = next((m[1].decode() for word in words if (m := _GUEST.fullmatch(word))), None)
+        if named is None or not _is_our_uid(os.stat(f"/proc/{pid}").st_uid, settings):
+            return None
+        held = [f"/proc/{pid}/exe", *(f"/proc/{pid}/fd/{number}" for number in os.listdir(f"/proc/{pid}/fd"))]
+        return named if any(_identity(path) in ours for path in held) else None
+    except OSError:  # it has ended, or is not ours to look at, so it is not one of ours
         return None
-    named = next((m[1].decode() for word in words if (m := _GUEST.fullmatch(word))), None)
-    ours = _is_our_uid(uid, settings)
-    return named if ours and (exe.st_dev, exe.st_ino) in binaries else None
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:  # closed since it was listed, or not a file
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _is_our_uid(uid: int, settings: Settings) -> bool:
