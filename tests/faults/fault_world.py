@@ -99,6 +99,19 @@ def vmms(home: Path) -> dict[int, str]:
     return found
 
 
+def started_for(sandboxes: set[str]) -> list[int]:
+    """Every process that was started for one of these sandboxes: its machine, and the jail around that."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().split(b"\0")
+        except OSError:  # it has just ended
+            continue
+        if any(f"guest={sandbox}".encode() in words for sandbox in sandboxes):
+            found.append(int(entry.parent.name))
+    return found
+
+
 def mounts_below(home: Path) -> list[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return [place for place in (line.split()[4] for line in lines) if place.startswith(f"{home}/")]

@@ -26,6 +26,7 @@ from fault_world import (
     folders,
     mounts_below,
     rows,
+    started_for,
     until,
     vmms,
 )
@@ -133,6 +134,7 @@ def swept(running: Running, left: Left, when: str) -> None:
     assert "failed" not in told, (when, told)
     assert folders(home) == set(), when
     assert not vmms(home), when
+    assert not started_for(set(left.folders | left.unfinished)), when
     assert not mounts_below(home), when
     assert not cgroups_named(set(left.folders | left.unfinished)), when
     assert {p.name for p in (home / "run").glob("*.sock")} == {"daemon.sock"}, when

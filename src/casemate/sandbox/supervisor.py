@@ -148,6 +148,7 @@ class Supervisor:
     trail: Trail
     admission: Admission
     reach: Reach = pass_by
+    unrecorded: dict[str, SandboxInfo] = field(default_factory=dict)  # ends that a full disk refused to take down
 
     async def supervise(self, handle: Handle, snapshot: Snapshot, *, task_status: TaskStatus[None]) -> None:
         """Run one sandbox from pending to terminated. Reports *started* when it runs.
@@ -202,6 +203,9 @@ class Supervisor:
     async def _intend(self, boot: Boot) -> AsyncIterator[None]:
         """What will be done is written down before it is, and at the very end what became of it."""
         try:
+            for info in list(self.unrecorded.values()):  # their names are taken until then
+                await self.index.put(info)
+                self.unrecorded.pop(info.id, None)
             detail = {"image": boot.handle.info.image, "name": boot.handle.info.name}
             await self._audit(self.trail.intend, EventKind.SANDBOX_CREATE, boot, detail)
             await self.index.put(boot.handle.info)
@@ -300,6 +304,7 @@ class Supervisor:
             await self._audit(self.trail.record, EventKind.SANDBOX_TERMINATED, boot, detail)
         except (errors.HostError, errors.CapacityError) as error:
             log.error("the end of a sandbox could not be recorded", sandbox=boot.id, error=str(error), **detail)
+            self.unrecorded[boot.id] = handle.info
 
     async def _audit(
         self, write: Callable[..., Awaitable[object]], kind: EventKind, boot: Boot, detail: Mapping[str, object]
