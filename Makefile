@@ -1,6 +1,7 @@
 # make demo    set up everything, then run untrusted code over a real file in a fresh microVM
 # make test    set up everything, check, then all tests (what CI runs)
 # make check   lint, types, import contracts, spelling      make fix    what can be mended by itself
+# make soak    every point of every sweep of faults, three times over (make test takes a sample)
 # make bench   the figures, each beside its floor           make help   this list
 
 SHELL  := bash
@@ -12,7 +13,7 @@ CODE   := src tests examples bench tools
 SUDO   := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check fix bench help clean
+.PHONY: demo test check fix bench soak help clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -53,6 +54,10 @@ check: .venv/installed-dev
 test: check
 	$(BIN)/casemate setup --yes
 	$(BIN)/pytest
+
+soak: .venv/installed-dev
+	@$(BIN)/casemate setup --yes
+	CASEMATE_SOAK=1 $(BIN)/pytest tests/faults
 
 fix: .venv/installed-dev
 	$(BIN)/ruff check --fix $(wildcard $(CODE))

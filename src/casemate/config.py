@@ -34,6 +34,10 @@ class Settings:
     idle_exit_s: float = 600.0
     agent_timeout_s: float = 10.0  # how long an agent may be silent before it counts as dead
     boot_timeout_s: float = 60.0  # a cold boot, emulated, takes 5 to 10 s on an idle host
+    commit_ratio: float = 0.25  # how much of a guest's memory and disk is reserved for it; 1: no overcommit
+    memory_budget_mib: int = 0  # for all sandboxes together; 0: what is available at start, less some head-room
+    disk_budget_mib: int = 0  # the same for their disks
+    admission_wait_s: float = 0.0  # how long a create that does not fit waits before it is refused
 
     @property
     def run(self) -> Path:

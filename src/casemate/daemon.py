@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,37 @@ import casemate
 from casemate import audit, config, errors, storage
 from casemate.api.native import app as native_app
 from casemate.build import BuildHost, Images
-from casemate.host import Launcher, drop_privilege, enter_view, give_home, open_launcher, start_launcher
+from casemate.host import (
+    Launcher,
+    Swept,
+    available_mib,
+    drop_privilege,
+    enter_view,
+    give_home,
+    open_launcher,
+    start_launcher,
+    sweep_kernel,
+)
 from casemate.host.launching import LauncherProcess
 from casemate.images import Identities, Workshop
-from casemate.sandbox import Sandboxes, SandboxInfo, Shape, Supervisor, open_sandboxes
+from casemate.sandbox import (
+    Admission,
+    Amount,
+    Recovered,
+    Sandboxes,
+    Shape,
+    Supervisor,
+    Sweeper,
+    open_sandboxes,
+    parse_fault,
+    recover,
+)
 from casemate.sandbox.index import Index
 from casemate.vmm.qemu import QemuDriver
 
 log = structlog.get_logger()
 IDLE_CHECK_S = 1.0
+HEAD_ROOM = 0.1  # of the memory and the disk that were free at start: for the daemon, page cache and everybody else
 # A VMM's uid has the daemon's group, to reach what is bound into its jail; inside, there is nothing else to reach
 HOME_MODES = {".": 0o710, "artifacts": 0o710, "snapshots": 0o710, "vmm": 0o710, "sandboxes": 0o700, "run": 0o700}
 
@@ -68,25 +89,40 @@ def host_id(home: Path) -> str:
 class Service:
     """What the API serves, opened together and closed together."""
 
-    def __init__(self, settings: config.Settings, sandboxes: Sandboxes, images: Images, driver: QemuDriver) -> None:
+    def __init__(
+        self,
+        settings: config.Settings,
+        sandboxes: Sandboxes,
+        images: Images,
+        driver: QemuDriver,
+        admission: Admission,
+        recovered: Recovered,
+    ) -> None:
         self.settings = settings
         self.sandboxes = sandboxes
         self.images = images
         self.driver = driver
+        self.admission = admission
+        self.recovered = recovered
+        self._since = time.monotonic()
 
     def health(self) -> dict[str, Any]:
         return {
-            "status": "ok",
+            "status": "stopping" if self.sandboxes.draining else "ok",
             "version": casemate.__version__,
             "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._since, 1),
+            "sandboxes": self.sandboxes.count_live(),
             "isolation": self.driver.isolation,
             "accelerator": self.driver.accelerator,
             "home": str(self.settings.home),
+            "admission": self.admission.to_json(),
+            "recovered": self.recovered.to_json(),
         }
 
 
 @asynccontextmanager
-async def open_service(settings: config.Settings, launcher: Launcher) -> AsyncIterator[Service]:
+async def open_service(settings: config.Settings, launcher: Launcher, swept: Swept) -> AsyncIterator[Service]:
     """Everything from the database up to the sandboxes. Raises HostError."""
     database = storage.open(settings.home / "casemate.db")
     try:
@@ -105,30 +141,59 @@ async def open_service(settings: config.Settings, launcher: Launcher) -> AsyncIt
             boot_timeout_s=settings.boot_timeout_s,
         )
         images = Images(build_host)
-        await images.start()
-        trail = audit.Trail(database, here)
+        trail, index, folders = audit.Trail(database, here), Index(database, here), settings.home / "sandboxes"
+        recovered = recovered_from(swept)
+        await recover(recovered, sweepers(images), index, folders, trail)
+        admission = Admission(
+            budget(settings, folders), commit_ratio=settings.commit_ratio, wait_s=settings.admission_wait_s
+        )
         supervisor = Supervisor(
             driver=driver,
-            index=Index(database, here),
-            folders=settings.home / "sandboxes",
+            index=index,
+            folders=folders,
             agent_timeout_s=settings.agent_timeout_s,
-            on_violation=partial(record_violation, trail),
+            trail=trail,
+            admission=admission,
+            reach=parse_fault(os.environ.get("CASEMATE_FAULT")),
         )
-        async with open_sandboxes(supervisor, supervisor.index, images.snapshot_for, shape) as sandboxes:
-            yield Service(settings, sandboxes, images, driver)
+        async with open_sandboxes(supervisor, index, images.snapshot_for, shape) as sandboxes:
+            yield Service(settings, sandboxes, images, driver, admission, recovered)
+        await trail.record(audit.EventKind.DAEMON_STOPPED, tenant="system", subject=here)
     finally:
         database.close()
 
 
-async def record_violation(trail: audit.Trail, info: SandboxInfo, error: errors.CasemateError) -> None:
-    await trail.record(
-        "sandbox.protocol-violation", tenant=info.tenant, subject=info.id, detail={"message": error.message}
+def sweepers(images: Images) -> dict[str, Sweeper]:
+    """What looks for orphans of each kind, in this order; the processes have been ended before (sweep_kernel)."""
+    return {"builds": images.start}
+
+
+def recovered_from(swept: Swept) -> Recovered:
+    found = Recovered(alive=set(swept.alive))
+    found.add("processes", swept.processes)
+    found.add("mounts", swept.mounts)
+    if swept.alive:
+        found.failed["processes"] = f"could not be killed: {', '.join(swept.alive)}"
+    if swept.stuck:
+        found.failed["mounts"] = f"could not be unmounted: {', '.join(swept.stuck)}"
+    return found
+
+
+def budget(settings: config.Settings, folders: Path) -> Amount:
+    """What all sandboxes together may reserve: as set, else what this host has free, less head-room."""
+    free = os.statvfs(folders)
+    free_mib = free.f_bavail * free.f_frsize >> 20
+    return Amount(
+        settings.memory_budget_mib or round(available_mib() * (1 - HEAD_ROOM)),
+        settings.disk_budget_mib or round(free_mib * (1 - HEAD_ROOM)),
     )
 
 
-async def serve(settings: config.Settings, process: LauncherProcess, idle_exit_s: float | None, ready: Report) -> None:
+async def serve(
+    settings: config.Settings, process: LauncherProcess, swept: Swept, idle_exit_s: float | None, ready: Report
+) -> None:
     """Answer requests until SIGTERM, SIGINT, the launcher's end or *idle_exit_s* without use."""
-    async with open_launcher(process) as launcher, open_service(settings, launcher) as service:
+    async with open_launcher(process) as launcher, open_service(settings, launcher, swept) as service:
         with bound(settings.socket) as listener:
             busy = Busy(native_app(service.sandboxes, service.images, service.health))
             server = uvicorn.Server(
@@ -143,7 +208,7 @@ async def serve(settings: config.Settings, process: LauncherProcess, idle_exit_s
                 )
             )
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(stop_on_signal, server)
+                tasks.start_soon(stop_on_signal, server, service.sandboxes)
                 tasks.start_soon(stop_when_gone, server, launcher)
                 if idle_exit_s is not None:
                     tasks.start_soon(stop_when_idle, server, busy, service.sandboxes, idle_exit_s)
@@ -172,10 +237,21 @@ class Busy:
         return 0.0 if self._running else time.monotonic() - self._since
 
 
-async def stop_on_signal(server: uvicorn.Server) -> None:
+async def stop_on_signal(server: uvicorn.Server, sandboxes: Sandboxes) -> None:
+    """The first signal drains, and whoever asks meanwhile is told so; a second one does not wait for that."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            server.should_exit = True
+        async with anyio.create_task_group() as tasks:
+            async for number in signals:
+                if server.should_exit or sandboxes.draining:
+                    server.should_exit = server.force_exit = True
+                    continue
+                log.info("stopping", signal=signal.Signals(number).name, sandboxes=sandboxes.count_live())
+                tasks.start_soon(drain_and_exit, server, sandboxes)
+
+
+async def drain_and_exit(server: uvicorn.Server, sandboxes: Sandboxes) -> None:
+    await sandboxes.drain()
+    server.should_exit = True
 
 
 async def stop_when_gone(server: uvicorn.Server, launcher: Launcher) -> None:
@@ -251,11 +327,14 @@ def main(arguments: list[str] | None = None) -> int:
         settings = config.load()
         make_home(settings)
         with held_lock(settings):
+            swept = sweep_kernel(settings)
             give_home(settings)
             enter_view(settings)
             process = start_launcher(settings)
             drop_privilege(settings)
-            anyio.run(serve, settings, process, options.idle_exit_s, report, backend_options={"use_uvloop": True})
+            anyio.run(
+                serve, settings, process, swept, options.idle_exit_s, report, backend_options={"use_uvloop": True}
+            )
     except errors.CasemateError as error:
         report.failed(error)
         return 1

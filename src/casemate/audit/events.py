@@ -15,11 +15,16 @@ FIRST_PREV_HASH = "0" * 64
 class EventKind(StrEnum):
     """Stable names; one is never used for something else."""
 
+    SANDBOX_CREATE = "sandbox.create"  # the intent, before anything is made
     SANDBOX_CREATED = "sandbox.created"
+    SANDBOX_TERMINATE = "sandbox.terminate"  # the intent, before the VMM is killed
+    SANDBOX_TERMINATED = "sandbox.terminated"  # nothing of it is left, however it came to that
     SANDBOX_KILLED = "sandbox.killed"
     PROTOCOL_VIOLATION = "sandbox.protocol-violation"
     IMAGE_BUILT = "image.built"
     REQUEST_REFUSED = "request.refused"
+    DAEMON_STARTED = "daemon.started"  # with what it recovered of an earlier one
+    DAEMON_STOPPED = "daemon.stopped"
 
 
 @dataclass(frozen=True, slots=True)

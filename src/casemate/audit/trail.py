@@ -56,6 +56,20 @@ class Trail:
         )
         return await self.database.write(_append, unchained)
 
+    async def intend(
+        self,
+        event: EventKind | str,
+        *,
+        tenant: str,
+        subject: str,
+        actor: str = "host",
+        detail: Mapping[str, Any] | None = None,
+    ) -> Event:
+        """As record, for what is about to be done: when this returns a power cut keeps the event, too."""
+        intent = await self.record(event, tenant=tenant, subject=subject, actor=actor, detail=detail)
+        await self.database.settle()
+        return intent
+
     async def verify(self) -> Broken | None:
         """Read the whole chain; None when every event is as it was written."""
         return await self.database.read(_verify)

@@ -62,11 +62,13 @@ class Images:
         self._building: dict[str, anyio.Lock] = {}
         self._known: dict[tuple[int, Shape], Snapshot] = {}
 
-    async def start(self) -> None:
-        """Forget what an earlier daemon was in the middle of."""
-        for folder in self._host.snapshots.glob(f"{BUILDING}*"):
+    async def start(self) -> list[str]:
+        """Forget what an earlier daemon was in the middle of building; the folders' names."""
+        left = sorted(self._host.snapshots.glob(f"{BUILDING}*"))
+        for folder in left:
             await anyio.to_thread.run_sync(remove_folder, folder)
         await self._host.database.write(rows.fail_unfinished, "the daemon that built it died")
+        return [folder.name for folder in left]
 
     # ------------------------------------------------------------------ what a create asks for
 

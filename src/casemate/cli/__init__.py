@@ -19,6 +19,7 @@ VERBS = {
     "image": ("image", "app"),
     "doctor": ("doctor", "doctor"),
     "serve": ("serve", "serve"),
+    "daemon": ("daemon", "app"),
     "bench": ("bench", "bench"),
     "version": ("version", "version"),
 }

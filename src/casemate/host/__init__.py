@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from casemate.host.cgroup import Limits
     from casemate.host.jail import Bind, Jail
     from casemate.host.launching import Launcher, Spawned, open_launcher, start_launcher
+    from casemate.host.memory import available_mib, private_mib
+    from casemate.host.orphans import Swept, sweep_kernel
     from casemate.host.ownership import own, own_folder, remove_folder
     from casemate.host.privilege import drop_privilege, enter_view, give_home
 
@@ -21,14 +23,18 @@ _HOMES = {
     "Launcher": "launching",
     "Limits": "cgroup",
     "Spawned": "launching",
+    "Swept": "orphans",
+    "available_mib": "memory",
     "drop_privilege": "privilege",
     "enter_view": "privilege",
     "give_home": "privilege",
     "open_launcher": "launching",
     "own": "ownership",
     "own_folder": "ownership",
+    "private_mib": "memory",
     "remove_folder": "ownership",
     "start_launcher": "launching",
+    "sweep_kernel": "orphans",
 }
 __all__ = [
     "Account",
@@ -38,14 +44,18 @@ __all__ = [
     "Launcher",
     "Limits",
     "Spawned",
+    "Swept",
+    "available_mib",
     "drop_privilege",
     "enter_view",
     "give_home",
     "open_launcher",
     "own",
     "own_folder",
+    "private_mib",
     "remove_folder",
     "start_launcher",
+    "sweep_kernel",
 ]
 
 

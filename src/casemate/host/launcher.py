@@ -43,6 +43,7 @@ from casemate.host.leases import Leases
 MAX_MESSAGE_BYTES = 65_536
 MAX_DESCRIPTORS = 32
 INFO_LIMIT_BYTES = 4096
+LEARN_S = 1.0  # how long to wait, at the end, for pids that bubblewrap is about to tell
 SIGNALS = {"KILL": signal.SIGKILL, "STOP": signal.SIGSTOP, "CONT": signal.SIGCONT}
 POLL_LEAVING_MS = 10  # nobody tells when the last process of a group is gone
 LEAVING_S = 5.0
@@ -316,6 +317,7 @@ class Launcher:
         self._leaving = staying
 
     def _end_all(self) -> None:
+        self._learn_targets()
         for child in self._children.values():
             _send(child, signal.SIGKILL)
         for child in list(self._children.values()):
@@ -327,6 +329,14 @@ class Launcher:
             time.sleep(POLL_LEAVING_MS / 1000)
             self._see_off()
         self._groups.close()
+
+    def _learn_targets(self) -> None:
+        """Wait for the pids: a bubblewrap that is killed first can leave the process it has just made."""
+        deadline = time.monotonic() + LEARN_S
+        for child in self._children.values():
+            while child.info is not None and (left_s := deadline - time.monotonic()) > 0:
+                if select.select([child.info], [], [], left_s)[0]:
+                    self._informed(child.info)
 
 
 def _emptied(group: Group) -> bool:

@@ -1,8 +1,11 @@
 """What a user holds: a sandbox, from the wish to the end."""
 
+from casemate.sandbox.admission import Admission, Amount
+from casemate.sandbox.faults import parse_fault
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.ids import is_id, is_name, new_id
 from casemate.sandbox.link import Channel, Link
+from casemate.sandbox.recover import Recovered, Sweeper, recover
 from casemate.sandbox.service import Sandboxes, open_sandboxes
 from casemate.sandbox.snapshot import Snapshot, machine_spec
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, StateReason
@@ -10,11 +13,14 @@ from casemate.sandbox.states import Reason, State
 from casemate.sandbox.supervisor import Handle, Supervisor, introduce
 
 __all__ = [
+    "Admission",
+    "Amount",
     "Channel",
     "Handle",
     "Introduction",
     "Link",
     "Reason",
+    "Recovered",
     "SandboxInfo",
     "SandboxSpec",
     "Sandboxes",
@@ -23,10 +29,13 @@ __all__ = [
     "State",
     "StateReason",
     "Supervisor",
+    "Sweeper",
     "introduce",
     "is_id",
     "is_name",
     "machine_spec",
     "new_id",
     "open_sandboxes",
+    "parse_fault",
+    "recover",
 ]

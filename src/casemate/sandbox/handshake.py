@@ -55,8 +55,8 @@ class Introduction:
             "fresh": self.fresh,
         }
 
-    def check(self, ready: Mapping[str, Any], sent_ns: int) -> None:
-        """Raises ProtocolViolation unless *ready* proves that all of it was applied."""
+    def check(self, ready: Mapping[str, Any], sent_ns: int, arrived_ns: int) -> None:
+        """Raises ProtocolViolation unless *ready* proves that all of it was applied, between the two times."""
         boot_id, wall_clock_ns, proof = (ready.get(k) for k in ("boot_id", "wall_clock_ns", "proof"))
         if ready.get("generation") != GENERATION:
             raise ProtocolViolation(f"sandbox {self.guest_id}: agent of another generation")
@@ -70,5 +70,5 @@ class Introduction:
         if not hmac.compare_digest(expected, proof):
             raise ProtocolViolation(f"sandbox {self.guest_id}: the hand-shake's proof is wrong")
         slack_ns = int(CLOCK_TOLERANCE_S * 1e9)
-        if not sent_ns - slack_ns <= wall_clock_ns <= time.time_ns() + slack_ns:
+        if not sent_ns - slack_ns <= wall_clock_ns <= arrived_ns + slack_ns:
             raise ProtocolViolation(f"sandbox {self.guest_id}: the guest's clock was not set")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from casemate.sandbox.spec import SandboxInfo
@@ -18,7 +20,8 @@ FORMAT = 1
 def write_meta(folder: Path, info: SandboxInfo) -> None:
     """Replace the record of *info*; after it returns a crash of the host keeps it. Blocks for the disk."""
     temporary = folder / "meta.json.tmp"
-    body = json.dumps({"format": FORMAT, "sandbox": info.to_json()}, sort_keys=True).encode()
+    record = {"format": FORMAT, "boot_id": boot_id(), "sandbox": info.to_json()}
+    body = json.dumps(record, sort_keys=True).encode()
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(descriptor, body)
@@ -28,10 +31,26 @@ def write_meta(folder: Path, info: SandboxInfo) -> None:
     temporary.rename(folder / "meta.json")
 
 
-def read_meta(folder: Path) -> SandboxInfo | None:
+@dataclass(frozen=True, slots=True)
+class Record:
+    """*boot_id*: which boot of the host wrote it; None in records of earlier versions."""
+
+    sandbox: SandboxInfo
+    boot_id: str | None
+
+
+def read_meta(folder: Path) -> Record | None:
     """None where no whole record of this format is: a folder not yet filled, or by a later version."""
     try:
         body = json.loads((folder / "meta.json").read_bytes())
-        return SandboxInfo.from_json(body["sandbox"]) if body["format"] == FORMAT else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        if body["format"] != FORMAT:
+            return None
+        return Record(SandboxInfo.from_json(body["sandbox"]), body.get("boot_id"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
+
+
+@cache
+def boot_id() -> str:
+    """Of the host; another one after each boot. Source: random(4)"""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

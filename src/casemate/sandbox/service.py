@@ -5,24 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import anyio
-import structlog
 from anyio.abc import TaskGroup
 
 from casemate import errors
-from casemate.host import remove_folder
 from casemate.sandbox.ids import new_id
 from casemate.sandbox.index import Index
-from casemate.sandbox.meta import read_meta
 from casemate.sandbox.snapshot import Snapshot
-from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, StateReason
+from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape
 from casemate.sandbox.states import Reason, State
-from casemate.sandbox.supervisor import Handle, Supervisor
+from casemate.sandbox.supervisor import Handle, Supervisor, stopping
 
-log = structlog.get_logger()
-DRAIN_S = 20.0
+DRAIN_S = 45.0  # of the 60 s a daemon has to stop in; the rest is for its connections and the launcher
 REMEMBER_S = 86_400  # a terminated sandbox is listed for a day
 
 
@@ -48,18 +43,18 @@ class Sandboxes:
         self._live: dict[str, Handle] = {}
         self._draining = False
 
-    async def create(self, tenant: str, spec: SandboxSpec) -> Handle:
+    async def create(self, tenant: str, spec: SandboxSpec, *, actor: str = "host") -> Handle:
         """A running sandbox. Cancelled, or out of time: whatever had begun is ended again.
 
         Raises NotFound for the image, StateConflict for a taken name, BootTimeout after
-        ``create_timeout_s``, HostError, VmmError, GuestError.
+        ``create_timeout_s``, HostFull, HostError, VmmError, GuestError.
         """
         if self._draining:
-            raise errors.HostFull("the daemon is stopping", hint="try again when it has restarted")
+            raise stopping()
         try:
             with anyio.fail_after(spec.create_timeout_s):
                 snapshot = await self._find_snapshot(tenant, spec.image, self._shape(spec))
-                return await self._start(tenant, spec, snapshot)
+                return await self._start(tenant, spec, snapshot, actor)
         except TimeoutError as error:
             raise errors.BootTimeout(
                 f"the sandbox did not answer within create_timeout_s = {spec.create_timeout_s:g} s",
@@ -108,8 +103,12 @@ class Sandboxes:
     def count_live(self) -> int:
         return len(self._live)
 
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
     async def drain(self) -> None:
-        """No new ones; end all, at once and together."""
+        """No new ones; end all, at once and together, those that are only being made too. Takes at most 45 s."""
         self._draining = True
         for handle in self._live.values():
             handle.ask_stop(Reason.DAEMON_STOPPED, "the daemon was stopped")
@@ -125,8 +124,10 @@ class Sandboxes:
             spec.disk_mib or default.disk_mib,
         )
 
-    async def _start(self, tenant: str, spec: SandboxSpec, snapshot: Snapshot) -> Handle:
-        handle = Handle(self._new_info(tenant, spec, snapshot), spec)
+    async def _start(self, tenant: str, spec: SandboxSpec, snapshot: Snapshot, actor: str) -> Handle:
+        if self._draining:  # since it asked for its snapshot
+            raise stopping()
+        handle = Handle(self._new_info(tenant, spec, snapshot), spec, actor)
         self._live[handle.info.id] = handle
         try:
             await self._tasks.start(self._supervise, handle, snapshot)
@@ -174,8 +175,7 @@ class Sandboxes:
 async def open_sandboxes(
     supervisor: Supervisor, index: Index, find_snapshot: FindSnapshot, default_shape: Shape
 ) -> AsyncIterator[Sandboxes]:
-    """What an earlier daemon left is swept first; at the end every sandbox is terminated."""
-    await sweep(supervisor.folders, index)
+    """What an earlier daemon left has been swept before (``recover``); at the end every sandbox is terminated."""
     await index.forget(time.time() - REMEMBER_S)
     async with anyio.create_task_group() as tasks:
         sandboxes = Sandboxes(supervisor, index, find_snapshot, default_shape, tasks)
@@ -185,22 +185,3 @@ async def open_sandboxes(
             with anyio.CancelScope(shield=True):
                 await sandboxes.drain()
             tasks.cancel_scope.cancel()
-
-
-async def sweep(folders: Path, index: Index) -> list[str]:
-    """Remove what a daemon that died has left; its VMMs died with it. Returns the ids.
-
-    The folders are the truth, the index is corrected to agree.
-    """
-    reason = StateReason(Reason.DAEMON_DIED.value, "the daemon that ran it died")
-    left = {i.id: i for i in await index.unfinished()}
-    for folder in sorted(folders.iterdir()) if folders.is_dir() else []:
-        if info := read_meta(folder):
-            left[info.id] = info
-        await anyio.to_thread.run_sync(remove_folder, folder)
-    for info in left.values():
-        if info.state is not State.TERMINATED:
-            await index.put(info.terminated(reason))
-    if left:
-        log.warning("swept what an earlier daemon left", sandboxes=sorted(left))
-    return sorted(left)

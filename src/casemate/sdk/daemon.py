@@ -1,4 +1,4 @@
-"""Start the user's own daemon when there is none: in a session of its own, waiting for its one line.
+"""Start the user's own daemon when there is none: in a session of its own, waiting for its one line. And stop it.
 
 Writes ``run/daemon.log`` (what the daemon says on stderr); the last start's is kept as ``daemon.log.1``
 once it has grown. The loser of a race between two starters waits for the winner's daemon.
@@ -10,7 +10,9 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,10 +23,12 @@ from casemate.errors import DaemonRunning, DaemonUnavailable, HostError, Retry, 
 from casemate.sdk.target import Connectable, Target
 
 START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 65.0  # a daemon drains within 60 s
 WINNER_S = 1.0  # how long the holder of the lock may take to listen, before it is taken for one that is ending
 COMMAND = (sys.executable, "-m", "casemate.daemon", "--idle-exit-s", "600")
 MAX_LOG_BYTES = 2**20
 MAX_LINE_BYTES = 2**20
+_UCRED = struct.Struct("iii")  # pid, uid, gid. Source: unix(7)
 
 
 def ensure_daemon(target: Target) -> None:
@@ -64,8 +68,47 @@ def start_daemon(home: Path, *, timeout_s: float = START_TIMEOUT_S, command: Seq
             )
 
 
+def stop_daemon(target: Target, *, timeout_s: float = STOP_TIMEOUT_S) -> int | None:
+    """Have the daemon at *target* drain and end, and return when it has: its pid; None when nobody listens.
+
+    Raises DaemonUnavailable when it has not ended after *timeout_s*, or is not ours to end.
+    """
+    if target.socket is None:
+        raise DaemonUnavailable(f"{target} is not on this machine", hint="stop it where it runs", retry=Retry.SAFE)
+    pid = find_listener(target.socket)
+    if pid is None:
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        if find_listener(target.socket) != pid:  # it has ended in between; the number may be somebody else's by now
+            return None
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        if not poller.poll(timeout_s * 1000):
+            raise DaemonUnavailable(
+                f"the daemon (pid {pid}) has not ended within {timeout_s:g} s",
+                hint=f"end it for good with: kill -9 {pid}; the next start sweeps what it leaves",
+            )
+    except PermissionError as error:
+        raise DaemonUnavailable(f"the daemon (pid {pid}) is not yours to end", hint="run as its user") from error
+    except ProcessLookupError:
+        return pid
+    finally:
+        os.close(pidfd)
+    return pid
+
+
 def answers(path: Path) -> bool:
     """Whether somebody listens there; the socket of a dead daemon refuses."""
+    return find_listener(path) is not None
+
+
+def find_listener(path: Path) -> int | None:
+    """The pid of who listens there, on the kernel's word. Raises DaemonUnavailable where we may not ask."""
     with _connectable(path) as name, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
@@ -75,8 +118,9 @@ def answers(path: Path) -> bool:
                 f"{path} is not yours to use", hint="run as the user whose daemon it is, or set CASEMATE_HOME"
             ) from error
         except OSError:
-            return False
-        return True
+            return None
+        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        return int(_UCRED.unpack(credentials)[0])
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import sqlalchemy as sa
 
-from casemate.errors import HostError
+from casemate.errors import CasemateError, HostError, HostFull
 from casemate.storage.schema import SCHEMA
 
 P = ParamSpec("P")
@@ -35,7 +35,7 @@ class Database:
     async def write(self, act: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do *act* whole or not at all. Cancelled: it is still done whole, the caller learns of it late.
 
-        Raises what *act* raises; HostError when the disk or the database refuses.
+        Raises what *act* raises; HostFull when the disk has no room; HostError when the database refuses.
         """
         return await anyio.to_thread.run_sync(partial(self.write_now, act, *args, **kwargs), limiter=self._turn)
 
@@ -50,6 +50,25 @@ class Database:
                 return act(connection, *args, **kwargs)
         except sa.exc.OperationalError as error:
             raise _refused(self.path, error) from error
+
+    async def settle(self) -> None:
+        """When this returns, what was written before outlives a power cut. Raises HostError.
+
+        A commit alone only reaches the write-ahead log; one fsync of that file is what SQLite itself would do.
+        """
+        await anyio.to_thread.run_sync(self._settle)
+
+    def _settle(self) -> None:
+        try:
+            log = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # a checkpoint, which syncs, has just emptied it
+            return
+        try:
+            os.fsync(log)
+        except OSError as error:
+            raise HostError(f"{self.path}: {error.strerror}", hint="see that its disk is whole") from error
+        finally:
+            os.close(log)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -121,8 +140,7 @@ def _migrate(engine: sa.Engine, path: Path, found: str | None) -> None:
         command.upgrade(config, "head")
 
 
-def _refused(path: Path, error: sa.exc.DatabaseError) -> HostError:
-    return HostError(
-        f"{path}: {error.orig}",
-        hint="see that the disk is not full and the file is a database; moved away, it is rebuilt",
-    )
+def _refused(path: Path, error: sa.exc.DatabaseError) -> CasemateError:
+    if "is full" in str(error.orig):
+        return HostFull(f"{path}: {error.orig}", hint="free some disk space")
+    return HostError(f"{path}: {error.orig}", hint="see that the file is a database; moved away, it is rebuilt")

@@ -36,7 +36,7 @@ class FakeSandboxes:
     cancelled: int = 0
     fail_with: errors.CasemateError | None = None
 
-    async def create(self, tenant: str, spec: SandboxSpec) -> Handle:
+    async def create(self, tenant: str, spec: SandboxSpec, *, actor: str = "host") -> Handle:
         if self.fail_with:
             raise self.fail_with
         if self.hold:

@@ -37,7 +37,7 @@ def test_entropy_comes_first_and_the_proof_is_believed() -> None:
     machine, introduction, sent_ns = Noted(), Introduction("abcdefghijklmnop"), time.time_ns()
     ready = shake(introduction, machine)
     assert machine.acts == ["entropy 64", "clock", "identity abcdefghijkl"]
-    introduction.check(ready, sent_ns)
+    introduction.check(ready, sent_ns, time.time_ns())
 
 
 @pytest.mark.parametrize("name", ["proof", "boot_id", "wall_clock_ns", "generation"])
@@ -46,20 +46,20 @@ def test_a_changed_answer_is_not_believed(name: str) -> None:
     ready = shake(introduction)
     ready[name] = ready[name] + 1 if isinstance(ready[name], int) else "0" + ready[name][1:] + "x"
     with pytest.raises(ProtocolViolation):
-        introduction.check(ready, sent_ns)
+        introduction.check(ready, sent_ns, time.time_ns())
 
 
 def test_an_answer_to_another_clone_is_not_believed() -> None:
     one, other, sent_ns = Introduction("guest"), Introduction("guest"), time.time_ns()
     with pytest.raises(ProtocolViolation):
-        other.check(shake(one), sent_ns)
+        other.check(shake(one), sent_ns, time.time_ns())
 
 
 def test_a_stale_clock_is_not_believed() -> None:
     introduction = Introduction("guest")
     ready = shake(introduction)
     with pytest.raises(ProtocolViolation, match="clock"):
-        introduction.check(ready, time.time_ns() + 10_000_000_000)
+        introduction.check(ready, time.time_ns() + 10_000_000_000, time.time_ns() + 10_000_000_000)
 
 
 def test_a_second_one_on_a_reopened_stream_keeps_the_identity() -> None:

@@ -191,6 +191,34 @@ def test_a_daemon_that_went_without_reading_is_still_cleaned_up_after(peer: Peer
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
+def with_argument(word: str) -> list[str]:
+    """The processes that have *word* in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes():
+                found.append(path.parent.name)
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def test_when_the_daemon_goes_in_mid_start_all_go(no_trace: None) -> None:
+    """Before the launcher waited for the pids, about one in forty of these stayed, for ever."""
+    for attempt in range(25):
+        peer, mark = Peer(), f"60.{os.getpid()}{attempt:03}"
+        peer.spawn("one", "/usr/bin/sleep", mark)
+        deadline = time.monotonic() + 10
+        while not with_argument(mark):
+            assert time.monotonic() < deadline
+        time.sleep(attempt * 0.00025)
+        peer.close()
+        deadline = time.monotonic() + 5
+        while left := with_argument(mark):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.01)
+
+
 def test_when_the_launcher_is_killed_all_go(peer: Peer) -> None:
     peer.spawn("one", "/usr/bin/sleep", "60")
     pid = peer.hear()["pid"]

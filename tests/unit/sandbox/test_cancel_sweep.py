@@ -9,69 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import types
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from tests.fakes.fake_vmm import PLATFORM, FakeDriver
+from sandbox_world import TENANT, World, open_world
 
-from casemate import errors, storage
-from casemate.sandbox import Sandboxes, SandboxInfo, SandboxSpec, Shape, Snapshot, State, execs, open_sandboxes
-from casemate.sandbox.index import Index
-from casemate.sandbox.supervisor import Supervisor
-
-TENANT = "t"
-SHAPE = Shape(1, 128, 64)
-
-
-@dataclass
-class World:
-    sandboxes: Sandboxes
-    index: Index
-    folders: Path
-    known: list[str] = field(default_factory=list)  # whose create has returned: their callers have to kill them
-
-    async def settle(self) -> None:
-        """Wait until nothing lives that nobody knows of; then end what is known."""
-        with anyio.fail_after(20):
-            while {info.id for info in await self.sandboxes.list(TENANT)} - set(self.known):
-                await anyio.sleep(0.001)
-            for sandbox_id in self.known:
-                await self.sandboxes.kill(TENANT, sandbox_id)
-            self.known.clear()
-            while self.sandboxes.count_live():
-                await anyio.sleep(0.001)
-
-
-@asynccontextmanager
-async def open_world(folder: Path) -> AsyncIterator[World]:
-    snapshot_folder, folders = folder / "snapshot", folder / "sandboxes"
-    snapshot_folder.mkdir()
-    folders.mkdir()
-    for name in ("memory", "state", "disk", "root", "agent"):
-        (snapshot_folder / name).write_bytes(name.encode())
-    root, agent = snapshot_folder / "root", snapshot_folder / "agent"
-    snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, {})
-    database = storage.open(folder / "casemate.db")
-
-    async def find(_tenant: str, _image: str, _shape: Shape) -> Snapshot:
-        await anyio.lowlevel.checkpoint()
-        return snapshot
-
-    async def no_violation(info: SandboxInfo, error: errors.CasemateError) -> None:
-        pytest.fail(f"{info.id}: {error}")
-
-    try:
-        index = Index(database, "host")
-        supervisor = Supervisor(FakeDriver(), index, folders, 10.0, no_violation)
-        async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
-            yield World(sandboxes, index, folders)
-    finally:
-        database.close()
+from casemate import errors
+from casemate.sandbox import Amount, SandboxSpec, State, execs
 
 
 async def life(world: World) -> None:
@@ -141,6 +88,7 @@ async def sweep(world: World) -> int:
         assert list(world.folders.iterdir()) == [], f"step {k} left a folder"
         assert await world.index.unfinished() == [], f"step {k} left a sandbox that is not terminated"
         assert descriptors() <= before, f"step {k} left a descriptor"
+        assert world.admission.reserved == Amount(0, 0), f"step {k} left a reservation"
         if reached < k:
             return k - 1
 
@@ -178,5 +126,31 @@ def test_a_name_is_free_again_after_a_cancelled_create(tmp_path: Path, no_trace:
                 await world.sandboxes.kill(TENANT, info.id)
             await world.settle()
             assert (await world.sandboxes.create(TENANT, SandboxSpec("python", name="mine"))).info.name == "mine"
+
+    anyio.run(run)
+
+
+def test_one_that_waits_for_room_can_be_killed_and_its_create_says_so(tmp_path: Path, no_trace: None) -> None:
+    async def run() -> None:
+        async with open_world(tmp_path, room=1, wait_s=3600) as world, anyio.create_task_group() as tasks:
+            first = await world.sandboxes.create(TENANT, SandboxSpec("python"))
+            refused: list[errors.CasemateError] = []
+
+            async def wait_for_room() -> None:
+                try:
+                    await world.sandboxes.create(TENANT, SandboxSpec("python", name="second", create_timeout_s=3600))
+                except errors.CasemateError as error:
+                    refused.append(error)
+
+            tasks.start_soon(wait_for_room)
+            while world.admission.to_json()["waiting"] == 0:
+                await anyio.sleep(0.001)
+            assert (await world.sandboxes.kill(TENANT, "second")).state is State.TERMINATED
+            while not refused:
+                await anyio.sleep(0.001)
+            assert isinstance(refused[0], errors.StateConflict)
+            assert world.admission.to_json()["waiting"] == 0
+            await world.sandboxes.kill(TENANT, first.info.id)
+            assert world.admission.reserved == Amount(0, 0)
 
     anyio.run(run)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from casemate.errors import InvalidSpec, NotSupported
 from casemate.sandbox.ids import ALPHABET, is_id, is_name, new_id
-from casemate.sandbox.meta import read_meta, write_meta
+from casemate.sandbox.meta import Record, boot_id, read_meta, write_meta
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, StateReason, Timings
 from casemate.sandbox.states import State
 
@@ -79,11 +79,11 @@ def test_what_is_not_built_yet_says_so(wish: dict[str, Any]) -> None:
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
     write_meta(tmp_path, INFO)
-    assert read_meta(tmp_path) == INFO
+    assert read_meta(tmp_path) == Record(INFO, boot_id())
     write_meta(tmp_path, replace(INFO, state=State.TERMINATED))
     found = read_meta(tmp_path)
     assert found is not None
-    assert found.state is State.TERMINATED
+    assert found.sandbox.state is State.TERMINATED
     assert [p.name for p in tmp_path.iterdir()] == ["meta.json"]
 
 

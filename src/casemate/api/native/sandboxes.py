@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Literal
 
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp
 from casemate.api.auth import principal
 from casemate.api.native.requests import Body, Query, read_body, read_query
 from casemate.api.native.streams import Lines, lines, while_wanted
-from casemate.sandbox import Reason, Sandboxes, SandboxInfo, SandboxSpec
+from casemate.sandbox import Handle, Reason, Sandboxes, SandboxInfo, SandboxSpec
 
 
 class CreateSandbox(Body):
@@ -147,17 +148,18 @@ class SandboxResource:
 
     async def create(self, request: Request) -> Response | ASGIApp:
         body = await read_body(request, CreateSandbox)
-        tenant, spec = principal(request).tenant, body.spec()
+        who, spec = principal(request), body.spec()
+        create = partial(self._sandboxes.create, who.tenant, spec, actor=who.key_id)
         if body.attached:
-            return lines(partial(self._create_attached, tenant, spec), status=201)
-        handle = await while_wanted(request, partial(self._sandboxes.create, tenant, spec))
+            return lines(partial(self._create_attached, create), status=201)
+        handle = await while_wanted(request, create)
         if handle is None:  # its client went away while it was pending; create has ended it
             return Response(status_code=400)
         return _said(shown(handle.info), 201)
 
-    async def _create_attached(self, tenant: str, spec: SandboxSpec, out: Lines) -> None:
+    async def _create_attached(self, create: Callable[[], Awaitable[Handle]], out: Lines) -> None:
         """Lives no longer than its client's connection, whatever becomes of the client."""
-        handle = await self._sandboxes.create(tenant, spec)
+        handle = await create()
         try:
             await out.put(shown(handle.info).model_dump_json().encode() + b"\n")
             await handle.ended.wait()

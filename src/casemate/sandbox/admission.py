@@ -1,0 +1,167 @@
+"""Admission by reservation: what a sandbox may come to need is set aside before anything of it is made.
+
+A sandbox reserves the private memory of a fresh clone, as measured, plus ``commit_ratio`` of its guest's memory
+and of its disk. Who does not fit waits ``admission_wait_s`` in a queue, then is refused with HostFull; nothing
+has been made for it by then. First come, first served within a tenant; between tenants in turn, and a tenant
+whose next one does not fit yet does not keep the others waiting. Processors are not reserved: they queue by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import anyio
+
+from casemate.errors import HostFull
+from casemate.host import own
+
+ASSUMED_CLONE_MIB = 48  # until the first clone of a snapshot has been measured; it comes to 25 to 45
+RETRY_AFTER_S = 5
+
+
+class Relief(StrEnum):
+    """What is done when the host runs low, in this order; a later one only when the earlier gave too little.
+
+    There is no pool yet, and no suspend: so far a full host goes straight to the last.
+    """
+
+    STOP_REFILLING_POOLS = "stop-refilling-pools"
+    SHRINK_POOLS = "shrink-pools"
+    SUSPEND_IDLE = "suspend-idle"
+    REFUSE_CREATES = "refuse-creates"
+
+
+SERVED_RELIEF = (Relief.REFUSE_CREATES,)
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    memory_mib: int
+    disk_mib: int
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.memory_mib + other.memory_mib, self.disk_mib + other.disk_mib)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(self.memory_mib - other.memory_mib, self.disk_mib - other.disk_mib)
+
+    def fits(self, room: Amount) -> bool:
+        return self.memory_mib <= room.memory_mib and self.disk_mib <= room.disk_mib
+
+    def __str__(self) -> str:
+        return f"{self.memory_mib} MiB of memory and {self.disk_mib} MiB of disk"
+
+
+@dataclass(eq=False)
+class _Waiting:
+    amount: Amount
+    admitted: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Admission:
+    """All reservations of one daemon. Lives in its event loop; nothing here blocks."""
+
+    def __init__(self, budget: Amount, *, commit_ratio: float, wait_s: float) -> None:
+        self.budget = budget
+        self.reserved = Amount(0, 0)
+        self._commit_ratio = commit_ratio
+        self._wait_s = wait_s
+        self._queues: dict[str, deque[_Waiting]] = {}  # the first tenant's turn is next
+        self._clone_mib: dict[str, int] = {}
+
+    def amount(self, snapshot: str, memory_mib: int, disk_mib: int) -> Amount:
+        """What a clone of *snapshot* with such a guest reserves."""
+        private_mib = self._clone_mib.get(snapshot, ASSUMED_CLONE_MIB)
+        return Amount(private_mib + round(memory_mib * self._commit_ratio), round(disk_mib * self._commit_ratio))
+
+    def learn(self, snapshot: str, private_mib: int) -> None:
+        """A fresh clone of *snapshot* was seen to have so much memory of its own; the largest counts."""
+        self._clone_mib[snapshot] = max(private_mib, self._clone_mib.get(snapshot, 0))
+
+    @asynccontextmanager
+    async def reserved_for(self, tenant: str, amount: Amount) -> AsyncIterator[None]:
+        """*amount* is set aside until the block ends; for good where something opened inside has leaked.
+
+        Raises HostFull after ``admission_wait_s``, at once when it could never fit. Cancelled: nothing is reserved.
+        """
+        if not amount.fits(self.budget):
+            raise HostFull(
+                f"a sandbox of this shape reserves {amount}; this host gives {self.budget} in all",
+                hint="ask for less memory or disk, or raise memory_budget_mib or disk_budget_mib",
+                evidence=self._evidence(amount),
+            )
+
+        async def release() -> None:
+            self.reserved -= amount
+            self._admit()
+
+        await self._wait_admitted(tenant, amount)
+        async with own(f"a reservation of {amount}", release):
+            yield
+
+    async def _wait_admitted(self, tenant: str, amount: Amount) -> None:
+        with self._queued(tenant, amount) as waiting:
+            with anyio.move_on_after(self._wait_s):
+                await waiting.admitted.wait()
+            if not waiting.admitted.is_set():
+                raise HostFull(
+                    f"this host is full: {amount} do not fit beside the {self.reserved} that are reserved"
+                    f" of {self.budget}" + (f"; waited {self._wait_s:g} s" if self._wait_s else ""),
+                    hint="end a sandbox, or try again later; casemate ps lists them",
+                    evidence=self._evidence(amount),
+                )
+
+    @contextmanager
+    def _queued(self, tenant: str, amount: Amount) -> Iterator[_Waiting]:
+        """In the queue until the block ends; if it fails, what was reserved meanwhile is given back."""
+        waiting = _Waiting(amount)
+        self._queues.setdefault(tenant, deque()).append(waiting)
+        self._admit()
+        try:
+            yield waiting
+        except BaseException:
+            if waiting.admitted.is_set():
+                self.reserved -= amount
+            elif waiting in (queue := self._queues.get(tenant, deque())):
+                queue.remove(waiting)
+                if not queue:
+                    del self._queues[tenant]
+            self._admit()
+            raise
+
+    def _admit(self) -> None:
+        """Let in who fits: one of each tenant in turn, for as long as anybody does."""
+        while (tenant := self._next_that_fits()) is not None:
+            queue = self._queues.pop(tenant)
+            waiting = queue.popleft()
+            if queue:
+                self._queues[tenant] = queue  # at the end: the others come first now
+            self.reserved += waiting.amount
+            waiting.admitted.set()
+
+    def _next_that_fits(self) -> str | None:
+        room = self.budget - self.reserved
+        return next((tenant for tenant, queue in self._queues.items() if queue[0].amount.fits(room)), None)
+
+    def _evidence(self, amount: Amount) -> dict[str, Any]:
+        return {
+            "retry_after_s": RETRY_AFTER_S,
+            "wanted_memory_mib": amount.memory_mib,
+            "wanted_disk_mib": amount.disk_mib,
+            **self.to_json(),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "memory_budget_mib": self.budget.memory_mib,
+            "memory_reserved_mib": self.reserved.memory_mib,
+            "disk_budget_mib": self.budget.disk_mib,
+            "disk_reserved_mib": self.reserved.disk_mib,
+            "waiting": sum(len(queue) for queue in self._queues.values()),
+        }

@@ -1,0 +1,66 @@
+"""The real supervisor, index and links over the fake VMM, for what a real machine would take too long for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+from tests.fakes.fake_vmm import PLATFORM, FakeDriver
+
+from casemate import audit, storage
+from casemate.sandbox import Admission, Amount, Sandboxes, Shape, Snapshot, open_sandboxes
+from casemate.sandbox.index import Index
+from casemate.sandbox.supervisor import Supervisor
+
+TENANT = "t"
+SHAPE = Shape(1, 128, 64)
+
+
+@dataclass
+class World:
+    sandboxes: Sandboxes
+    index: Index
+    folders: Path
+    admission: Admission
+    known: list[str] = field(default_factory=list)  # whose create has returned: their callers have to kill them
+
+    async def settle(self) -> None:
+        """Wait until nothing lives that nobody knows of; then end what is known."""
+        with anyio.fail_after(20):
+            while {info.id for info in await self.sandboxes.list(TENANT)} - set(self.known):
+                await anyio.sleep(0.001)
+            for sandbox_id in self.known:
+                await self.sandboxes.kill(TENANT, sandbox_id)
+            self.known.clear()
+            while self.sandboxes.count_live():
+                await anyio.sleep(0.001)
+
+
+@asynccontextmanager
+async def open_world(folder: Path, *, room: int = 50, wait_s: float = 0) -> AsyncIterator[World]:
+    """*room*: for how many sandboxes at once."""
+    snapshot_folder, folders = folder / "snapshot", folder / "sandboxes"
+    snapshot_folder.mkdir()
+    folders.mkdir()
+    for name in ("memory", "state", "disk", "root", "agent"):
+        (snapshot_folder / name).write_bytes(name.encode())
+    root, agent = snapshot_folder / "root", snapshot_folder / "agent"
+    snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, {})
+    database = storage.open(folder / "casemate.db")
+
+    async def find(_tenant: str, _image: str, _shape: Shape) -> Snapshot:
+        await anyio.lowlevel.checkpoint()
+        return snapshot
+
+    try:
+        index = Index(database, "host")
+        admission = Admission(Amount(room * 100, 10_000), commit_ratio=0.25, wait_s=wait_s)
+        supervisor = Supervisor(FakeDriver(), index, folders, 10.0, audit.Trail(database, "host"), admission)
+        async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
+            yield World(sandboxes, index, folders, admission)
+    finally:
+        database.close()
