@@ -143,7 +143,7 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
         images = Images(build_host)
         trail, index, folders = audit.Trail(database, here), Index(database, here), settings.home / "sandboxes"
         recovered = recovered_from(swept)
-        await recover(recovered, sweepers(images), index, folders, trail)
+        await recover(recovered, sweepers(launcher, images), index, folders, trail)
         admission = Admission(
             budget(settings, folders), commit_ratio=settings.commit_ratio, wait_s=settings.admission_wait_s
         )
@@ -163,9 +163,9 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
         database.close()
 
 
-def sweepers(images: Images) -> dict[str, Sweeper]:
+def sweepers(launcher: Launcher, images: Images) -> dict[str, Sweeper]:
     """What looks for orphans of each kind, in this order; the processes have been ended before (sweep_kernel)."""
-    return {"builds": images.start}
+    return {"cgroups": launcher.sweep, "builds": images.start}
 
 
 def recovered_from(swept: Swept) -> Recovered:

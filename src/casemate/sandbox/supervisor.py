@@ -22,8 +22,8 @@ from casemate import errors
 from casemate.audit import EventKind, Trail
 from casemate.host import own, own_folder, private_mib
 from casemate.images import copy_disk
-from casemate.sandbox.attestation import attest
 from casemate.sandbox.admission import RETRY_AFTER_S, Admission
+from casemate.sandbox.attestation import attest
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.index import Index
 from casemate.sandbox.link import Link
@@ -285,9 +285,7 @@ class Supervisor:
         handle._link, handle._machine = boot.link, machine
         if fresh_mib := private_mib(machine.pid):
             self.admission.learn(boot.snapshot.id, fresh_mib)
-        await self._edge(
-            handle, Action.STARTED, timings=timings, pid=machine.pid, attestation=boot.attestation
-        )
+        await self._edge(handle, Action.STARTED, timings=timings, pid=machine.pid, attestation=boot.attestation)
         await self._audit(self.trail.record, EventKind.SANDBOX_CREATED, boot, {"pid": machine.pid})
         handle.touch()
         async with own(f"the record of sandbox {boot.id}", partial(self._terminate, boot), limit_s=10.0):

@@ -95,6 +95,7 @@ def test_a_launcher_is_killed_if_it_was_started_for_this_home(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     home = settings.home if same_home else settings.home.parent
     argv = [sys.executable, "-I", "-m", "casemate.host.launcher", str(theirs.fileno()), str(UID_BASE), "16"]
+    argv += ["casemate-test", "weak"]
     with ours:
         with theirs:
             env = os.environ | {"CASEMATE_HOME": str(home)}
