@@ -19,6 +19,9 @@ VERBS = {
     "image": ("image", "app"),
     "doctor": ("doctor", "doctor"),
     "serve": ("serve", "serve"),
+    "key": ("key", "app"),
+    "events": ("events", "events"),
+    "audit": ("audit", "app"),
     "bench": ("bench", "bench"),
     "version": ("version", "version"),
 }

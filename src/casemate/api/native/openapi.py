@@ -1,13 +1,12 @@
 """The OpenAPI 3.1 document, made of the routes and what their handlers declare.
 
-``python -m casemate.api.native.openapi`` prints it; ``docs/openapi.json`` is that, and a test fails when it is not.
+``docs/openapi.json`` is written by ``tools/generate_openapi.py``; a test fails when it is stale.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -136,14 +135,3 @@ def _ref(model: type[BaseModel]) -> Json:
 def _named(method: str, path: str) -> str:
     words = re.findall(r"[a-z_]+", path.removeprefix("/v1/"))
     return "_".join([method.lower(), *words])
-
-
-def main() -> int:
-    from casemate.api.native.app import routes_only  # late: the app serves this document
-
-    sys.stdout.write(text_of(document(routes_only())))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
