@@ -112,6 +112,9 @@ class Connection(HttpToolsProtocol):
         self._in_message = False
         super().on_message_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(errors.RequestError("this is not HTTP"))
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.cycle.more_body:  # answered before it was all sent: let the answer arrive, then hear no more

@@ -78,7 +78,7 @@ class FakeSandboxes:
         for handle in self.handles.values():
             if handle.info.tenant == tenant and ref in (handle.info.id, handle.info.name):
                 return handle
-        raise errors.NotFound(f"no live sandbox {ref!r}")
+        raise errors.NotFound(f"no live sandbox {ref[:80]!r}")
 
     async def info(self, tenant: str, ref: str) -> SandboxInfo:
         return self.get(tenant, ref).info
@@ -96,8 +96,8 @@ class FakeImages:
         return [{"name": "python", "version": version, "labels": {"v": str(version)}} for version in (1, 2, 3)]
 
     async def get(self, tenant: str, ref: str) -> dict[str, Any]:
-        if ref != "python@1":
-            raise errors.NotFound(f"there is no image {ref!r}")
+        if ref != "python@1" and (ref, tenant) != ("mine", "local"):
+            raise errors.NotFound(f"there is no image {ref[:80]!r}")
         return {"name": "python", "version": 1, "artifacts": {}}
 
     async def build(
@@ -122,6 +122,8 @@ class World:
     trail: Trail
     keys: Keys
     doors: Doors
+    app: Any
+    secret: str = ""
 
     async def key(self, tenant: str = "local", *scopes: str, expires_s: float | None = None) -> str:
         made = {"tenant": tenant, "scopes": scopes or ("*",), "expires_s": expires_s}
@@ -192,7 +194,7 @@ async def open_world(folder: Path, database: storage.Database, *, limits: Limits
             transport = httpx.AsyncHTTPTransport(uds=str(path))
             try:
                 async with httpx.AsyncClient(transport=transport, base_url="http://c", timeout=20) as client:
-                    yield World(client, sandboxes, str(path), remote.getsockname()[1], trail, keys, entrance)
+                    yield World(client, sandboxes, str(path), remote.getsockname()[1], trail, keys, entrance, served)
             finally:
                 for server in servers:
                     server.should_exit = True
