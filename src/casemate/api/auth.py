@@ -89,7 +89,7 @@ class Authenticated:
         with self._doors.keys.while_good(row) as permission:
             await self._app(scope, receive, sent)
         if permission.cancelled_caught and not sent.begun:
-            await answer(Unauthorized("the key was revoked or has expired"))(scope, receive, send)
+            await _refuse(Unauthorized("the key was revoked or has expired"), scope, receive, send)
         return None
 
     def _of_peer(self, peer: Peer) -> Principal:
