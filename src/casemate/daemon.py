@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import logging
 import os
 import resource
 import signal
@@ -256,6 +257,7 @@ class Report:
         self._descriptor = descriptor
 
     def ready(self, path: Path, listen: str | None) -> None:
+        log.info("ready", socket=str(path), listen=listen)
         self._say({"status": "ready", "socket": str(path), "listen": listen})
 
     def failed(self, error: errors.CasemateError) -> None:
@@ -291,6 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are what strangers like to send us
     report = Report(options.ready_fd)
     try:
         settings = config.load(

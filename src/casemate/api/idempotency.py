@@ -56,11 +56,10 @@ class Idempotent:
             body = await read_whole(Request(scope, receive))
             asked = _hash(scope, body)
             async with self._alone(tenant, key):
-                known = await self._database.read(answers.find, tenant, key)
+                known = await self._database.write(answers.find_or_admit, tenant, key)
                 if known is not None:
                     response = _again(known, asked)
                 else:
-                    await self._database.write(answers.check_room, tenant)
                     return await self._do(tenant, key, asked, scope, _Replayed(body, receive), send)
         except CasemateError as error:
             response = answer(error, scope["path"])

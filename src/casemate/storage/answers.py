@@ -28,21 +28,24 @@ class AnswerRow:
     expires_at: float
 
 
-def find(connection: sa.Connection, tenant: str, key: str) -> AnswerRow | None:
+def find_or_admit(connection: sa.Connection, tenant: str, key: str) -> AnswerRow | None:
+    """The answer that was given to *key*; None when there is none and one may be added.
+
+    Raises QuotaExceeded where a tenant has too many answers of one day.
+    """
+    now = time.time()
     names = AnswerRow.__slots__
-    which = (answers.c.tenant == tenant) & (answers.c.key == key) & (answers.c.expires_at > time.time())
+    which = (answers.c.tenant == tenant) & (answers.c.key == key) & (answers.c.expires_at > now)
     row = connection.execute(sa.select(*(answers.c[name] for name in names)).where(which)).mappings().first()
-    return AnswerRow(**row) if row else None
-
-
-def check_room(connection: sa.Connection, tenant: str) -> None:
-    """Forget what has expired. Raises QuotaExceeded where a tenant has too many answers of one day."""
-    connection.execute(answers.delete().where(answers.c.expires_at <= time.time()))
+    if row is not None:
+        return AnswerRow(**row)
+    connection.execute(answers.delete().where(answers.c.expires_at <= now))
     count = sa.select(sa.func.count()).select_from(answers).where(answers.c.tenant == tenant)
     if connection.execute(count).scalar_one() >= MAX_ANSWERS:
         raise QuotaExceeded(
             f"{MAX_ANSWERS} requests with an Idempotency-Key within a day", hint="send none where none is needed"
         )
+    return None
 
 
 def add(connection: sa.Connection, row: AnswerRow) -> None:
