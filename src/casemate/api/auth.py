@@ -105,11 +105,11 @@ class Authenticated:
 
     def _counted_against(self, address: Address, headers: Headers) -> str:
         if not self._doors.proxies:
-            return address.host
+            return address.source
         if not _within(address.host, self._doors.proxies):
             raise Forbidden(f"{address.host} is not the proxy this daemon is behind")
         forwarded = headers.getlist("x-forwarded-for")
-        return forwarded[-1].rpartition(",")[2].strip()[:64] if forwarded else address.host
+        return forwarded[-1].rpartition(",")[2].strip()[:64] if forwarded else address.source
 
     def _of_key(self, values: Sequence[str], source: str) -> tuple[Principal, KeyRow]:
         """A good key always gets in: a limit on who shares an address with an attacker would serve the attacker."""
@@ -151,11 +151,11 @@ def _peer(scope: Scope) -> Peer | Address:
 
 
 def _source(who: Peer | Address) -> str:
-    return f"uid:{who.uid}" if isinstance(who, Peer) else who.host
+    return f"uid:{who.uid}" if isinstance(who, Peer) else who.source
 
 
 def _within(host: str, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
-    address = ipaddress.ip_address(host.partition("%")[0])
+    address = ipaddress.ip_address(host)
     return any(address in network for network in networks)
 
 

@@ -10,6 +10,7 @@ have not sent a whole head yet there are at most MAX_WAITING: the one that has w
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
 import socket
@@ -39,9 +40,15 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a TCP connection comes from."""
+    """Where a TCP connection comes from: an IP address, of version 4 also where a dual socket maps it into 6."""
 
     host: str
+
+    @property
+    def source(self) -> str:
+        """What counts as one source: whoever has an IPv6 address has a whole /64 of them."""
+        address = ipaddress.ip_address(self.host)
+        return self.host if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +181,19 @@ class Connection(HttpToolsProtocol):
             self._stall_timer = None
 
 
+def _plain(host: str) -> str:
+    address = ipaddress.ip_address(host.partition("%")[0])  # a link-local one names its interface
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
+
+
 def find_peer(connection: Any) -> Peer | Address | None:
     """Who is at the other end; None where the kernel no longer knows."""
     if connection is None:
         return None
     if connection.family != socket.AF_UNIX:
         try:
-            return Address(str(connection.getpeername()[0]))
+            return Address(_plain(connection.getpeername()[0]))
         except OSError:  # it has gone already
             return None
     with socket.socket(fileno=os.dup(connection.fileno())) as ours:  # an event loop's own object lacks the call

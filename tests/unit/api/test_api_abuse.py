@@ -193,7 +193,8 @@ def test_a_file_that_stops_coming_frees_its_channel(serve, monkeypatch):
 
         async def stuck():
             yield b"some"
-            await anyio.sleep(30)
+            await anyio.sleep(1.5)
+            yield b"more"
 
         answer = await world.client.put(f"/v1/sandboxes/{sandbox}/files?path=/tmp/a", content=stuck())
         assert (answer.status_code, answer.json()["code"]) == (408, "bad-request")

@@ -10,7 +10,8 @@ import httpx
 import pytest
 from api_world import DEADLINE_S
 
-from casemate.api.connections import Limits
+from casemate.api import listener as listener_module
+from casemate.api.connections import Address, Limits
 from casemate.api.hosts import is_loopback, names_of
 from casemate.api.listener import Server, open_listener, proxies_of, split_address
 from casemate.config import load
@@ -133,3 +134,47 @@ def test_tls_end_to_end(settings, certificate):
 
     anyio.run(main, backend_options={"use_uvloop": True})
     listener.close()
+
+
+def test_a_hand_shake_that_does_not_come_has_a_deadline(settings, certificate, monkeypatch):
+    monkeypatch.setattr(listener_module, "TLS_S", 0.3)
+    cert, key = certificate
+    listener = open_listener(settings(listen="127.0.0.1:0", tls_cert=cert, tls_key=key))
+
+    def wait(address):
+        with socket.create_connection(address) as silent:
+            silent.settimeout(5)
+            return silent.recv(1)
+
+    async def main():
+        server = Server(hello, Limits(), listener.tls)
+        with anyio.fail_after(DEADLINE_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(server.serve, [listener.socket])
+                assert await anyio.to_thread.run_sync(wait, listener.socket.getsockname()) == b""
+                server.should_exit = True
+
+    anyio.run(main, backend_options={"use_uvloop": True})
+    listener.close()
+
+
+def test_an_ipv4_peer_of_a_dual_socket_is_an_ipv4_peer(settings):
+    listener = open_listener(settings(listen="[::]:0", behind_proxy="127.0.0.1"))
+    port = listener.socket.getsockname()[1]
+
+    async def main():
+        server = Server(hello, Limits())
+        with anyio.fail_after(DEADLINE_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(server.serve, [listener.socket])
+                async with httpx.AsyncClient(trust_env=False) as client:
+                    assert (await client.get(f"http://127.0.0.1:{port}/")).text == "127.0.0.1"
+                server.should_exit = True
+
+    anyio.run(main, backend_options={"use_uvloop": True})
+    listener.close()
+
+
+def test_one_source_is_an_address_or_a_whole_network_of_them():
+    assert Address("192.0.2.1").source == "192.0.2.1"
+    assert Address("2001:db8::1").source == Address("2001:db8::ffff:2").source == "2001:db8::/64"
