@@ -4,6 +4,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+from contextlib import asynccontextmanager
 
 import anyio
 import httpx
@@ -111,6 +112,23 @@ def test_a_wildcard_is_no_name():
     assert "192.0.2.1" in names_of("192.0.2.1", [])
 
 
+@asynccontextmanager
+async def serving(listener):
+    server = Server(hello, Limits(), listener.tls)
+
+    async def serve():
+        with anyio.CancelScope(shield=True):  # it cannot be cancelled cleanly, only asked
+            await server.serve([listener.socket])
+
+    with anyio.fail_after(DEADLINE_S):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(serve)
+            try:
+                yield
+            finally:
+                server.should_exit = True
+
+
 async def hello(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": scope["state"]["peer"].host.encode()})
@@ -121,16 +139,12 @@ def test_tls_end_to_end(settings, certificate):
     listener = open_listener(settings(listen="127.0.0.1:0", tls_cert=cert, tls_key=key))
 
     async def main():
-        server = Server(hello, Limits(), listener.tls)
-        with anyio.fail_after(DEADLINE_S):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(server.serve, [listener.socket])
-                trusted = ssl.create_default_context(cafile=cert)
-                async with httpx.AsyncClient(verify=trusted, trust_env=False) as client:
-                    assert (await client.get(f"https://{listener.address}/")).text == "127.0.0.1"
-                    with pytest.raises(httpx.HTTPError):
-                        await client.get(f"http://{listener.address}/")
-                server.should_exit = True
+        async with serving(listener):
+            trusted = ssl.create_default_context(cafile=cert)
+            async with httpx.AsyncClient(verify=trusted, trust_env=False) as client:
+                assert (await client.get(f"https://{listener.address}/")).text == "127.0.0.1"
+                with pytest.raises(httpx.HTTPError):
+                    await client.get(f"http://{listener.address}/")
 
     anyio.run(main, backend_options={"use_uvloop": True})
     listener.close()
@@ -147,12 +161,8 @@ def test_a_hand_shake_that_does_not_come_has_a_deadline(settings, certificate, m
             return silent.recv(1)
 
     async def main():
-        server = Server(hello, Limits(), listener.tls)
-        with anyio.fail_after(DEADLINE_S):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(server.serve, [listener.socket])
-                assert await anyio.to_thread.run_sync(wait, listener.socket.getsockname()) == b""
-                server.should_exit = True
+        async with serving(listener):
+            assert await anyio.to_thread.run_sync(wait, listener.socket.getsockname()) == b""
 
     anyio.run(main, backend_options={"use_uvloop": True})
     listener.close()
@@ -163,13 +173,8 @@ def test_an_ipv4_peer_of_a_dual_socket_is_an_ipv4_peer(settings):
     port = listener.socket.getsockname()[1]
 
     async def main():
-        server = Server(hello, Limits())
-        with anyio.fail_after(DEADLINE_S):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(server.serve, [listener.socket])
-                async with httpx.AsyncClient(trust_env=False) as client:
-                    assert (await client.get(f"http://127.0.0.1:{port}/")).text == "127.0.0.1"
-                server.should_exit = True
+        async with serving(listener), httpx.AsyncClient(trust_env=False) as client:
+            assert (await client.get(f"http://127.0.0.1:{port}/")).text == "127.0.0.1"
 
     anyio.run(main, backend_options={"use_uvloop": True})
     listener.close()
