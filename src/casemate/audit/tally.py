@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import structlog
 
 from casemate.audit.events import EventKind
 from casemate.audit.trail import Trail
+from casemate.errors import HostError
 
+log = structlog.get_logger()
 WINDOW_S = 600.0
 MAX_SUBJECTS = 64
 OTHERS = "others"
@@ -46,22 +49,35 @@ class Tally:
         if known is not None:
             known.count += 1
             return
-        self._counts[key] = _Count(detail)
-        await self._record(key, {**detail, "count": 1})
+        first = self._counts[key] = _Count(detail)
+        try:
+            await self._record(key, {**detail, "count": 1})
+        except HostError:
+            first.count = 1  # the disk may be full; at the end of the window it is tried again
+            raise
 
     async def flush(self) -> None:
         """End the window: record what was counted in it."""
-        ended, self._counts = self._counts, {}
-        for key, counted in ended.items():
+        for key, counted in list(self._counts.items()):
             if counted.count:
-                await self._record(key, {**counted.detail, "count": counted.count, "since": counted.since})
+                counted.count, said = 0, counted.count
+                try:
+                    await self._record(key, {**counted.detail, "count": said, "since": counted.since})
+                except HostError:
+                    counted.count += said
+                    raise
+            if not counted.count:  # nothing was noted meanwhile
+                self._counts.pop(key, None)
 
     async def run(self) -> None:
         """Until cancelled; what is counted by then is recorded still."""
         try:
             while True:
                 await anyio.sleep(self._window_s)
-                await self.flush()
+                try:
+                    await self.flush()
+                except HostError as error:
+                    log.error("authentications could not be recorded; trying again later", error=str(error))
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await self.flush()

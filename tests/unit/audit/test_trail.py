@@ -188,6 +188,22 @@ def test_a_tally_counts_all_and_writes_little(trail):
     assert len(events) < 500
 
 
+def test_what_could_not_be_recorded_is_counted_still(trail):
+    async def main():
+        tally = Tally(trail, EventKind.AUTH_REFUSED)
+        trail.anchor.write_text("as if the disk had failed")
+        with pytest.raises(HostError):
+            await tally.note(tenant="t", actor="a", subject="s", detail={})
+        await tally.note(tenant="t", actor="a", subject="s", detail={})
+        with pytest.raises(HostError):
+            await tally.flush()
+        trail.anchor.unlink()
+        await tally.flush()
+        return [event.detail["count"] for event in await trail.listed("t")]
+
+    assert anyio.run(main) == [2]
+
+
 def test_news_miss_nothing(trail):
     async def main():
         seen = 0
