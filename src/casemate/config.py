@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,13 @@ class Settings:
     allow_weak_jail: bool = False  # as root: run machines also where control groups can't be written
     idle_exit_s: float = 600.0
     agent_timeout_s: float = 10.0  # how long an agent may be silent before it counts as dead
+    listen: str = ""  # HOST:PORT for TCP beside the unix socket
+    tls_cert: str = ""
+    tls_key: str = ""
+    behind_proxy: tuple[str, ...] = ()  # who does TLS for us: the addresses it connects from
+    allow_hosts: tuple[str, ...] = ()  # names that requests over TCP may call us by
+    tenants_by_uid: Mapping[int, str] = field(default_factory=dict)  # users of this host who may use the socket
+    client_stall_s: float = 300.0  # a client that takes none of its answer for so long has gone
     boot_timeout_s: float = 60.0  # a cold boot, emulated, takes 5 to 10 s on an idle host
     commit_ratio: float = 0.25  # how much of a guest's memory and disk is reserved for it; 1: no overcommit
     memory_budget_mib: int = 0  # for all sandboxes together; 0: what is available at start, less some head-room
@@ -48,17 +55,40 @@ class Settings:
         return self.run / "daemon.sock"
 
 
+def _texts(value: Any) -> tuple[str, ...]:
+    words = value.split(",") if isinstance(value, str) else list(value)
+    return tuple(str(word).strip() for word in words if str(word).strip())
+
+
+def _by_number(value: Any) -> dict[int, str]:
+    """A table, or ``1000=alice,1001=bob``."""
+    pairs = [word.split("=") for word in _texts(value)] if isinstance(value, str) else value.items()
+    return {int(number): str(text).strip() for number, text in pairs}
+
+
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+def _truth(value: Any) -> bool:
+    return value if isinstance(value, bool) else _TRUTH[str(value).lower()]
+
+
+_KINDS: dict[str, Callable[[Any], Any]] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": _truth,
+    "tuple[str, ...]": _texts,
+    "Mapping[int, str]": _by_number,
+}
 
 
 def _convert(name: str, kind: str, value: Any) -> Any:
     try:
         if kind == "Path":
             return Path(str(value)).expanduser().absolute()
-        if kind == "bool":
-            return value if isinstance(value, bool) else _TRUTH[str(value).lower()]
-        return {"int": int, "float": float, "str": str}[kind](value)
-    except (KeyError, TypeError, ValueError) as error:
+        return _KINDS[kind](value)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidSpec(f"setting {name}: {value!r} is not a {kind}") from error
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -23,10 +25,14 @@ from typing import Any
 
 import anyio
 import structlog
-import uvicorn
 
 import casemate
 from casemate import audit, config, errors, storage
+from casemate.api.auth import Doors
+from casemate.api.connections import Limits
+from casemate.api.hosts import names_of
+from casemate.api.keys import Keys
+from casemate.api.listener import Listener, Server, open_listener, proxies_of
 from casemate.api.native import app as native_app
 from casemate.build import BuildHost, Images
 from casemate.host import (
@@ -60,6 +66,7 @@ from casemate.vmm.qemu import QemuDriver
 log = structlog.get_logger()
 IDLE_CHECK_S = 1.0
 HEAD_ROOM = 0.1  # of the memory and the disk that were free at start: for the daemon, page cache and everybody else
+MAX_FILES = 65_536
 # A VMM's uid has the daemon's group, to reach what is bound into its jail; inside, there is nothing else to reach
 HOME_MODES = {".": 0o710, "artifacts": 0o710, "snapshots": 0o710, "vmm": 0o710, "sandboxes": 0o700, "run": 0o700}
 
@@ -97,8 +104,12 @@ class Service:
         driver: QemuDriver,
         admission: Admission,
         recovered: Recovered,
+        trail: audit.Trail,
+        keys: Keys,
     ) -> None:
         self.settings = settings
+        self.trail = trail
+        self.keys = keys
         self.sandboxes = sandboxes
         self.images = images
         self.driver = driver
@@ -144,6 +155,8 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
         trail, index, folders = audit.Trail(database, here), Index(database, here), settings.home / "sandboxes"
         recovered = recovered_from(swept)
         await recover(recovered, sweepers(launcher, images), index, folders, trail)
+        keys = Keys(database, here, trail)
+        await keys.load()
         admission = Admission(
             budget(settings, folders), commit_ratio=settings.commit_ratio, wait_s=settings.admission_wait_s
         )
@@ -157,7 +170,7 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
             reach=parse_fault(os.environ.get("CASEMATE_FAULT")),
         )
         async with open_sandboxes(supervisor, index, images.snapshot_for, shape) as sandboxes:
-            yield Service(settings, sandboxes, images, driver, admission, recovered)
+            yield Service(settings, sandboxes, images, driver, admission, recovered, trail, keys)
         await trail.record(audit.EventKind.DAEMON_STOPPED, tenant="system", subject=here)
     finally:
         database.close()
@@ -189,31 +202,49 @@ def budget(settings: config.Settings, folders: Path) -> Amount:
     )
 
 
+def doors_of(service: Service, listener: Listener | None) -> Doors:
+    """Who may come in where."""
+    settings = service.settings
+    return Doors(
+        keys=service.keys,
+        accepted=audit.Tally(service.trail, audit.EventKind.AUTH_ACCEPTED),
+        refused=audit.Tally(service.trail, audit.EventKind.AUTH_REFUSED),
+        names=names_of(listener.host if listener else "localhost", settings.allow_hosts),
+        proxies=proxies_of(settings),
+        tenants_by_uid=settings.tenants_by_uid,
+    )
+
+
 async def serve(
-    settings: config.Settings, process: LauncherProcess, swept: Swept, idle_exit_s: float | None, ready: Report
+    settings: config.Settings,
+    process: LauncherProcess,
+    swept: Swept,
+    idle_exit_s: float | None,
+    ready: Report,
+    listener: Listener | None,
 ) -> None:
     """Answer requests until SIGTERM, SIGINT, the launcher's end or *idle_exit_s* without use."""
     async with open_launcher(process) as launcher, open_service(settings, launcher, swept) as service:
-        with bound(settings.socket) as listener:
-            busy = Busy(native_app(service.sandboxes, service.images, service.health))
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    busy,
-                    lifespan="off",
-                    log_config=None,
-                    access_log=False,
-                    http="httptools",
-                    timeout_graceful_shutdown=2,
-                    backlog=1024,
-                )
-            )
+        doors = doors_of(service, listener)
+        with bound(settings) as local:
+            busy = Busy(native_app(service.sandboxes, service.images, service.health, doors, service.trail))
+            limits = Limits(stall_s=settings.client_stall_s)
+            server = Server(busy, limits)
             async with anyio.create_task_group() as tasks:
+                tasks.start_soon(doors.accepted.run)
+                tasks.start_soon(doors.refused.run)
                 tasks.start_soon(stop_on_signal, server, service.sandboxes)
                 tasks.start_soon(stop_when_gone, server, launcher)
                 if idle_exit_s is not None:
                     tasks.start_soon(stop_when_idle, server, busy, service.sandboxes, idle_exit_s)
-                ready.ready(settings.socket)
-                await server.serve(sockets=[listener])
+                async with anyio.create_task_group() as serving:
+                    remote = Server(busy, limits, listener.tls) if listener else None
+                    if remote is not None and listener is not None:
+                        serving.start_soon(remote.serve, [listener.socket])
+                    ready.ready(settings.socket, listener.address if listener else None)
+                    await server.serve([local])
+                    if remote is not None:
+                        remote.should_exit = True
                 tasks.cancel_scope.cancel()
 
 
@@ -237,7 +268,7 @@ class Busy:
         return 0.0 if self._running else time.monotonic() - self._since
 
 
-async def stop_on_signal(server: uvicorn.Server, sandboxes: Sandboxes) -> None:
+async def stop_on_signal(server: Server, sandboxes: Sandboxes) -> None:
     """The first signal drains, and whoever asks meanwhile is told so; a second one does not wait for that."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as tasks:
@@ -249,27 +280,30 @@ async def stop_on_signal(server: uvicorn.Server, sandboxes: Sandboxes) -> None:
                 tasks.start_soon(drain_and_exit, server, sandboxes)
 
 
-async def drain_and_exit(server: uvicorn.Server, sandboxes: Sandboxes) -> None:
+async def drain_and_exit(server: Server, sandboxes: Sandboxes) -> None:
     await sandboxes.drain()
     server.should_exit = True
 
 
-async def stop_when_gone(server: uvicorn.Server, launcher: Launcher) -> None:
+async def stop_when_gone(server: Server, launcher: Launcher) -> None:
     await launcher.wait_gone()
     log.error("the launcher has ended; without it no machine can be started or stopped")
     server.should_exit = True
 
 
-async def stop_when_idle(server: uvicorn.Server, busy: Busy, sandboxes: Sandboxes, idle_exit_s: float) -> None:
+async def stop_when_idle(server: Server, busy: Busy, sandboxes: Sandboxes, idle_exit_s: float) -> None:
     while busy.idle_s() < idle_exit_s or sandboxes.count_live():
         await anyio.sleep(IDLE_CHECK_S)
     server.should_exit = True
 
 
 @contextmanager
-def bound(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at *path*, for its owner only; bound from its folder, as a path has 108 bytes."""
-    before = os.getcwd()
+def bound(settings: config.Settings) -> Iterator[socket.socket]:
+    """The listening unix socket, for its owner only, unless other users have a tenant: then its peers are judged.
+
+    Bound from its folder, as a path has 108 bytes.
+    """
+    path, before = settings.socket, os.getcwd()
     path.unlink(missing_ok=True)  # the lock is ours, so what is there is a dead daemon's
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         os.chdir(path.parent)
@@ -277,7 +311,7 @@ def bound(path: Path) -> Iterator[socket.socket]:
             listener.bind(path.name)
         finally:
             os.chdir(before)
-        path.chmod(0o600)
+        path.chmod(0o666 if settings.tenants_by_uid else 0o600)
         listener.listen(1024)
         try:
             yield listener
@@ -291,8 +325,9 @@ class Report:
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
 
-    def ready(self, path: Path) -> None:
-        self._say({"status": "ready", "socket": str(path)})
+    def ready(self, path: Path, listen: str | None) -> None:
+        log.info("ready", socket=str(path), listen=listen)
+        self._say({"status": "ready", "socket": str(path), "listen": listen})
 
     def failed(self, error: errors.CasemateError) -> None:
         self._say({"status": "error", "error": error.to_json()})
@@ -314,6 +349,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m casemate.daemon", description="Run the daemon in the foreground.")
     parser.add_argument("--idle-exit-s", type=float, help="end after so many seconds without a sandbox or a request")
     parser.add_argument("--ready-fd", type=int, help="write one line of JSON to this descriptor when ready or failed")
+    parser.add_argument("--listen", metavar="HOST:PORT", help="answer over TCP too, to who has an API key")
+    parser.add_argument("--tls-cert", metavar="FILE", help="a certificate in PEM, for --listen")
+    parser.add_argument("--tls-key", metavar="FILE", help="its key")
+    parser.add_argument("--behind-proxy", metavar="ADDRESS", help="who does TLS instead; only they may connect")
+    parser.add_argument("--allow-host", metavar="NAME", action="append", help="a name that requests may call us by")
     options = parser.parse_args(arguments)
     structlog.configure(
         processors=[
@@ -322,30 +362,58 @@ def main(arguments: list[str] | None = None) -> int:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are what strangers like to send us
     report = Report(options.ready_fd)
     try:
-        settings = config.load()
+        settings = config.load(
+            listen=options.listen,
+            tls_cert=options.tls_cert,
+            tls_key=options.tls_key,
+            behind_proxy=options.behind_proxy,
+            allow_hosts=options.allow_host,
+        )
+        proxies_of(settings)
+        allow_many_files()
         make_home(settings)
-        with held_lock(settings):
+        with held_lock(settings), opened(settings) as listener:
             swept = sweep_kernel(settings)
             give_home(settings)
             enter_view(settings)
             process = start_launcher(settings)
             drop_privilege(settings)
-            anyio.run(
-                serve, settings, process, swept, options.idle_exit_s, report, backend_options={"use_uvloop": True}
-            )
+            arguments_of_serve = settings, process, swept, options.idle_exit_s, report, listener
+            anyio.run(serve, *arguments_of_serve, backend_options={"use_uvloop": True})
     except errors.CasemateError as error:
         report.failed(error)
         return 1
     return 0
 
 
+@contextmanager
+def opened(settings: config.Settings) -> Iterator[Listener | None]:
+    """The listener over TCP that was asked for, if any. Raises InvalidSpec, HostError."""
+    listener = open_listener(settings)
+    try:
+        yield listener
+    finally:
+        if listener is not None:
+            listener.close()
+
+
+def allow_many_files() -> None:
+    """A connection is a file, and a login's limit of 1024 is soon reached."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def make_home(settings: config.Settings) -> None:
     """Raises HostError when the folder cannot be made."""
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
-        for name, mode in HOME_MODES.items():
+        passable = {".": 0o711, "run": 0o711} if settings.tenants_by_uid else {}  # to the socket, and no further
+        for name, mode in (HOME_MODES | passable).items():
             (settings.home / name).mkdir(exist_ok=True)
             (settings.home / name).chmod(mode)
     except OSError as error:

@@ -68,6 +68,12 @@ class InvalidSpec(RequestError):
     code = "invalid-spec"
 
 
+class Unauthorized(RequestError):
+    """No credential, or one that is not, or no longer, good."""
+
+    code = "unauthorized"
+
+
 class Forbidden(RequestError):
     code = "forbidden"
 
@@ -82,6 +88,12 @@ class NotSupported(RequestError):
 
 class StateConflict(RequestError):
     code = "state-conflict"
+
+
+class IdempotencyConflict(RequestError):
+    """An Idempotency-Key that was used for another request, or for one whose answer cannot be repeated."""
+
+    code = "idempotency-conflict"
 
 
 class QuotaExceeded(RequestError):
@@ -111,6 +123,10 @@ class PoolExhausted(CapacityError):
 
 class HostFull(CapacityError):
     code = "host-full"
+
+
+class RateLimited(CapacityError):
+    code = "rate-limited"
 
 
 class HostError(CasemateError):
@@ -198,7 +214,10 @@ def every_error(root: type[CasemateError] = CasemateError) -> Iterator[type[Case
 
 
 def from_json(body: Mapping[str, Any]) -> CasemateError:
-    """The error another process wrote with ``to_json``; an unknown code is a plain CasemateError."""
+    """The error another process wrote with ``to_json``, or as problem details (RFC 9457: ``detail``).
+
+    An unknown code is a plain CasemateError.
+    """
     kind = next((k for k in every_error() if k.code == body.get("code")), CasemateError)
     try:
         retry = Retry(body.get("retry"))
@@ -206,7 +225,7 @@ def from_json(body: Mapping[str, Any]) -> CasemateError:
         retry = Retry.UNKNOWN
     evidence = body.get("evidence")
     return kind(
-        str(body.get("message", "no message")),
+        str(body.get("message") or body.get("detail") or "no message"),
         hint=str(body.get("hint", "")),
         retry=retry,
         evidence=evidence if isinstance(evidence, dict) else {},

@@ -65,17 +65,38 @@ def verbs() -> dict[str, list[str]]:
 
 
 def test_every_verb_and_option(reference: str) -> None:
-    known = verbs()
     headed = re.findall(r"^### `casemate ([^`]+)`\n(.*?)(?=^##|\Z)", reference, re.MULTILINE | re.DOTALL)
-    sections = {}
-    for title, text in headed:
-        two = " ".join(title.split()[:2])
-        sections[two if two in known else title.split()[0]] = text
+    known = verbs()
+    sections = {_verb_of(title, set(known)): text for title, text in headed}
     for verb, options in known.items():
         assert verb in sections, f"casemate {verb} has no section in docs/reference.md"
         for option in options:
             assert option == "--help" or f"`{option}" in sections[verb], f"casemate {verb} {option}"
     assert set(sections) <= set(known)
+
+
+def _verb_of(title: str, known: set[str]) -> str:
+    """``image build [IMAGE]`` is about ``image build``, ``kill SANDBOX…`` about ``kill``."""
+    words = title.split()
+    return next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in known), title)
+
+
+def test_every_error_has_its_status(reference: str) -> None:
+    """One table of code → status in the API, and the same in the reference."""
+    from casemate.api.errors import status_of
+
+    rows = dict(re.findall(r"^\| (\d{3}) \| (.*) \|$", reference, re.MULTILINE))
+    for kind in errors.every_error():
+        if kind.__module__ == errors.__name__:
+            said = rows.get(str(status_of(kind("x"))), "")
+            assert f"`{kind.code}`" in said, f"{kind.code} is not in the row of its status in docs/reference.md"
+
+
+def test_every_scope_is_explained(reference: str) -> None:
+    from casemate.api.principal import GRANTABLE
+
+    for scope in GRANTABLE:
+        assert f"`{scope}`" in reference, scope
 
 
 def test_the_readme_begins_with_the_two_commands() -> None:

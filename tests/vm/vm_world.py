@@ -24,6 +24,7 @@ STOP_S = 30
 class Daemon:
     home: Path
     pid: int
+    listen: str | None = None
 
     @property
     def url(self) -> str:
@@ -48,7 +49,7 @@ def run_daemon(home: Path, **env: str) -> Iterator[Daemon]:
         with os.fdopen(read_end) as ready:
             line = json.loads(ready.readline() or '{"status": "died"}')
         assert line["status"] == "ready", (line, (home / "daemon.log").read_text()[-3000:])
-        yield Daemon(home, process.pid)
+        yield Daemon(home, process.pid, line.get("listen"))
     finally:
         process.terminate()
         try:

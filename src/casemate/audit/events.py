@@ -25,6 +25,12 @@ class EventKind(StrEnum):
     REQUEST_REFUSED = "request.refused"
     DAEMON_STARTED = "daemon.started"  # with what it recovered of an earlier one
     DAEMON_STOPPED = "daemon.stopped"
+    AUTH_ACCEPTED = "auth.accepted"
+    AUTH_REFUSED = "auth.refused"
+    KEY_CREATED = "key.created"
+    KEY_REVOKED = "key.revoked"
+    TAIL_LOST = "audit.tail-lost"  # events that once were the newest are gone
+    ANCHOR_NEW = "audit.anchor-new"  # the anchor file was not there; a lost tail before it could not be seen
 
 
 @dataclass(frozen=True, slots=True)

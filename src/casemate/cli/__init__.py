@@ -20,6 +20,9 @@ VERBS = {
     "doctor": ("doctor", "doctor"),
     "serve": ("serve", "serve"),
     "daemon": ("daemon", "app"),
+    "key": ("key", "app"),
+    "events": ("events", "events"),
+    "audit": ("audit", "app"),
     "bench": ("bench", "bench"),
     "version": ("version", "version"),
 }

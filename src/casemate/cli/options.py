@@ -1,4 +1,4 @@
-"""What the user typed, checked: K=V, HOST:GUEST. Raises InvalidSpec."""
+"""What the user typed, checked: K=V, HOST:GUEST, 30d. Raises InvalidSpec."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from casemate.errors import InvalidSpec, RequestError
 
 HOME = "/home/user"
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def env_of(words: Sequence[str]) -> dict[str, str]:
@@ -31,6 +32,14 @@ def labels_of(words: Sequence[str]) -> dict[str, str]:
         if not equals:
             raise InvalidSpec(f"--label {name}: has no value", hint=f"say --label {name}=VALUE")
     return {name: value for name, _, value in pairs}
+
+
+def seconds_of(flag: str, word: str) -> float:
+    """``90s``, ``15m``, ``12h``, ``30d``."""
+    number, unit = word[:-1], word[-1:]
+    if unit not in UNITS_S or not number.isascii() or not number.isdigit() or not int(number):
+        raise InvalidSpec(f"{flag} {word}: not a time", hint="as 90s, 15m, 12h or 30d")
+    return float(number) * UNITS_S[unit]
 
 
 @dataclass(frozen=True, slots=True)

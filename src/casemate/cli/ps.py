@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from casemate.cli.options import labels_of
 from casemate.cli.table import age, print_table
 
 HEAD = ("ID", "NAME", "IMAGE", "STATE", "ISOLATION", "MEMORY", "AGE")
@@ -14,6 +15,9 @@ HEAD = ("ID", "NAME", "IMAGE", "STATE", "ISOLATION", "MEMORY", "AGE")
 
 def ps(
     include_ended: Annotated[bool, typer.Option("--all", "-a", help="Also what ended within the last day.")] = False,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="K=V", help="Only those with this label; may be repeated.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List the sandboxes.
@@ -21,9 +25,10 @@ def ps(
     Example:
       casemate ps --json | python3 -m json.tool
     """
+    labels = labels_of(label or [])
     from casemate.sdk import Sandbox
 
-    found = Sandbox.list(all=include_ended)
+    found = Sandbox.list(all=include_ended, labels=labels)
     if as_json:
         print(json.dumps({"sandboxes": [dict(info.raw) for info in found]}))
         return

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casemate.sdk._async.client import AsyncClient
+    from casemate.sdk._async.events import AsyncEvents
     from casemate.sdk._async.images import AsyncImages
+    from casemate.sdk._async.keys import AsyncKeys
     from casemate.sdk._async.sandbox import AsyncSandbox
     from casemate.sdk._sync.client import Client
+    from casemate.sdk._sync.events import Events
     from casemate.sdk._sync.images import Images
+    from casemate.sdk._sync.keys import Keys
     from casemate.sdk._sync.sandbox import Sandbox
     from casemate.sdk.results import (
         CommandFailed,
@@ -30,10 +34,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient",
+    "AsyncEvents",
     "AsyncImages",
+    "AsyncKeys",
     "AsyncSandbox",
     "Client",
     "CommandFailed",
+    "Events",
     "ExecEnd",
     "ExecResult",
     "Execution",
@@ -41,6 +48,7 @@ __all__ = [
     "Exited",
     "FileEntry",
     "Images",
+    "Keys",
     "Logs",
     "OutOfMemory",
     "Output",
@@ -52,10 +60,14 @@ __all__ = [
 
 _HOMES = {
     "AsyncClient": "_async.client",
+    "AsyncEvents": "_async.events",
     "AsyncImages": "_async.images",
+    "AsyncKeys": "_async.keys",
     "AsyncSandbox": "_async.sandbox",
     "Client": "_sync.client",
+    "Events": "_sync.events",
     "Images": "_sync.images",
+    "Keys": "_sync.keys",
     "Sandbox": "_sync.sandbox",
 }
 

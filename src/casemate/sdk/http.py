@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,9 +31,18 @@ def _import_httpx() -> types.ModuleType:
 _import_httpx()
 import httpx  # noqa: E402 - the same module, for type checkers
 
-__all__ = ["ERROR_STATUS", "httpx", "mapped", "said_error"]
+__all__ = ["ERROR_STATUS", "Params", "httpx", "mapped", "query_of", "said_error"]
 
 ERROR_STATUS = 400
+Params = Mapping[str, str] | Sequence[tuple[str, str]]  # pairs where a name comes more than once
+
+
+def query_of(params: Params) -> dict[str, list[str]]:
+    """As httpx takes it."""
+    found: dict[str, list[str]] = {}
+    for name, value in params.items() if isinstance(params, Mapping) else params:
+        found.setdefault(name, []).append(value)
+    return found
 
 
 @contextmanager

@@ -43,6 +43,18 @@ def find_target(url: str | None = None, env: Mapping[str, str] = os.environ) -> 
     )
 
 
+def credential_of(
+    target: Target, api_key: str | None = None, env: Mapping[str, str] = os.environ
+) -> dict[str, str] | None:
+    """The header that goes with each request over TCP. Raises InvalidSpec for what cannot be a key."""
+    key = api_key or env.get("CASEMATE_API_KEY") or ""
+    if target.socket is not None or not key:
+        return None
+    if not key.isascii() or not key.isprintable():
+        raise InvalidSpec("CASEMATE_API_KEY is not an API key", hint="it is what `casemate key create` printed")
+    return {"authorization": f"Bearer {key}"}
+
+
 def home_folder(env: Mapping[str, str] = os.environ) -> Path:
     """As ``casemate.config`` has it, without reading its file: all a client needs is the socket."""
     if given := env.get("CASEMATE_HOME"):

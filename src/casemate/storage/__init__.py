@@ -1,20 +1,26 @@
 """The index of names and history: SQLite behind SQLAlchemy Core. What is true stands in the folders."""
 
-from casemate.storage import images, sandboxes
+from casemate.storage import answers, images, keys, sandboxes
+from casemate.storage.answers import AnswerRow
 from casemate.storage.database import Database, open
 from casemate.storage.images import ImageRow, SnapshotRow, VersionRow, VersionState
+from casemate.storage.keys import KeyRow
 from casemate.storage.sandboxes import SandboxRow
 from casemate.storage.schema import audit_events
 
 __all__ = [
+    "AnswerRow",
     "Database",
     "ImageRow",
+    "KeyRow",
     "SandboxRow",
     "SnapshotRow",
     "VersionRow",
     "VersionState",
+    "answers",
     "audit_events",
     "images",
+    "keys",
     "open",
     "sandboxes",
 ]

@@ -43,6 +43,16 @@ class Database:
         """The answer of *act*, all of it as of one moment. Raises as write does."""
         return await self.write(act, *args, **kwargs)
 
+    async def write_then(self, act: Callable[[sa.Connection], T], then: Callable[[T], None]) -> T:
+        """As write; once *act* is committed, and before any other act, *then* gets its result."""
+
+        def both() -> T:
+            result = self.write_now(act)
+            then(result)
+            return result
+
+        return await anyio.to_thread.run_sync(both, limiter=self._turn)
+
     def write_now(self, act: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The same in this thread, for where there is no event loop yet."""
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA = "0001"  # the newest migration; a test holds it and the tables below to migrations/
+SCHEMA = "0002"  # the newest migration; a test holds it and the tables below to migrations/
 
 SANDBOX_STATES = (
     "ready",
@@ -126,4 +126,30 @@ audit_events = sa.Table(
     sa.Column("detail", sa.JSON, nullable=False),
     sa.Column("prev_hash", sa.Text, nullable=False, unique=True),  # so that the chain cannot fork
     sa.Column("hash", sa.Text, nullable=False),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    *_every_row(),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("hash", sa.Text, nullable=False),  # of the secret, which is nowhere
+    sa.Column("expires_at", sa.Double),
+    sa.Column("revoked_at", sa.Double),
+)
+
+answers = sa.Table(  # given to requests with an Idempotency-Key
+    "answers",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    *_every_row(),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("request", sa.Text, nullable=False),  # a hash of method, path, query and body
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("media_type", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary),  # NULL: it was a stream, or too long to keep
+    sa.Column("expires_at", sa.Double, nullable=False, index=True),
+    sa.UniqueConstraint("tenant", "key"),
 )

@@ -14,12 +14,16 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import httpx
-import uvicorn
 from tests.fakes.fake_guest import Guest
 
-from casemate import errors
-from casemate.api.auth import PeerProtocol
+from casemate import errors, storage
+from casemate.api.auth import Doors
+from casemate.api.connections import Limits
+from casemate.api.hosts import names_of
+from casemate.api.keys import Keys
+from casemate.api.listener import Server
 from casemate.api.native import app
+from casemate.audit import EventKind, Tally, Trail
 from casemate.sandbox import Handle, Link, SandboxInfo, SandboxSpec, State, StateReason, new_id
 
 DEADLINE_S = 60
@@ -74,13 +78,14 @@ class FakeSandboxes:
         for handle in self.handles.values():
             if handle.info.tenant == tenant and ref in (handle.info.id, handle.info.name):
                 return handle
-        raise errors.NotFound(f"no live sandbox {ref!r}")
+        raise errors.NotFound(f"no live sandbox {ref[:80]!r}")
 
     async def info(self, tenant: str, ref: str) -> SandboxInfo:
         return self.get(tenant, ref).info
 
     async def list(self, tenant: str, *, include_terminated: bool = False) -> list[SandboxInfo]:
-        return [h.info for h in self.handles.values() if include_terminated or h.info.state is not State.TERMINATED]
+        own = [h.info for h in self.handles.values() if h.info.tenant == tenant]
+        return [info for info in own if include_terminated or info.state is not State.TERMINATED]
 
     async def kill(self, tenant: str, ref: str) -> SandboxInfo:
         return await self.get(tenant, ref).kill()
@@ -88,11 +93,11 @@ class FakeSandboxes:
 
 class FakeImages:
     async def list(self, tenant: str) -> list[dict[str, Any]]:
-        return [{"name": "python", "version": 1}]
+        return [{"name": "python", "version": version, "labels": {"v": str(version)}} for version in (1, 2, 3)]
 
     async def get(self, tenant: str, ref: str) -> dict[str, Any]:
-        if ref != "python@1":
-            raise errors.NotFound(f"there is no image {ref!r}")
+        if ref != "python@1" and (ref, tenant) != ("mine", "local"):
+            raise errors.NotFound(f"there is no image {ref[:80]!r}")
         return {"name": "python", "version": 1, "artifacts": {}}
 
     async def build(
@@ -108,9 +113,28 @@ class FakeImages:
 
 @dataclass
 class World:
+    """*client* speaks over the unix socket, as the daemon's own user; ``over_tcp`` as anybody."""
+
     client: httpx.AsyncClient
     sandboxes: FakeSandboxes
     path: str
+    port: int
+    trail: Trail
+    keys: Keys
+    doors: Doors
+    app: Any
+    secret: str = ""
+
+    async def key(self, tenant: str = "local", *scopes: str, expires_s: float | None = None) -> str:
+        made = {"tenant": tenant, "scopes": scopes or ("*",), "expires_s": expires_s}
+        answer = await self.client.post("/v1/keys", json=made)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["key"])
+
+    def over_tcp(self, key: str | None = None, **headers: str) -> httpx.AsyncClient:
+        given = headers | ({"authorization": f"Bearer {key}"} if key else {})
+        url = f"http://127.0.0.1:{self.port}"
+        return httpx.AsyncClient(base_url=url, headers=given, timeout=20, trust_env=False)
 
     async def create(self, **body: Any) -> str:
         answer = await self.client.post("/v1/sandboxes", json=body)
@@ -141,40 +165,44 @@ async def until(condition: Callable[[], object], within_s: float = 10) -> None:
 
 
 @asynccontextmanager
-async def open_world(folder: Path):
+async def open_world(folder: Path, database: storage.Database, *, limits: Limits | None = None, **doors: Any):
+    """The real app on a real unix socket and a real port of the loopback."""
     path = folder / "s"
+    trail = Trail(database, "h")
+    keys = Keys(database, "h", trail)
+    await keys.load()
     async with anyio.create_task_group() as tasks:
         sandboxes = FakeSandboxes(tasks)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            listener.listen(100)
-            config = uvicorn.Config(
-                app(sandboxes, FakeImages(), lambda: {"status": "ok"}),
-                http=PeerProtocol,
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=1,
-            )
-            server = uvicorn.Server(config)
-            served = anyio.Event()
+        accepted, refused = Tally(trail, EventKind.AUTH_ACCEPTED), Tally(trail, EventKind.AUTH_REFUSED)
+        entrance = Doors(keys, accepted, refused, **{"names": names_of("127.0.0.1", ()), **doors})
+        served = app(sandboxes, FakeImages(), lambda: {"status": "ok"}, entrance, trail)
+        with socket.socket(socket.AF_UNIX) as local, socket.socket() as remote:
+            local.bind(str(path))
+            remote.bind(("127.0.0.1", 0))
+            for listener in (local, remote):
+                listener.listen(2000)
+            servers = [Server(served, limits or Limits()), Server(served, limits or Limits())]
+            ended = [anyio.Event(), anyio.Event()]
 
-            async def serve() -> None:
+            async def serve(server: Server, listener: socket.socket, end: anyio.Event) -> None:
                 with anyio.CancelScope(shield=True):
                     await server.serve([listener])
-                served.set()
+                end.set()
 
-            tasks.start_soon(serve)
+            for each in zip(servers, (local, remote), ended, strict=True):
+                tasks.start_soon(serve, *each)
             transport = httpx.AsyncHTTPTransport(uds=str(path))
             try:
                 async with httpx.AsyncClient(transport=transport, base_url="http://c", timeout=20) as client:
-                    yield World(client, sandboxes, str(path))
+                    yield World(client, sandboxes, str(path), remote.getsockname()[1], trail, keys, entrance, served)
             finally:
-                server.should_exit = True
+                for server in servers:
+                    server.should_exit = True
                 with anyio.CancelScope(shield=True), anyio.move_on_after(10):
                     for handle in sandboxes.handles.values():
                         await handle.kill()
-                    await served.wait()  # it cannot be cancelled cleanly, only asked
+                    for end in ended:
+                        await end.wait()  # it cannot be cancelled cleanly, only asked
 
 
 def reason(handle: Handle) -> StateReason | None:

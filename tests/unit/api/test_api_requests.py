@@ -11,7 +11,7 @@ import pytest
 
 from casemate import errors
 from casemate.api.errors import STATUS, status_of
-from casemate.api.native.requests import MAX_JSON_BYTES
+from casemate.api.reading import MAX_JSON_BYTES
 
 
 def test_every_class_of_error_has_a_status():
@@ -22,6 +22,7 @@ def test_every_class_of_error_has_a_status():
     assert STATUS[errors.CapacityError] == 503
 
 
+PROBLEM = {"type", "title", "status", "detail", "instance", "code", "hint", "retry", "evidence"}
 BAD = [
     ("GET", "/v1/nothing", None, 404, "not-found", "/v1/nothing"),
     ("GET", "/v1/health/", None, 404, "not-found", "/v1/health/"),
@@ -55,9 +56,13 @@ def test_bad_requests_are_answered_with_what_is_wrong(serve, method, path, body,
         answer = await world.client.request(method, path, content=body)
         assert answer.status_code == status, answer.text
         if code is not None:
-            assert set(answer.json()) == {"code", "message", "hint", "retry", "evidence"}
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert set(answer.json()) == PROBLEM
             assert answer.json()["code"] == code
-            assert named in answer.json()["message"]
+            assert answer.json()["type"] == f"urn:casemate:error:{code}"
+            assert answer.json()["status"] == status
+            assert answer.json()["instance"] == path.partition("?")[0]
+            assert named in answer.json()["detail"]
 
     serve(scenario)
 
@@ -115,7 +120,8 @@ def test_errors_of_the_host_keep_their_class(serve):
 def test_health_and_images(serve):
     async def scenario(world):
         assert (await world.client.get("/v1/health")).json() == {"status": "ok"}
-        assert (await world.client.get("/v1/images")).json() == {"images": [{"name": "python", "version": 1}]}
+        listed = (await world.client.get("/v1/images", params={"label": "v=2"})).json()
+        assert listed == {"images": [{"name": "python", "version": 2, "labels": {"v": "2"}}], "next": None}
         assert (await world.client.get("/v1/images/python@1")).json()["version"] == 1
         answer = await world.client.post("/v1/images/python/build", json={"force": True})
         lines = [json.loads(line) for line in answer.text.splitlines()]

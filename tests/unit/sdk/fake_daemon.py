@@ -57,6 +57,9 @@ class FakeDaemon:
         self.folder = folder
         self.boxes: dict[str, Box] = {}
         self.starts: list[Json] = []
+        self.requests: list[Request] = []
+        self.keys: list[Json] = []
+        self.broken: Json | None = None
 
     # -------------------------------------------------------------------------------- sandboxes
 
@@ -95,6 +98,7 @@ class FakeDaemon:
         raise errors.NotFound(f"there is no sandbox {ref!r}", hint="casemate ps lists them")
 
     async def create(self, request: Request) -> Response:
+        self.requests.append(request)
         body = await request.json()
         if body["image"] != "python":
             return fail(errors.NotFound(f"there is no image {body['image']!r}", hint="casemate image ls"), 404)
@@ -115,8 +119,13 @@ class FakeDaemon:
         return StreamingResponse(attached(), 201, media_type="application/x-ndjson")
 
     async def list(self, request: Request) -> Response:
-        shown = [b.info for b in self.boxes.values() if "all" in request.query_params or not b.ended.is_set()]
-        return JSONResponse({"sandboxes": shown})
+        asked = request.query_params
+        labels = [label.partition("=")[::2] for label in asked.getlist("label")]
+        shown = [b.info for b in self.boxes.values() if "all" in asked or not b.ended.is_set()]
+        shown = [i for i in shown if all(i["labels"].get(name) == value for name, value in labels)]
+        begin, end = int(asked.get("cursor", 0)), int(asked.get("cursor", 0)) + min(int(asked["limit"]), 3)
+        following = str(end) if end < len(shown) else None  # a daemon may give less than was asked for
+        return JSONResponse({"sandboxes": shown[begin:end], "next": following})
 
     async def get(self, request: Request) -> Response:
         return JSONResponse(self._box(request).info)
@@ -233,6 +242,41 @@ class FakeDaemon:
             lines.append({"event": "error", "error": errors.NotFound("there is no recipe").to_json()})
         return Response(b"".join(map(_line, lines)), media_type="application/x-ndjson")
 
+    async def make_key(self, request: Request) -> Response:
+        body = await request.json()
+        key = {"id": "0" * 12, "created_at": time.time(), "expires_at": None, "revoked_at": None}
+        key |= {name: body[name] for name in ("name", "tenant", "scopes")}
+        if body["expires_s"]:
+            key["expires_at"] = time.time() + body["expires_s"]
+        self.keys.append(key)
+        return JSONResponse(key | {"key": "cm_" + "0" * 12 + "_secret"}, 201)
+
+    async def list_keys(self, request: Request) -> Response:
+        return JSONResponse({"keys": self.keys, "next": None})
+
+    async def revoke_key(self, request: Request) -> Response:
+        for key in self.keys:
+            if key["id"] == request.path_params["id"]:
+                key["revoked_at"] = time.time()
+                return JSONResponse(key)
+        raise errors.NotFound("there is no such key")
+
+    async def events(self, request: Request) -> Response:
+        shown = [
+            {"id": number, "created_at": 1.7e9, "event": "sandbox.created", "actor": "host", "subject": f"s{number}"}
+            | {"detail": {"message": "a\x1b[2Jb", "count": 2}}
+            for number in (1, 2)
+        ]
+        if "follow" in request.query_params:
+            lines = [{"event": "following"}, {"event": "keepalive"}, shown[0] | {"id": 3, "subject": "new"}]
+            return Response(b"".join(map(_line, lines)), media_type="application/x-ndjson")
+        return JSONResponse({"events": shown, "next": 2})
+
+    async def audit(self, request: Request) -> Response:
+        mark = f"2:{'a' * 64}"
+        said = {"ok": self.broken is None, "events": 2, "mark": mark, "broken": self.broken}
+        return JSONResponse(said | {"warnings": [{"id": 1, "why": "there was no anchor"}]})
+
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok", "version": "0.1.0", "pid": os.getpid()})
 
@@ -253,6 +297,11 @@ class FakeDaemon:
             Route(f"{box}/files/list", self.list_files),
             Route(f"{box}/code", self.code, methods=["POST"]),
             Route("/v1/images", self.images),
+            Route("/v1/keys", self.make_key, methods=["POST"]),
+            Route("/v1/keys", self.list_keys),
+            Route("/v1/keys/{id}", self.revoke_key, methods=["DELETE"]),
+            Route("/v1/events", self.events),
+            Route("/v1/audit", self.audit),
             Route("/v1/images/{name}/build", self.build, methods=["POST"]),
         ]
 

@@ -1,41 +1,70 @@
-"""All routes of ``/v1``, one path with all its methods at a time."""
+"""All routes of ``/v1``, one path with all its methods at a time.
+
+A new route is one line here, and ``@operation(…)`` on its handler; ``api/principal.py`` has the scope its path needs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from casemate.api.auth import Authenticated
+from casemate.api.auth import Authenticated, Doors
 from casemate.api.errors import HANDLERS
+from casemate.api.idempotency import Idempotent
+from casemate.api.keys import Keys
 from casemate.api.native.code import Code
+from casemate.api.native.events import Events
 from casemate.api.native.execs import Execs
 from casemate.api.native.files import Files
 from casemate.api.native.images import Images, ImageService
+from casemate.api.native.keys import KeyResource
+from casemate.api.native.openapi import document
+from casemate.api.native.operations import operation
 from casemate.api.native.sandboxes import SandboxResource
+from casemate.audit import Trail
 from casemate.sandbox import Sandboxes
 
 Answer = Response | ASGIApp
 Handler = Callable[[Request], Awaitable[Answer]]
+Health = Callable[[], dict[str, Any]]
 
 
-def app(sandboxes: Sandboxes, images: ImageService, health: Callable[[], dict[str, Any]]) -> Starlette:
+def app(sandboxes: Sandboxes, images: ImageService, health: Health, doors: Doors, trail: Trail) -> Starlette:
     """The ASGI app over these services; it owns none of them."""
+    made = Starlette(
+        routes=_routes(sandboxes, images, health, doors.keys, trail),
+        middleware=[
+            Middleware(Authenticated, doors),
+            Middleware(Idempotent, trail.database, trail.host_id),
+        ],
+        exception_handlers=HANDLERS,
+    )
+    made.router.redirect_slashes = False
+    return made
+
+
+def routes_only() -> list[BaseRoute]:
+    """The routes with nothing behind them, for who only reads what is declared on them."""
+    nothing = cast(Any, None)
+    return _routes(nothing, nothing, nothing, nothing, nothing)
+
+
+def _routes(sandboxes: Sandboxes, images: ImageService, health: Health, keys: Keys, trail: Trail) -> list[BaseRoute]:
     boxes, execs, files = SandboxResource(sandboxes), Execs(sandboxes), Files(sandboxes)
-    code, shelf = Code(sandboxes), Images(images)
-
-    async def say_health(request: Request) -> Response:
-        return JSONResponse(health())
-
+    code, shelf, ring, events = Code(sandboxes), Images(images), KeyResource(keys), Events(trail)
+    about = About(health)
     sandbox = "/v1/sandboxes/{ref}"
-    routes = [
-        _route("/v1/health", GET=say_health),
+    routes: list[BaseRoute] = [
+        _route("/v1/health", GET=about.health),
+        _route("/v1/openapi.json", GET=about.openapi),
         _route("/v1/sandboxes", GET=boxes.list, POST=boxes.create),
         _route(sandbox, GET=boxes.get, DELETE=boxes.kill),
         _route(f"{sandbox}/execs", GET=execs.list, POST=execs.start),
@@ -49,20 +78,42 @@ def app(sandboxes: Sandboxes, images: ImageService, health: Callable[[], dict[st
         _route("/v1/images", GET=shelf.list),
         _route("/v1/images/{ref}", GET=shelf.get),
         _route("/v1/images/{name}/build", POST=shelf.build),
+        _route("/v1/events", GET=events.list),
+        _route("/v1/audit", GET=events.verify),
+        _route("/v1/keys", GET=ring.list, POST=ring.create),
+        _route("/v1/keys/{key_id}", DELETE=ring.revoke),
     ]
-    made = Starlette(routes=routes, middleware=[Middleware(Authenticated)], exception_handlers=HANDLERS)
-    made.router.redirect_slashes = False
-    return made
+    about.routes = routes
+    return routes
 
 
+class About:
+    """The daemon about itself."""
+
+    def __init__(self, health: Health) -> None:
+        self.routes: list[BaseRoute] = []
+        self._health = health
+        self._document: dict[str, Any] | None = None
+
+    @operation("Say how the daemon is")
+    async def health(self, request: Request) -> Response:
+        return JSONResponse(self._health())
+
+    @operation("This document")
+    async def openapi(self, request: Request) -> Response:
+        if self._document is None:
+            self._document = document(self.routes)
+        return JSONResponse(self._document)
+
+
+@dataclass(frozen=True, slots=True)
 class _Resource:
     """One path: its methods, each an async function that returns a response."""
 
-    def __init__(self, handlers: dict[str, Handler]) -> None:
-        self._handlers = handlers
+    handlers: dict[str, Handler]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._handlers[scope["method"]](Request(scope, receive, send))
+        response = await self.handlers[scope["method"]](Request(scope, receive, send))
         await response(scope, receive, send)
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from casemate.api.native.operations import NDJSON, operation
 from casemate.api.native.requests import Body, find_handle, read_body, using
 from casemate.api.native.streams import Lines, lines
 from casemate.sandbox import Handle, Sandboxes, cells
@@ -25,6 +26,7 @@ class Code:
     def __init__(self, sandboxes: Sandboxes) -> None:
         self._sandboxes = sandboxes
 
+    @operation("Run code in a context that keeps its names", body=RunCode, gives=(NDJSON,))
     async def run(self, request: Request) -> ASGIApp:
         body = await read_body(request, RunCode)
         return lines(partial(_follow, find_handle(request, self._sandboxes), body))

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
-from pydantic import Field
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
+from casemate.api.native.operations import JSON, NDJSON, OCTETS, operation
 from casemate.api.native.requests import Body, Query, find_handle, read_body, read_query, using
 from casemate.api.native.streams import Lines, lines
 from casemate.errors import InvalidSpec
@@ -65,6 +66,19 @@ class StdinQuery(Query):
     eof: bool = False
 
 
+class ExecStarted(BaseModel):
+    exec_id: str
+    pid: int
+
+
+class Fed(BaseModel):
+    written: int
+
+
+class ExecList(BaseModel):
+    execs: list[dict[str, Any]]
+
+
 class Execs:
     """Knows which execs have a channel open, so that their input can take the same one."""
 
@@ -72,6 +86,9 @@ class Execs:
         self._sandboxes = sandboxes
         self._attached: dict[tuple[str, str], execs.Exec] = {}
 
+    @operation(
+        "Start a command, and follow it unless told not to", body=StartExec, answer=ExecStarted, gives=(NDJSON, JSON)
+    )
     async def start(self, request: Request) -> Response | ASGIApp:
         body = await read_body(request, StartExec)
         handle, spec = find_handle(request, self._sandboxes), body.spec()
@@ -81,12 +98,14 @@ class Execs:
             await running.detach()
         return JSONResponse({"exec_id": running.exec_id, "pid": running.pid}, 201)
 
+    @operation("Follow a command from these offsets on", query=OutputQuery, gives=(NDJSON,))
     async def output(self, request: Request) -> ASGIApp:
         query = read_query(request, OutputQuery)
         handle, exec_id = find_handle(request, self._sandboxes), _exec_id(request)
         offsets = query.stdout_offset, query.stderr_offset
         return lines(partial(self._follow, handle, lambda link: _watch(link, exec_id, *offsets)))
 
+    @operation("Write to a command's standard input", query=StdinQuery, answer=Fed, takes=OCTETS)
     async def stdin(self, request: Request) -> Response:
         query = read_query(request, StdinQuery)
         handle, count = find_handle(request, self._sandboxes), 0
@@ -99,12 +118,14 @@ class Execs:
                 await running.end_input()
         return JSONResponse({"written": count})
 
+    @operation("Send a command a signal", body=Signal)
     async def signal(self, request: Request) -> Response:
         body = await read_body(request, Signal)
         async with using(find_handle(request, self._sandboxes)) as link:
             await execs.send_signal(link, _exec_id(request), body.signal)
         return JSONResponse({})
 
+    @operation("List a sandbox's commands", answer=ExecList)
     async def list(self, request: Request) -> Response:
         async with using(find_handle(request, self._sandboxes)) as link:
             return JSONResponse({"execs": await execs.listed(link)})

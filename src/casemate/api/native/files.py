@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from functools import partial
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
+from casemate.api.native.operations import OCTETS, operation
 from casemate.api.native.requests import Query, find_handle, read_query, using
 from casemate.api.native.streams import Out, octets
+from casemate.api.reading import pieces
 from casemate.sandbox import Handle, Sandboxes, files
 
 _OCTAL = re.compile("[0-7]{1,5}")
@@ -45,38 +47,62 @@ class RemoveQuery(PathQuery):
     recursive: bool = False
 
 
+class Written(BaseModel):
+    path: str
+    size: int
+
+
+class Removed(BaseModel):
+    path: str
+
+
+class FileOut(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+
+class FileList(BaseModel):
+    entries: list[FileOut]
+
+
 class Files:
     def __init__(self, sandboxes: Sandboxes) -> None:
         self._sandboxes = sandboxes
 
+    @operation("Read a file", query=ReadQuery, gives=(OCTETS,))
     async def read(self, request: Request) -> ASGIApp:
         query = read_query(request, ReadQuery)
         return octets(partial(_send, find_handle(request, self._sandboxes), query))
 
+    @operation("Write a file", query=WriteQuery, answer=Written, takes=OCTETS)
     async def write(self, request: Request) -> Response:
         query = read_query(request, WriteQuery)
         async with using(find_handle(request, self._sandboxes)) as link:
             size = await files.write(
                 link,
                 query.path,
-                request.stream(),
+                pieces(request),
                 mode=query.mode,
                 user=query.user,
                 make_parents=query.make_parents,
             )
         return JSONResponse({"path": query.path, "size": size})
 
+    @operation("Remove a file or a folder", query=RemoveQuery, answer=Removed)
     async def remove(self, request: Request) -> Response:
         query = read_query(request, RemoveQuery)
         async with using(find_handle(request, self._sandboxes)) as link:
             await files.remove(link, query.path, recursive=query.recursive, user=query.user)
         return JSONResponse({"path": query.path})
 
+    @operation("Say what a path is", query=PathQuery, answer=FileOut)
     async def stat(self, request: Request) -> Response:
         query = read_query(request, PathQuery)
         async with using(find_handle(request, self._sandboxes)) as link:
             return JSONResponse((await files.stat(link, query.path, user=query.user)).to_json())
 
+    @operation("List a folder", query=PathQuery, answer=FileList)
     async def list(self, request: Request) -> Response:
         query = read_query(request, PathQuery)
         async with using(find_handle(request, self._sandboxes)) as link:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar, get_origin
 
 import anyio
 import pydantic
@@ -12,11 +12,10 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 
 from casemate.api.auth import principal
-from casemate.api.errors import TooLarge
+from casemate.api.reading import read_whole
 from casemate.errors import GuestError, InvalidSpec, ProtocolViolation, RequestError, StateConflict, VmmError
 from casemate.sandbox import Handle, Link, Reason, Sandboxes
 
-MAX_JSON_BYTES = 2**20
 ENDING_S = 2.0  # how long a lost link waits to be told why, before its own words must do
 
 
@@ -39,26 +38,28 @@ Q = TypeVar("Q", bound=Query)
 async def read_body(request: Request, model: type[B]) -> B:
     """The request's JSON as *model*; no body counts as ``{}``.
 
-    Raises TooLarge over 1 MiB, RequestError where it is not JSON, InvalidSpec naming the first wrong field.
+    Raises TooLarge over 1 MiB, TooSlow, RequestError where it is not JSON, InvalidSpec naming the first wrong field.
     """
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_JSON_BYTES:
-            raise TooLarge(f"the body is over {MAX_JSON_BYTES} bytes", hint="large input goes through files or stdin")
+    body = await read_whole(request)
     try:
-        return model.model_validate_json(bytes(body) or b"{}")
+        return model.model_validate_json(body or b"{}")
     except pydantic.ValidationError as error:
         raise _said(error) from error
 
 
 def read_query(request: Request, model: type[Q]) -> Q:
     """Raises InvalidSpec naming the first wrong parameter."""
-    given = request.query_params.multi_items()
-    if len(given) != len(dict(given)):
-        raise InvalidSpec("a query parameter is given twice")
+    given: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        field = model.model_fields.get(name)
+        if field is not None and get_origin(field.annotation) is list:
+            given.setdefault(name, []).append(value)
+        elif name in given:
+            raise InvalidSpec("a query parameter is given twice", evidence={"field": name[:80]})
+        else:
+            given[name] = value
     try:
-        return model.model_validate(dict(given))
+        return model.model_validate(given)
     except pydantic.ValidationError as error:
         raise _said(error) from error
 

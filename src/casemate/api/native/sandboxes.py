@@ -13,7 +13,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from casemate.api.auth import principal
-from casemate.api.native.requests import Body, Query, read_body, read_query
+from casemate.api.native.operations import JSON, NDJSON, operation
+from casemate.api.native.paging import LabelledQuery, Place, page
+from casemate.api.native.requests import Body, read_body, read_query
 from casemate.api.native.streams import Lines, lines, while_wanted
 from casemate.sandbox import Handle, Reason, Sandboxes, SandboxInfo, SandboxSpec
 
@@ -136,9 +138,10 @@ class SandboxOut(BaseModel):
 
 class SandboxList(BaseModel):
     sandboxes: list[SandboxOut]
+    next: str | None
 
 
-class ListQuery(Query):
+class ListQuery(LabelledQuery):
     all: bool = False
 
 
@@ -146,6 +149,13 @@ class SandboxResource:
     def __init__(self, sandboxes: Sandboxes) -> None:
         self._sandboxes = sandboxes
 
+    @operation(
+        "Make a sandbox; attached, it ends with the response",
+        body=CreateSandbox,
+        answer=SandboxOut,
+        status=201,
+        gives=(JSON, NDJSON),
+    )
     async def create(self, request: Request) -> Response | ASGIApp:
         body = await read_body(request, CreateSandbox)
         who, spec = principal(request), body.spec()
@@ -167,18 +177,28 @@ class SandboxResource:
         finally:
             handle.ask_stop(Reason.KILLED, "its client went away")
 
+    @operation("List the sandboxes, oldest first", query=ListQuery, answer=SandboxList)
     async def list(self, request: Request) -> Response:
         query = read_query(request, ListQuery)
         found = await self._sandboxes.list(principal(request).tenant, include_terminated=query.all)
-        return _said(SandboxList(sandboxes=[shown(info) for info in found]))
+        wanted = [info for info in found if query.matches(info.labels)]
+        wanted.sort(key=_place)
+        listed, following = page(wanted, query, _place)
+        return _said(SandboxList(sandboxes=[shown(info) for info in listed], next=following))
 
+    @operation("Show a sandbox", answer=SandboxOut)
     async def get(self, request: Request) -> Response:
         return _said(shown(await self._sandboxes.info(principal(request).tenant, request.path_params["ref"])))
 
+    @operation("End a sandbox; it is gone when this answers", answer=SandboxOut)
     async def kill(self, request: Request) -> Response:
         with anyio.CancelScope(shield=True):  # asked for is asked for, also when the client does not wait
             info = await self._sandboxes.kill(principal(request).tenant, request.path_params["ref"])
         return _said(shown(info))
+
+
+def _place(info: SandboxInfo) -> Place:
+    return info.created_at, info.id
 
 
 def shown(info: SandboxInfo) -> SandboxOut:

@@ -16,7 +16,7 @@ class AsyncImages:
         self._client = client
 
     async def list(self) -> list[dict[str, Any]]:
-        return list((await self._client.call("GET", "/v1/images"))["images"])
+        return await self._client.pages("/v1/images", "images")
 
     async def get(self, ref: str) -> dict[str, Any]:
         """One version whole: artifacts, platform, and how a clone of it is started. Raises NotFound."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Self
 from urllib.parse import quote
+from uuid import uuid4
 
 from casemate.errors import from_json
 from casemate.sdk._async.client import ANSWER_S, AsyncClient
@@ -48,6 +49,7 @@ class AsyncSandbox:
         attached: bool = False,
         create_timeout_s: float = 60,
         url: str | None = None,
+        api_key: str | None = None,
         client: AsyncClient | None = None,
     ) -> Self:
         """A fresh, running sandbox, restored from the image's snapshot.
@@ -75,35 +77,51 @@ class AsyncSandbox:
         }
         answer_s = create_timeout_s + ANSWER_S
         async with AsyncExitStack() as held:
-            spoken = await _one_of(held, client, url)
+            spoken = await _one_of(held, client, url, api_key)
             if attached:
                 lines = spoken.lines("POST", "/v1/sandboxes", body=body, answer_s=answer_s)
                 found = await anext(await held.enter_async_context(lines))
                 if "code" in found:
                     raise from_json(found)
             else:
-                found = await spoken.call("POST", "/v1/sandboxes", body=body, answer_s=answer_s)
+                found = await spoken.call(
+                    "POST", "/v1/sandboxes", body=body, answer_s=answer_s, again=True, idempotency_key=uuid4().hex
+                )
             return cls(spoken, SandboxInfo.from_json(found), held.pop_all())
         raise AssertionError("unreachable")
 
     @classmethod
-    async def connect(cls, ref: str, *, url: str | None = None, client: AsyncClient | None = None) -> Self:
+    async def connect(
+        cls, ref: str, *, url: str | None = None, api_key: str | None = None, client: AsyncClient | None = None
+    ) -> Self:
         """The live sandbox with this id, unique prefix of an id, or name. Raises NotFound."""
         async with AsyncExitStack() as held:
-            spoken = await _one_of(held, client, url)
+            spoken = await _one_of(held, client, url, api_key)
             found = await spoken.call("GET", f"/v1/sandboxes/{quote(ref, safe='')}")
             return cls(spoken, SandboxInfo.from_json(found), held.pop_all())
         raise AssertionError("unreachable")
 
     @classmethod
     async def list(
-        cls, *, all: bool = False, url: str | None = None, client: AsyncClient | None = None
+        cls,
+        *,
+        all: bool = False,
+        labels: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        url: str | None = None,
+        api_key: str | None = None,
+        client: AsyncClient | None = None,
     ) -> list[SandboxInfo]:
-        """The live sandboxes, with *all* also those that ended within the last day."""
+        """The live sandboxes, oldest first, with *all* also those that ended within the last day.
+
+        *labels*: only those that have all of these.
+        """
+        wanted = [("label", f"{name}={value}") for name, value in (labels or {}).items()]
         async with AsyncExitStack() as held:
-            spoken = await _one_of(held, client, url)
-            found = await spoken.call("GET", "/v1/sandboxes", params={"all": "1"} if all else None)
-            return [SandboxInfo.from_json(body) for body in found["sandboxes"]]
+            spoken = await _one_of(held, client, url, api_key)
+            params = [*wanted, ("all", "1")] if all else wanted
+            found = await spoken.pages("/v1/sandboxes", "sandboxes", params, limit)
+            return [SandboxInfo.from_json(body) for body in found]
         raise AssertionError("unreachable")
 
     @property
@@ -153,11 +171,13 @@ class AsyncSandbox:
         await self.kill()
 
 
-async def _one_of(held: AsyncExitStack, client: AsyncClient | None, url: str | None) -> AsyncClient:
+async def _one_of(
+    held: AsyncExitStack, client: AsyncClient | None, url: str | None, api_key: str | None
+) -> AsyncClient:
     """The client we were given, or a new one that *held* closes."""
     if client is not None:
         return client
-    return await held.enter_async_context(AsyncClient(url))
+    return await held.enter_async_context(AsyncClient(url, api_key=api_key))
 
 
 def _execution(event: Mapping[str, Any], kept: Mapping[str, Kept]) -> Execution:

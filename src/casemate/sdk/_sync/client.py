@@ -11,19 +11,24 @@ from typing import Any, Self
 from casemate.errors import CasemateError, DaemonUnavailable, from_json
 from casemate.sdk._sync.beside import in_thread
 from casemate.sdk.daemon import ensure_daemon
-from casemate.sdk.http import ERROR_STATUS, httpx, mapped, said_error
+from casemate.sdk.http import ERROR_STATUS, Params, httpx, mapped, query_of, said_error
 from casemate.sdk.streams import LineSplitter
-from casemate.sdk.target import Connectable, Target, find_target
+from casemate.sdk.target import Connectable, Target, credential_of, find_target
 
 CONNECT_S = 5.0
+PAGE = 1000  # of a list at a time; the daemon gives no more
 ANSWER_S = 30.0  # a stream says at least a keep-alive every 5 s; a plain answer takes far less
 
 
 class Client:
-    """Speaks to one daemon. Opens connections as needed; ``aclose`` ends them and it can be used again."""
+    """Speaks to one daemon. Opens connections as needed; ``aclose`` ends them and it can be used again.
 
-    def __init__(self, url: str | None = None) -> None:
+    *api_key*, or else CASEMATE_API_KEY, is sent over TCP; on a unix socket the kernel says who we are.
+    """
+
+    def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
         self.target: Target = find_target(url)
+        self._credential = credential_of(self.target, api_key)
         self._http: httpx.Client | None = None
         self._connectable: Connectable | None = None
 
@@ -50,17 +55,36 @@ class Client:
         path: str,
         *,
         body: Mapping[str, Any] | None = None,
-        params: Mapping[str, str] | None = None,
+        params: Params | None = None,
         answer_s: float = ANSWER_S,
         again: bool = False,
+        idempotency_key: str | None = None,
     ) -> dict[str, Any]:
-        """One request whose answer is an object. Raises what the daemon says, DaemonUnavailable."""
-        response = self.request(method, path, body=body, params=params, answer_s=answer_s, again=again)
+        """One request whose answer is an object. Raises what the daemon says, DaemonUnavailable.
+
+        With an *idempotency_key* it can be made *again* without being done twice.
+        """
+        headers = {"idempotency-key": idempotency_key} if idempotency_key else None
+        response = self.request(method, path, body=body, params=params, headers=headers, answer_s=answer_s, again=again)
         with self._json_expected(path):
             answer = response.json()
             if isinstance(answer, dict):
                 return answer
             raise ValueError(f"{type(answer).__name__} where an object belongs")
+
+    def pages(self, path: str, what: str, params: Params | None = None, limit: int | None = None) -> list[Any]:
+        """All of a list, or its first *limit*, in as many requests as it takes."""
+        found: list[Any] = []
+        cursor: tuple[tuple[str, str], ...] = ()
+        while limit is None or len(found) < limit:
+            size = PAGE if limit is None else min(PAGE, limit - len(found))
+            answer = self.call("GET", path, params=[*(params or ()), ("limit", str(size)), *cursor])
+            found += answer[what]
+            following = answer.get("next")
+            if not following:
+                break
+            cursor = (("cursor", following),)
+        return found
 
     def request(
         self,
@@ -69,14 +93,23 @@ class Client:
         *,
         body: Mapping[str, Any] | None = None,
         content: bytes | Iterable[bytes] | None = None,
-        params: Mapping[str, str] | None = None,
+        params: Params | None = None,
+        headers: Mapping[str, str] | None = None,
         answer_s: float | None = ANSWER_S,
         write_s: float | None = ANSWER_S,
         again: bool = False,
     ) -> httpx.Response:
         """A response that is read whole. Asked for *again*, once, when its connection broke; so is any GET."""
         opened = partial(
-            self._opened, method, path, body=body, content=content, params=params, answer_s=answer_s, write_s=write_s
+            self._opened,
+            method,
+            path,
+            body=body,
+            content=content,
+            params=params,
+            headers=headers,
+            answer_s=answer_s,
+            write_s=write_s,
         )
         try:
             with opened() as response:
@@ -95,7 +128,7 @@ class Client:
         path: str,
         *,
         body: Mapping[str, Any] | None = None,
-        params: Mapping[str, str] | None = None,
+        params: Params | None = None,
         answer_s: float = ANSWER_S,
     ) -> Iterator[Iterator[bytes]]:
         """The body of an answer in pieces as it comes; leaving the block early lets go of it."""
@@ -105,10 +138,16 @@ class Client:
 
     @contextmanager
     def lines(
-        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, answer_s: float = ANSWER_S
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        params: Params | None = None,
+        answer_s: float = ANSWER_S,
     ) -> Iterator[Iterator[dict[str, Any]]]:
         """The events of an answer in NDJSON. An event that says an error is raised."""
-        with self.stream(method, path, body=body, answer_s=answer_s) as pieces:
+        with self.stream(method, path, body=body, params=params, answer_s=answer_s) as pieces:
             yield self._events(pieces)
 
     def _pieces(self, response: httpx.Response) -> Iterator[bytes]:
@@ -139,15 +178,16 @@ class Client:
         *,
         body: Mapping[str, Any] | None = None,
         content: bytes | Iterable[bytes] | None = None,
-        params: Mapping[str, str] | None = None,
+        params: Params | None = None,
+        headers: Mapping[str, str] | None = None,
         answer_s: float | None = ANSWER_S,
         write_s: float | None = ANSWER_S,
         whole: bool = True,
     ) -> Iterator[httpx.Response]:
         http = self._ready()
         timeout = httpx.Timeout(connect=CONNECT_S, read=answer_s, write=write_s, pool=CONNECT_S)
-        build = partial(http.build_request, method, path, json=body, content=content, timeout=timeout)
-        request = build(params=params) if params else build()
+        build = partial(http.build_request, method, path, json=body, content=content, timeout=timeout, headers=headers)
+        request = build(params=query_of(params)) if params else build()
         with mapped(self.target):
             response = self._send(http, request)
         try:
@@ -173,7 +213,7 @@ class Client:
         """Where nobody listens on the socket of this user's home, start a daemon. Raises DaemonUnavailable."""
         if self._http is None:
             if self.target.socket is None:
-                self._http = httpx.Client(base_url=self.target.base_url)
+                self._http = httpx.Client(base_url=self.target.base_url, headers=self._credential)
             else:
                 in_thread(partial(ensure_daemon, self.target))
                 self._connectable = Connectable(self.target.socket)

@@ -17,7 +17,7 @@ class Images:
         self._client = client
 
     def list(self) -> list[dict[str, Any]]:
-        return list((self._client.call("GET", "/v1/images"))["images"])
+        return self._client.pages("/v1/images", "images")
 
     def get(self, ref: str) -> dict[str, Any]:
         """One version whole: artifacts, platform, and how a clone of it is started. Raises NotFound."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Self
 from urllib.parse import quote
+from uuid import uuid4
 
 from casemate.errors import from_json
 from casemate.sdk._sync.client import ANSWER_S, Client
@@ -49,6 +50,7 @@ class Sandbox:
         attached: bool = False,
         create_timeout_s: float = 60,
         url: str | None = None,
+        api_key: str | None = None,
         client: Client | None = None,
     ) -> Self:
         """A fresh, running sandbox, restored from the image's snapshot.
@@ -76,33 +78,51 @@ class Sandbox:
         }
         answer_s = create_timeout_s + ANSWER_S
         with ExitStack() as held:
-            spoken = _one_of(held, client, url)
+            spoken = _one_of(held, client, url, api_key)
             if attached:
                 lines = spoken.lines("POST", "/v1/sandboxes", body=body, answer_s=answer_s)
                 found = next(held.enter_context(lines))
                 if "code" in found:
                     raise from_json(found)
             else:
-                found = spoken.call("POST", "/v1/sandboxes", body=body, answer_s=answer_s)
+                found = spoken.call(
+                    "POST", "/v1/sandboxes", body=body, answer_s=answer_s, again=True, idempotency_key=uuid4().hex
+                )
             return cls(spoken, SandboxInfo.from_json(found), held.pop_all())
         raise AssertionError("unreachable")
 
     @classmethod
-    def connect(cls, ref: str, *, url: str | None = None, client: Client | None = None) -> Self:
+    def connect(
+        cls, ref: str, *, url: str | None = None, api_key: str | None = None, client: Client | None = None
+    ) -> Self:
         """The live sandbox with this id, unique prefix of an id, or name. Raises NotFound."""
         with ExitStack() as held:
-            spoken = _one_of(held, client, url)
+            spoken = _one_of(held, client, url, api_key)
             found = spoken.call("GET", f"/v1/sandboxes/{quote(ref, safe='')}")
             return cls(spoken, SandboxInfo.from_json(found), held.pop_all())
         raise AssertionError("unreachable")
 
     @classmethod
-    def list(cls, *, all: bool = False, url: str | None = None, client: Client | None = None) -> list[SandboxInfo]:
-        """The live sandboxes, with *all* also those that ended within the last day."""
+    def list(
+        cls,
+        *,
+        all: bool = False,
+        labels: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        url: str | None = None,
+        api_key: str | None = None,
+        client: Client | None = None,
+    ) -> list[SandboxInfo]:
+        """The live sandboxes, oldest first, with *all* also those that ended within the last day.
+
+        *labels*: only those that have all of these.
+        """
+        wanted = [("label", f"{name}={value}") for name, value in (labels or {}).items()]
         with ExitStack() as held:
-            spoken = _one_of(held, client, url)
-            found = spoken.call("GET", "/v1/sandboxes", params={"all": "1"} if all else None)
-            return [SandboxInfo.from_json(body) for body in found["sandboxes"]]
+            spoken = _one_of(held, client, url, api_key)
+            params = [*wanted, ("all", "1")] if all else wanted
+            found = spoken.pages("/v1/sandboxes", "sandboxes", params, limit)
+            return [SandboxInfo.from_json(body) for body in found]
         raise AssertionError("unreachable")
 
     @property
@@ -152,11 +172,11 @@ class Sandbox:
         self.kill()
 
 
-def _one_of(held: ExitStack, client: Client | None, url: str | None) -> Client:
+def _one_of(held: ExitStack, client: Client | None, url: str | None, api_key: str | None) -> Client:
     """The client we were given, or a new one that *held* closes."""
     if client is not None:
         return client
-    return held.enter_context(Client(url))
+    return held.enter_context(Client(url, api_key=api_key))
 
 
 def _execution(event: Mapping[str, Any], kept: Mapping[str, Kept]) -> Execution:
