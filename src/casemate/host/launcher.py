@@ -162,7 +162,7 @@ class Launcher:
             info_read, info_write = os.pipe2(os.O_CLOEXEC)
             try:
                 entry = Entry(jail, command, descriptors, info_write, uid, group, os.getpid())
-                pid = os.fork()
+                pid = os.fork() if group is None else group.fork()
                 if pid == 0:
                     enter(entry)
             finally:

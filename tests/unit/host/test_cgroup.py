@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,34 @@ def test_a_limit_the_kernel_refuses_leaves_no_group(groups: Groups) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
         groups.create("one", Limits(memory_bytes=1 << 30, cpu_percent=10**12, pids=10))
     assert list(groups.leftovers()) == []
+
+
+@writable
+def test_a_busy_process_gets_its_share_of_a_processor(groups: Groups) -> None:
+    group = groups.create("one", replace(LIMITS, cpu_percent=20))
+    burn = "import os, time\nend = time.monotonic() + 2\nwhile time.monotonic() < end: pass\nprint(sum(os.times()[:2]))"
+    said = subprocess.run([sys.executable, "-c", burn], preexec_fn=group.enter, stdout=subprocess.PIPE, check=True)
+    assert float(said.stdout) < 1, "of 2 s on one processor, with a margin for the quota's granularity"
+    root, _ = groups.trees.place("cpu")
+    stat = dict(line.split() for line in (root / "casemate-test-groups/one/cpu.stat").read_text().splitlines())
+    assert int(stat["nr_throttled"]) > 0
+    assert group.remove()
+
+
+@writable
+def test_a_forked_child_is_in_its_group_from_the_start(groups: Groups) -> None:
+    group = groups.create("one", LIMITS)
+    read_end, write_end = os.pipe()
+    pid = group.fork()
+    if pid == 0:
+        os.write(write_end, Path("/proc/self/cgroup").read_bytes())
+        group.enter()
+        os.write(write_end, b"\n" + Path("/proc/self/cgroup").read_bytes())
+        os._exit(0)
+    os.close(write_end)
+    assert os.waitpid(pid, 0)[1] == 0
+    with os.fdopen(read_end) as said:
+        before, after = said.read().split("\n\n")
+    assert "0::/casemate-test-groups/one" in before, "in the v2 tree it was born there"
+    assert after.count("/casemate-test-groups/one") == len(group.folders)
+    assert group.remove()
