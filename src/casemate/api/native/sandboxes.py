@@ -85,7 +85,7 @@ class JailOut(BaseModel):
     oom_score_adj: int
 
 
-class ImageOut(BaseModel):
+class AttestedImageOut(BaseModel):
     reference: str
     snapshot: str
     memory_sha256: str
@@ -104,7 +104,7 @@ class AttestationOut(BaseModel):
     vmm: VmmOut
     jail: JailOut
     kernel: str
-    image: ImageOut
+    image: AttestedImageOut
     policy: PolicyOut
 
 
