@@ -138,6 +138,9 @@ async def serve(settings: config.Settings, process: LauncherProcess, idle_exit_s
                     log_config=None,
                     access_log=False,
                     http="httptools",
+                    ws="websockets-sansio",
+                    ws_max_size=2**20,
+                    ws_per_message_deflate=False,
                     timeout_graceful_shutdown=2,
                     backlog=1024,
                 )

@@ -13,8 +13,9 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from casemate.api.errors import answer
@@ -63,18 +64,19 @@ class Authenticated:
         self._allowed = frozenset({0, os.geteuid()})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
         peer: Peer | None = scope.get("state", {}).get("peer")
         if peer is not None and peer.uid not in self._allowed:
             refusal = Forbidden(f"uid {peer.uid} may not use this daemon", hint="run as the user whose daemon this is")
-            return await answer(refusal)(scope, receive, send)
+            refuse = WebSocket(scope, receive, send).send_denial_response if scope["type"] == "websocket" else None
+            return await (refuse(answer(refusal)) if refuse else answer(refusal)(scope, receive, send))
         key_id = f"uid:{peer.uid}" if peer is not None else "socket"
         scope["principal"] = Principal(LOCAL_TENANT, key_id, frozenset({"*"}))
         return await self._app(scope, receive, send)
 
 
-def principal(request: Request) -> Principal:
+def principal(request: HTTPConnection) -> Principal:
     found = request.scope["principal"]
     assert isinstance(found, Principal)
     return found

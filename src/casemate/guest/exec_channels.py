@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from typing import Any
 
 from casemate import wire
@@ -17,6 +18,7 @@ from casemate.guest.conversation import (
     whole,
 )  # fmt: skip
 from casemate.guest.execs import STDERR, STDOUT, Exec
+from casemate.guest.terminals import resize, window_of
 
 SIGNALS = frozenset({"HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "TSTP", "WINCH"})
 LOST_GRACE_S = 10.0  # how long an exec that dies with its channel survives a lost stream, for its host to come back
@@ -49,17 +51,24 @@ class ExecChannel(Conversation):
             raise InvalidSpec("argv is empty")
         script, cold = bool(params.get("script")), bool(params.get("cold"))
         timeout_s = seconds(params, "timeout_s")
+        pty = params.get("pty") or {}
+        if not isinstance(pty, dict):
+            raise InvalidSpec("pty is not an object")
+        window = window_of(pty) if pty else None
         job = self.server.surroundings.job(
-            ["python3", *argv] if script and cold else argv,
-            environment(params),
+            ["python3", *argv] if script and (cold or pty) else argv,
+            ({"TERM": text(pty, "term", "dumb")} if pty else {}) | environment(params),
             optional_text(params, "cwd"),
             optional_text(params, "user"),
         )
+        if pty:
+            job = replace(job, tty=True)
         program = self.server.execs.start(
             exec_id,
             job,
-            warm=script and not cold,
+            warm=script and not cold and window is None,
             stdin=bool(params.get("stdin")),
+            window=window,
             started=self._on_started,
             refused=self._on_refused,
         )
@@ -157,6 +166,8 @@ class ExecChannel(Conversation):
             program.stdin.end()
         elif body.get("op") == "signal" and program.end is None and program.pid:
             program.signal(_number(text(body, "signal")))
+        elif body.get("op") == "resize" and program.master >= 0:
+            resize(program.master, window_of(body))
 
     def on_finished(self) -> None:
         """Detach: the exec goes on by itself."""

@@ -68,9 +68,15 @@ CHANNELS: dict[str, Any] = {
                 "on_disconnect": "kill|keep",
                 "cold": "bool",
                 "script": "{path}?",
+                "pty": "{rows,cols,term}?",
             },
             "accept": {"exec_id": "text", "pid": "int", "stdout_offset": "int", "stderr_offset": "int"},
-            "to_guest": {"bytes": "stdin", "stdin-eof": {}, "signal": {"signal": "text"}},
+            "to_guest": {
+                "bytes": "stdin",
+                "stdin-eof": {},
+                "signal": {"signal": "text"},
+                "resize": {"rows": "int", "cols": "int"},
+            },
             "to_host": {
                 "bytes": "stdout, sub 2 stderr",
                 "end": {"end": _ENDS, "duration_ms": "number", "cpu_ms": "number?", "peak_memory_mib": "number?"},

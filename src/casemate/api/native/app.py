@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from casemate.api.auth import Authenticated
@@ -19,6 +19,8 @@ from casemate.api.native.execs import Execs
 from casemate.api.native.files import Files
 from casemate.api.native.images import Images, ImageService
 from casemate.api.native.sandboxes import SandboxResource
+from casemate.api.native.sockets import guarded
+from casemate.api.native.terminals import Terminals
 from casemate.sandbox import Sandboxes
 
 Answer = Response | ASGIApp
@@ -28,13 +30,13 @@ Handler = Callable[[Request], Awaitable[Answer]]
 def app(sandboxes: Sandboxes, images: ImageService, health: Callable[[], dict[str, Any]]) -> Starlette:
     """The ASGI app over these services; it owns none of them."""
     boxes, execs, files = SandboxResource(sandboxes), Execs(sandboxes), Files(sandboxes)
-    code, shelf = Code(sandboxes), Images(images)
+    code, shelf, terminals = Code(sandboxes), Images(images), Terminals(sandboxes)
 
     async def say_health(request: Request) -> Response:
         return JSONResponse(health())
 
     sandbox = "/v1/sandboxes/{ref}"
-    routes = [
+    routes: list[BaseRoute] = [
         _route("/v1/health", GET=say_health),
         _route("/v1/sandboxes", GET=boxes.list, POST=boxes.create),
         _route(sandbox, GET=boxes.get, DELETE=boxes.kill),
@@ -42,6 +44,9 @@ def app(sandboxes: Sandboxes, images: ImageService, health: Callable[[], dict[st
         _route(f"{sandbox}/execs/{{exec_id}}/output", GET=execs.output),
         _route(f"{sandbox}/execs/{{exec_id}}/stdin", POST=execs.stdin),
         _route(f"{sandbox}/execs/{{exec_id}}/signal", POST=execs.signal),
+        _route(f"{sandbox}/execs/{{exec_id}}", DELETE=execs.remove),
+        WebSocketRoute(f"{sandbox}/terminal", guarded(terminals.start)),
+        WebSocketRoute(f"{sandbox}/execs/{{exec_id}}/terminal", guarded(terminals.attach)),
         _route(f"{sandbox}/files", GET=files.read, PUT=files.write, DELETE=files.remove),
         _route(f"{sandbox}/files/stat", GET=files.stat),
         _route(f"{sandbox}/files/list", GET=files.list),

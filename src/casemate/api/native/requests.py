@@ -9,7 +9,7 @@ from typing import TypeVar
 import anyio
 import pydantic
 from pydantic import BaseModel, ConfigDict
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
 from casemate.api.auth import principal
 from casemate.api.errors import TooLarge
@@ -33,7 +33,16 @@ class Query(BaseModel):
 
 
 B = TypeVar("B", bound=Body)
+T = TypeVar("T")
 Q = TypeVar("Q", bound=Query)
+
+
+def parsed(kind: type[B] | pydantic.TypeAdapter[T], text: str | bytes) -> B | T:
+    """JSON text as a body. Raises RequestError where it is not JSON, InvalidSpec naming the first wrong field."""
+    try:
+        return kind.validate_json(text) if isinstance(kind, pydantic.TypeAdapter) else kind.model_validate_json(text)
+    except pydantic.ValidationError as error:
+        raise _said(error) from error
 
 
 async def read_body(request: Request, model: type[B]) -> B:
@@ -46,10 +55,7 @@ async def read_body(request: Request, model: type[B]) -> B:
         body += piece
         if len(body) > MAX_JSON_BYTES:
             raise TooLarge(f"the body is over {MAX_JSON_BYTES} bytes", hint="large input goes through files or stdin")
-    try:
-        return model.model_validate_json(bytes(body) or b"{}")
-    except pydantic.ValidationError as error:
-        raise _said(error) from error
+    return parsed(model, bytes(body) or b"{}")
 
 
 def read_query(request: Request, model: type[Q]) -> Q:
@@ -63,7 +69,7 @@ def read_query(request: Request, model: type[Q]) -> Q:
         raise _said(error) from error
 
 
-def find_handle(request: Request, sandboxes: Sandboxes) -> Handle:
+def find_handle(request: HTTPConnection, sandboxes: Sandboxes) -> Handle:
     """The live sandbox the path names. Raises NotFound: also for another tenant's."""
     return sandboxes.get(principal(request).tenant, request.path_params["ref"])
 

@@ -1,0 +1,116 @@
+"""``/v1/sandboxes/{ref}/terminal`` and ``…/execs/{exec_id}/terminal``: a program on a terminal, over a WebSocket.
+
+    client                                   server
+    {"argv": …, "pty": {…}}  (start only) ─>
+                                          <─ {"event": "started", "exec_id": …, "pid": …, "stdout_offset": …}
+    bytes: what is typed                  ─>
+    {"op": "resize"|"signal"|"eof", …}    ─> <─ bytes: what the program writes
+                                          <─ {"event": "end", …} or {"event": "error", "error": {…}}, and close
+
+Objects are text messages. A client that does not read holds the program up; one that leaves ends it, unless
+``on_disconnect`` is keep.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+import anyio
+from pydantic import Field, TypeAdapter
+from starlette.websockets import WebSocket
+
+from casemate.api.native.execs import StartExec, exec_id_of, watched
+from casemate.api.native.requests import Body, find_handle, parsed, using
+from casemate.api.native.sockets import Talk, served
+from casemate.errors import InvalidSpec, StateConflict
+from casemate.sandbox import Handle, Sandboxes, execs
+
+FIRST_MESSAGE_S = 10.0
+
+
+class Resize(Body):
+    op: Literal["resize"]
+    rows: int
+    cols: int
+
+
+class SendSignal(Body):
+    op: Literal["signal"]
+    signal: str
+
+
+class EndInput(Body):
+    op: Literal["eof"]
+
+
+Order = Annotated[Resize | SendSignal | EndInput, Field(discriminator="op")]
+_ORDER: TypeAdapter[Resize | SendSignal | EndInput] = TypeAdapter(Order)
+
+
+class Terminals:
+    def __init__(self, sandboxes: Sandboxes) -> None:
+        self._sandboxes = sandboxes
+
+    async def start(self, socket: WebSocket) -> None:
+        """What to run comes as the first message: an address is no place for a command line."""
+        await served(socket, partial(_start, find_handle(socket, self._sandboxes)))
+
+    async def attach(self, socket: WebSocket) -> None:
+        """From ``?offset=`` on, or from what is still held."""
+        handle, exec_id = find_handle(socket, self._sandboxes), exec_id_of(socket)
+        text = socket.query_params.get("offset", "0")
+        if not text.isdecimal() or len(text) > 18:
+            raise InvalidSpec(f"offset is {text[:40]!r}; it must be a whole number")
+        await served(socket, partial(_attach, handle, exec_id, int(text)))
+
+
+async def _start(handle: Handle, talk: Talk) -> None:
+    with anyio.fail_after(FIRST_MESSAGE_S):
+        first = await talk.receive()
+    if not isinstance(first, str):
+        raise InvalidSpec("the first message must be an object that says what to run")
+    spec = parsed(StartExec, first).spec()
+    if spec.pty is None:
+        raise InvalidSpec("pty is missing", hint='as "pty": {"rows": 24, "cols": 80}')
+    async with using(handle) as link, execs.start(link, spec) as running:
+        await _carry(running, talk)
+
+
+async def _attach(handle: Handle, exec_id: str, offset: int, talk: Talk) -> None:
+    async with using(handle) as link, watched(link, exec_id, offset, 0) as running:
+        await _carry(running, talk)
+
+
+async def _carry(running: execs.Exec, talk: Talk) -> None:
+    """Both ways until the program ends or the client leaves."""
+    where = {"stdout_offset": running.offsets["stdout"]}
+    await talk.say({"event": "started", "exec_id": running.exec_id, "pid": running.pid} | where)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_listen, running, talk, tasks.cancel_scope)
+        while isinstance(item := await running.read(), execs.Output):
+            await talk.put(item.data)
+        await talk.say({"event": "end"} | item.to_json())
+        tasks.cancel_scope.cancel()
+
+
+async def _listen(running: execs.Exec, talk: Talk, over: anyio.CancelScope) -> None:
+    while (message := await talk.receive()) is not None:
+        try:
+            if isinstance(message, bytes):
+                await running.feed(message)
+            else:
+                await _obey(running, parsed(_ORDER, message))
+        except StateConflict:
+            continue  # it has ended; its end is on the way
+    over.cancel()
+
+
+async def _obey(running: execs.Exec, order: Resize | SendSignal | EndInput) -> None:
+    match order:
+        case Resize():
+            await running.resize(execs.Window(order.rows, order.cols))
+        case SendSignal():
+            await running.signal(order.signal)
+        case EndInput():
+            await running.end_input()
