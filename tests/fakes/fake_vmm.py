@@ -119,6 +119,8 @@ class FakeMachine:
         await self._exited.wait()
         return self._exit
 
+    console_written = len(b"a fake console\n")
+
     async def console(self) -> bytes:
         return b"" if self._exited.is_set() else b"a fake console\n"
 

@@ -18,6 +18,8 @@ STATUS: dict[type[errors.CasemateError], int] = {
     errors.NotFound: 404,
     errors.StateConflict: 409,
     errors.FileRefused: 409,
+    errors.PortRefused: 409,
+    errors.ArchiveRefused: 422,
     errors.ExecRefused: 422,
     errors.QuotaExceeded: 429,
     errors.CapacityError: 503,

@@ -118,9 +118,10 @@ class Replacement:
             os.unlink(self._temporary)
 
 
-def entry(path: str, name: str | None = None) -> dict[str, Any]:
-    """What stat says of *path*, links not followed. Raises OSError."""
-    return _entry(path, name if name is not None else os.path.basename(path.rstrip("/")) or "/", os.lstat(path))
+def entry(path: str, name: str | None = None, follow: bool = False) -> dict[str, Any]:
+    """What stat says of *path*, links not followed unless *follow*. Raises OSError."""
+    shown = name if name is not None else os.path.basename(path.rstrip("/")) or "/"
+    return _entry(path, shown, os.stat(path, follow_symlinks=follow))
 
 
 def entries(path: str) -> Iterator[dict[str, Any]]:

@@ -101,6 +101,10 @@ class Machine(Protocol):
     async def wait_exit(self) -> VmmExit:
         """Return when the VMM process has ended, by itself or not."""
 
+    @property
+    def console_written(self) -> int:
+        """How many bytes the console had said in all when it was last asked for."""
+
     async def console(self) -> bytes:
         """The last output of the guest's console, at most 64 KiB; nothing when the VMM is gone. Never raises for it."""
 

@@ -14,12 +14,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from casemate.api.auth import Authenticated
 from casemate.api.errors import HANDLERS
+from casemate.api.native.archives import Archives
 from casemate.api.native.code import Code
 from casemate.api.native.execs import Execs
 from casemate.api.native.files import Files
 from casemate.api.native.images import Images, ImageService
+from casemate.api.native.logs import Logs
+from casemate.api.native.ports import Ports
 from casemate.api.native.sandboxes import SandboxResource
-from casemate.api.native.sockets import guarded
+from casemate.api.native.sockets import served
 from casemate.api.native.terminals import Terminals
 from casemate.sandbox import Sandboxes
 
@@ -30,6 +33,7 @@ Handler = Callable[[Request], Awaitable[Answer]]
 def app(sandboxes: Sandboxes, images: ImageService, health: Callable[[], dict[str, Any]]) -> Starlette:
     """The ASGI app over these services; it owns none of them."""
     boxes, execs, files = SandboxResource(sandboxes), Execs(sandboxes), Files(sandboxes)
+    archives, ports, logs = Archives(sandboxes), Ports(sandboxes), Logs(sandboxes)
     code, shelf, terminals = Code(sandboxes), Images(images), Terminals(sandboxes)
 
     async def say_health(request: Request) -> Response:
@@ -45,11 +49,17 @@ def app(sandboxes: Sandboxes, images: ImageService, health: Callable[[], dict[st
         _route(f"{sandbox}/execs/{{exec_id}}/stdin", POST=execs.stdin),
         _route(f"{sandbox}/execs/{{exec_id}}/signal", POST=execs.signal),
         _route(f"{sandbox}/execs/{{exec_id}}", DELETE=execs.remove),
-        WebSocketRoute(f"{sandbox}/terminal", guarded(terminals.start)),
-        WebSocketRoute(f"{sandbox}/execs/{{exec_id}}/terminal", guarded(terminals.attach)),
+        WebSocketRoute(f"{sandbox}/terminal", served(terminals.start)),
+        WebSocketRoute(f"{sandbox}/execs/{{exec_id}}/terminal", served(terminals.attach)),
         _route(f"{sandbox}/files", GET=files.read, PUT=files.write, DELETE=files.remove),
         _route(f"{sandbox}/files/stat", GET=files.stat),
         _route(f"{sandbox}/files/list", GET=files.list),
+        _route(f"{sandbox}/files/archive", GET=archives.read, PUT=archives.write),
+        _route(f"{sandbox}/files/mkdir", POST=files.make_folder),
+        _route(f"{sandbox}/files/move", POST=files.move),
+        _route(f"{sandbox}/ports", GET=ports.list),
+        WebSocketRoute(f"{sandbox}/ports/{{port}}", served(ports.connect)),
+        _route(f"{sandbox}/logs", GET=logs.read),
         _route(f"{sandbox}/code", POST=code.run),
         _route("/v1/images", GET=shelf.list),
         _route("/v1/images/{ref}", GET=shelf.get),

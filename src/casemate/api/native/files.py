@@ -12,8 +12,10 @@ from starlette.types import ASGIApp
 
 from casemate.api.native.requests import Query, find_handle, read_query, using
 from casemate.api.native.streams import Out, octets
+from casemate.errors import InvalidSpec
 from casemate.sandbox import Handle, Sandboxes, files
 
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _OCTAL = re.compile("[0-7]{1,5}")
 
 
@@ -45,13 +47,26 @@ class RemoveQuery(PathQuery):
     recursive: bool = False
 
 
+class StatQuery(PathQuery):
+    follow: bool = False
+
+
+class MoveQuery(PathQuery):
+    to: str
+
+
 class Files:
     def __init__(self, sandboxes: Sandboxes) -> None:
         self._sandboxes = sandboxes
 
     async def read(self, request: Request) -> ASGIApp:
-        query = read_query(request, ReadQuery)
-        return octets(partial(_send, find_handle(request, self._sandboxes), query))
+        query, handle = read_query(request, ReadQuery), find_handle(request, self._sandboxes)
+        asked = request.headers.get("range")
+        if asked is None:
+            return octets(partial(_send, handle, query))
+        async with using(handle) as link:
+            size = (await files.stat(link, query.path, user=query.user, follow=True)).size
+        return _part(handle, query, asked, size)
 
     async def write(self, request: Request) -> Response:
         query = read_query(request, WriteQuery)
@@ -73,15 +88,42 @@ class Files:
         return JSONResponse({"path": query.path})
 
     async def stat(self, request: Request) -> Response:
+        query = read_query(request, StatQuery)
+        async with using(find_handle(request, self._sandboxes)) as link:
+            found = await files.stat(link, query.path, user=query.user, follow=query.follow)
+        return JSONResponse(found.to_json())
+
+    async def make_folder(self, request: Request) -> Response:
         query = read_query(request, PathQuery)
         async with using(find_handle(request, self._sandboxes)) as link:
-            return JSONResponse((await files.stat(link, query.path, user=query.user)).to_json())
+            await files.make_folder(link, query.path, user=query.user)
+        return JSONResponse({"path": query.path})
+
+    async def move(self, request: Request) -> Response:
+        query = read_query(request, MoveQuery)
+        async with using(find_handle(request, self._sandboxes)) as link:
+            await files.move(link, query.path, query.to, user=query.user)
+        return JSONResponse({"path": query.to})
 
     async def list(self, request: Request) -> Response:
         query = read_query(request, PathQuery)
         async with using(find_handle(request, self._sandboxes)) as link:
             found = await files.listed(link, query.path, user=query.user)
         return JSONResponse({"entries": [entry.to_json() for entry in found]})
+
+
+def _part(handle: Handle, query: ReadQuery, asked: str, size: int) -> ASGIApp:
+    """One range of bytes. Source: RFC 9110, section 14."""
+    match = _RANGE.fullmatch(asked)
+    if match is None or not any(match.groups()) or query.offset or query.length is not None:
+        raise InvalidSpec(f"range is {asked[:80]!r}", hint="as bytes=0-499, bytes=500- or bytes=-500; without offset")
+    first = int(match[1]) if match[1] else max(size - int(match[2]), 0)
+    last = min(int(match[2]), size - 1) if match[1] and match[2] else size - 1
+    if first > last:
+        return Response(status_code=416, headers={"content-range": f"bytes */{size}"})
+    wanted = query.model_copy(update={"offset": first, "length": last - first + 1})
+    header = f"bytes {first}-{last}/{size}"
+    return octets(partial(_send, handle, wanted), status=206, headers={"content-range": header})
 
 
 async def _send(handle: Handle, query: ReadQuery, out: Out) -> None:

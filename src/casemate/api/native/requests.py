@@ -58,7 +58,7 @@ async def read_body(request: Request, model: type[B]) -> B:
     return parsed(model, bytes(body) or b"{}")
 
 
-def read_query(request: Request, model: type[Q]) -> Q:
+def read_query(request: HTTPConnection, model: type[Q]) -> Q:
     """Raises InvalidSpec naming the first wrong parameter."""
     given = request.query_params.multi_items()
     if len(given) != len(dict(given)):

@@ -1,4 +1,4 @@
-"""WebSockets: what is wrong before one is open is an HTTP error, afterwards a last message that says so."""
+"""WebSockets: what is wrong before one is accepted is an HTTP error, afterwards a last message that says so."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from casemate import errors
 from casemate.api.errors import answer, the_error
 
-MESSAGE_BYTES = 65_536
 Handler = Callable[[WebSocket], Awaitable[None]]
 
 
 class Talk:
-    """An open WebSocket. One task receives, others send."""
+    """A WebSocket. One task receives, others send."""
 
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket
+        self.accepted = False
+
+    async def accept(self) -> None:
+        await self._socket.accept()
+        self.accepted = True
 
     async def receive(self) -> bytes | str | None:
         """The next message: bytes, or the text of an object; None when the client has left."""
-        try:
-            message = await self._socket.receive()
-        except WebSocketDisconnect:
-            return None
+        message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
             return None
         data: bytes | str | None = message.get("bytes")
@@ -34,47 +35,42 @@ class Talk:
 
     async def put(self, data: bytes) -> None:
         """Waits while the client does not read. Does nothing when it has left: receive says that."""
-        if self._socket.application_state is WebSocketState.CONNECTED:
-            await self._send(self._socket.send_bytes, data)
+        await self._send(self._socket.send_bytes, data)
 
     async def say(self, body: Mapping[str, Any]) -> None:
         await self._send(self._socket.send_text, json.dumps(body, separators=(",", ":"), default=str))
 
-    async def _send(self, send: Callable[[Any], Awaitable[None]], data: bytes | str) -> None:
-        try:
-            await send(data)
-        except (WebSocketDisconnect, RuntimeError):  # the second: starlette's for a socket that was closed meanwhile
-            if self._socket.application_state is WebSocketState.CONNECTED:
-                raise
-
     async def close(self) -> None:
-        if self._socket.application_state is WebSocketState.CONNECTED:
-            await self._send(lambda _: self._socket.close(), b"")
+        await self._send(self._socket.close, 1000)
+
+    async def _send(self, send: Callable[[Any], Awaitable[None]], what: object) -> None:
+        if self._is_open():
+            try:
+                await send(what)
+            except (WebSocketDisconnect, RuntimeError):  # the second: Starlette's, when it was closed meanwhile
+                if self._is_open():
+                    raise
+
+    def _is_open(self) -> bool:
+        states = (self._socket.application_state, self._socket.client_state)
+        return all(state is WebSocketState.CONNECTED for state in states)
 
 
-async def served(socket: WebSocket, act: Callable[[Talk], Awaitable[None]]) -> None:
-    """Accept, *act*, close. What *act* raises of ours is told to the client as its last message."""
-    await socket.accept()
-    talk = Talk(socket)
-    try:
-        await act(talk)
-    except (errors.CasemateError, TimeoutError, BaseExceptionGroup) as raised:
-        error = (
-            errors.RequestError("nothing was said in time") if isinstance(raised, TimeoutError) else the_error(raised)
-        )
-        if error is None:
-            raise
-        await talk.say({"event": "error", "error": error.to_json()})
-    await talk.close()
-
-
-def guarded(handler: Handler) -> Handler:
-    """*handler*, whose errors before it accepts are answered with their status."""
+def served(act: Callable[[WebSocket, Talk], Awaitable[None]]) -> Handler:
+    """A handler: *act*, which accepts when it sees fit, and close."""
 
     async def handle(socket: WebSocket) -> None:
+        talk = Talk(socket)
         try:
-            await handler(socket)
-        except errors.CasemateError as error:
-            await socket.send_denial_response(answer(error))
+            await act(socket, talk)
+        except (errors.CasemateError, BaseExceptionGroup) as raised:
+            error = the_error(raised)
+            if error is None:
+                raise
+            if not talk.accepted:
+                await socket.send_denial_response(answer(error))
+                return
+            await talk.say({"event": "error", "error": error.to_json()})
+        await talk.close()
 
     return handle

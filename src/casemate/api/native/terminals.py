@@ -13,20 +13,23 @@ Objects are text messages. A client that does not read holds the program up; one
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Literal
 
 import anyio
 from pydantic import Field, TypeAdapter
 from starlette.websockets import WebSocket
 
-from casemate.api.native.execs import StartExec, exec_id_of, watched
-from casemate.api.native.requests import Body, find_handle, parsed, using
-from casemate.api.native.sockets import Talk, served
-from casemate.errors import InvalidSpec, StateConflict
-from casemate.sandbox import Handle, Sandboxes, execs
+from casemate.api.native.execs import MAX_OFFSET, StartExec, exec_id_of, watched
+from casemate.api.native.requests import Body, Query, find_handle, parsed, read_query, using
+from casemate.api.native.sockets import Talk
+from casemate.errors import InvalidSpec, RequestError, StateConflict
+from casemate.sandbox import Sandboxes, execs
 
 FIRST_MESSAGE_S = 10.0
+
+
+class OffsetQuery(Query):
+    offset: int = Field(0, ge=0, le=MAX_OFFSET)
 
 
 class Resize(Body):
@@ -52,34 +55,34 @@ class Terminals:
     def __init__(self, sandboxes: Sandboxes) -> None:
         self._sandboxes = sandboxes
 
-    async def start(self, socket: WebSocket) -> None:
+    async def start(self, socket: WebSocket, talk: Talk) -> None:
         """What to run comes as the first message: an address is no place for a command line."""
-        await served(socket, partial(_start, find_handle(socket, self._sandboxes)))
+        handle = find_handle(socket, self._sandboxes)
+        await talk.accept()
+        spec = await _wish(talk)
+        async with using(handle) as link, execs.start(link, spec) as running:
+            await _carry(running, talk)
 
-    async def attach(self, socket: WebSocket) -> None:
-        """From ``?offset=`` on, or from what is still held."""
+    async def attach(self, socket: WebSocket, talk: Talk) -> None:
+        """From ``?offset=`` on, or from where what is still held begins."""
         handle, exec_id = find_handle(socket, self._sandboxes), exec_id_of(socket)
-        text = socket.query_params.get("offset", "0")
-        if not text.isdecimal() or len(text) > 18:
-            raise InvalidSpec(f"offset is {text[:40]!r}; it must be a whole number")
-        await served(socket, partial(_attach, handle, exec_id, int(text)))
+        offset = read_query(socket, OffsetQuery).offset
+        async with using(handle) as link, watched(link, exec_id, offset, 0) as running:
+            await talk.accept()
+            await _carry(running, talk)
 
 
-async def _start(handle: Handle, talk: Talk) -> None:
-    with anyio.fail_after(FIRST_MESSAGE_S):
+async def _wish(talk: Talk) -> execs.ExecSpec:
+    with anyio.move_on_after(FIRST_MESSAGE_S) as waited:
         first = await talk.receive()
+    if waited.cancelled_caught:
+        raise RequestError(f"nothing was said within {FIRST_MESSAGE_S:g} s")
     if not isinstance(first, str):
         raise InvalidSpec("the first message must be an object that says what to run")
     spec = parsed(StartExec, first).spec()
     if spec.pty is None:
         raise InvalidSpec("pty is missing", hint='as "pty": {"rows": 24, "cols": 80}')
-    async with using(handle) as link, execs.start(link, spec) as running:
-        await _carry(running, talk)
-
-
-async def _attach(handle: Handle, exec_id: str, offset: int, talk: Talk) -> None:
-    async with using(handle) as link, watched(link, exec_id, offset, 0) as running:
-        await _carry(running, talk)
+    return spec
 
 
 async def _carry(running: execs.Exec, talk: Talk) -> None:

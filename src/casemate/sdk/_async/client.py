@@ -98,7 +98,7 @@ class AsyncClient:
         *,
         body: Mapping[str, Any] | None = None,
         params: Mapping[str, str] | None = None,
-        answer_s: float = ANSWER_S,
+        answer_s: float | None = ANSWER_S,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The body of an answer in pieces as it comes; leaving the block early lets go of it."""
         opened = self._opened(method, path, body=body, params=params, answer_s=answer_s, whole=False)

@@ -99,7 +99,7 @@ class Client:
         *,
         body: Mapping[str, Any] | None = None,
         params: Mapping[str, str] | None = None,
-        answer_s: float = ANSWER_S,
+        answer_s: float | None = ANSWER_S,
     ) -> Iterator[Iterator[bytes]]:
         """The body of an answer in pieces as it comes; leaving the block early lets go of it."""
         opened = self._opened(method, path, body=body, params=params, answer_s=answer_s, whole=False)
