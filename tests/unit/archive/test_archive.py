@@ -345,3 +345,10 @@ def test_both_ways_of_opening_agree(tmp_path: Path, way: object) -> None:
                 way(root, path, os.O_RDONLY)  # type: ignore[operator]
     finally:
         os.close(root)
+
+
+def test_a_header_that_was_damaged_is_no_header(tmp_path: Path) -> None:
+    data = bytearray(tar(("f", b"", {})))
+    data[0] ^= 1
+    with pytest.raises(ArchiveRefused, match="checksum"):
+        unpack(tmp_path / "out", bytes(data))
