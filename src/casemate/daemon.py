@@ -141,6 +141,7 @@ async def serve(settings: config.Settings, process: LauncherProcess, idle_exit_s
                     ws="websockets-sansio",
                     ws_max_size=2**20,
                     ws_per_message_deflate=False,
+                    ws_ping_timeout=None,  # it would count against a client whose input waits for a guest
                     timeout_graceful_shutdown=2,
                     backlog=1024,
                 )

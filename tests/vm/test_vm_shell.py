@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -153,6 +155,29 @@ def test_a_hang_up_reaches_what_runs_on_it(sandbox: Sandbox) -> None:
         assert b"".join(terminal.output()) == b""
         assert terminal.end is not None
         assert terminal.end.end in (Signaled(1), Exited(129))
+
+
+def test_who_is_killed_while_nobody_reads_what_he_typed_leaves_nothing_behind(sandbox: Sandbox) -> None:
+    """The daemon can't read on from him, since the guest doesn't; it has to notice in another way."""
+    script = (
+        "import sys\nfrom casemate.sdk import Sandbox\n"
+        "argv = ['sh', '-c', 'stty raw; echo ready; exec sleep 600']\n"
+        "with Sandbox.connect(sys.argv[1]).commands.terminal(argv) as t:\n"
+        "    print(next(t.output()), flush=True)\n    t.feed(bytes(32 << 20))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, sandbox.id], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout
+        assert b"ready" in process.stdout.readline()
+        time.sleep(2)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+    until = time.monotonic() + 20
+    while "sleep" in sandbox.commands.run("ps -e -o comm").stdout:
+        assert time.monotonic() < until
+        time.sleep(0.2)
 
 
 def test_what_cannot_start_says_why(sandbox: Sandbox) -> None:

@@ -151,6 +151,8 @@ async def open_world(folder: Path):
             config = uvicorn.Config(
                 app(sandboxes, FakeImages(), lambda: {"status": "ok"}),
                 http=PeerProtocol,
+                ws="websockets-sansio",
+                ws_ping_timeout=None,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

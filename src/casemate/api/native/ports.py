@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket
 
 from casemate.api.native.requests import Body, find_handle, parsed, using
-from casemate.api.native.sockets import Talk
+from casemate.api.native.sockets import Talk, together
 from casemate.errors import InvalidSpec, StateConflict
 from casemate.sandbox import Sandboxes, ports
 
@@ -43,10 +43,13 @@ class Ports:
 
 async def _carry(there: ports.Connection, talk: Talk) -> None:
     """Both ways until both have ended or the client leaves."""
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_take_out, there, talk)
-        if not await _take_in(there, talk):
-            tasks.cancel_scope.cancel()
+    async with together() as tasks:
+        tasks.start_soon(talk.watch, tasks.cancel_scope)
+        async with anyio.create_task_group() as both:
+            both.start_soon(_take_out, there, talk)
+            if not await _take_in(there, talk):
+                tasks.cancel_scope.cancel()
+        tasks.cancel_scope.cancel()
 
 
 async def _take_out(there: ports.Connection, talk: Talk) -> None:

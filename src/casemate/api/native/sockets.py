@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
+from anyio.abc import TaskGroup
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from casemate import errors
-from casemate.api.errors import answer, the_error
+from casemate.api.errors import answer
+from casemate.api.native.streams import KEEP_ALIVE_S
 
 Handler = Callable[[WebSocket], Awaitable[None]]
 
@@ -40,6 +44,13 @@ class Talk:
     async def say(self, body: Mapping[str, Any]) -> None:
         await self._send(self._socket.send_text, json.dumps(body, separators=(",", ":"), default=str))
 
+    async def watch(self, over: anyio.CancelScope) -> None:
+        """Cancel *over* when the client has left: while its input waits for a guest nobody receives."""
+        while self._is_open():
+            await anyio.sleep(KEEP_ALIVE_S)
+            await self.say({"event": "keepalive"})
+        over.cancel()
+
     async def close(self) -> None:
         await self._send(self._socket.close, 1000)
 
@@ -56,6 +67,27 @@ class Talk:
         return all(state is WebSocketState.CONNECTED for state in states)
 
 
+@asynccontextmanager
+async def together() -> AsyncIterator[TaskGroup]:
+    """A task group that raises its first failure as itself, when all are ours: a dead link fails both directions."""
+    try:
+        async with anyio.create_task_group() as tasks:
+            yield tasks
+    except BaseExceptionGroup as group:
+        ours, others = group.split(errors.CasemateError)
+        if others is not None or ours is None:
+            raise
+        raise next(_leaves(ours)) from group
+
+
+def _leaves(group: BaseExceptionGroup[errors.CasemateError]) -> Iterator[errors.CasemateError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
 def served(act: Callable[[WebSocket, Talk], Awaitable[None]]) -> Handler:
     """A handler: *act*, which accepts when it sees fit, and close."""
 
@@ -63,10 +95,7 @@ def served(act: Callable[[WebSocket, Talk], Awaitable[None]]) -> Handler:
         talk = Talk(socket)
         try:
             await act(socket, talk)
-        except (errors.CasemateError, BaseExceptionGroup) as raised:
-            error = the_error(raised)
-            if error is None:
-                raise
+        except errors.CasemateError as error:
             if not talk.accepted:
                 await socket.send_denial_response(answer(error))
                 return

@@ -7,8 +7,8 @@
     {"op": "resize"|"signal"|"eof", …}    ─> <─ bytes: what the program writes
                                           <─ {"event": "end", …} or {"event": "error", "error": {…}}, and close
 
-Objects are text messages. A client that does not read holds the program up; one that leaves ends it, unless
-``on_disconnect`` is keep.
+Objects are text messages; ``{"event": "keepalive"}`` means nothing. A client that does not read holds the program
+up; one that leaves ends it, unless ``on_disconnect`` is keep.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket
 
 from casemate.api.native.execs import MAX_OFFSET, StartExec, exec_id_of, watched
 from casemate.api.native.requests import Body, Query, find_handle, parsed, read_query, using
-from casemate.api.native.sockets import Talk
+from casemate.api.native.sockets import Talk, together
 from casemate.errors import InvalidSpec, RequestError, StateConflict
 from casemate.sandbox import Sandboxes, execs
 
@@ -89,8 +89,9 @@ async def _carry(running: execs.Exec, talk: Talk) -> None:
     """Both ways until the program ends or the client leaves."""
     where = {"stdout_offset": running.offsets["stdout"]}
     await talk.say({"event": "started", "exec_id": running.exec_id, "pid": running.pid} | where)
-    async with anyio.create_task_group() as tasks:
+    async with together() as tasks:
         tasks.start_soon(_listen, running, talk, tasks.cancel_scope)
+        tasks.start_soon(talk.watch, tasks.cancel_scope)
         while isinstance(item := await running.read(), execs.Output):
             await talk.put(item.data)
         await talk.say({"event": "end"} | item.to_json())

@@ -32,10 +32,9 @@ class AsyncConnection:
 
     async def receive(self) -> bytes | None:
         """The next piece; None when the program has said all. Raises PortRefused when it reset the connection."""
-        message = await self._socket.receive()
-        if isinstance(message, str):
-            event_of(message)
-            return None
+        while isinstance(message := await self._socket.receive(), str):
+            if event_of(message).get("event") == "eof":
+                return None
         if message is None:
             raise DaemonUnavailable("the daemon closed a connection before its end")
         return message
