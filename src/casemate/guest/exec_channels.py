@@ -21,6 +21,9 @@ from casemate.guest.execs import STDERR, STDOUT, Exec
 from casemate.guest.terminals import resize, window_of
 
 SIGNALS = frozenset({"HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "TSTP", "WINCH"})
+_LIST_BYTES = 50_000
+_ENTRY_BYTES = 250
+_JSON_GROWTH = 12  # a character beyond the first 65,536 is written as twelve
 LOST_GRACE_S = 10.0  # how long an exec that dies with its channel survives a lost stream, for its host to come back
 
 
@@ -113,7 +116,7 @@ class ExecChannel(Conversation):
     def _act(self, op: str, params: dict[str, Any]) -> None:
         execs = self.server.execs
         if op == "list":
-            self.accept({"execs": [program.listed() for program in execs.all()][-100:]})
+            self.accept({"execs": newest([program.listed() for program in execs.all()])})
         elif op == "remove":
             execs.remove(text(params, "exec_id"))
             self.accept()
@@ -181,6 +184,17 @@ class ExecChannel(Conversation):
             self._detached = True
             self.program.detach(self)
             self.program.abandon(LOST_GRACE_S if lost else 0.0)
+
+
+def newest(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last ones, as many as surely fit into one message."""
+    room, taken = _LIST_BYTES, 0
+    for program in reversed(listed[-100:]):
+        room -= _ENTRY_BYTES + _JSON_GROWTH * sum(map(len, program["argv"]))
+        if room < 0:
+            break
+        taken += 1
+    return listed[len(listed) - taken :]
 
 
 def _number(name: str) -> int:

@@ -23,7 +23,7 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PERMISSIONS = 0o7777
 _MESSAGE_BYTES = 32_000  # the last entry may take as much again
 _ENTRY_BYTES = 200
-_JSON_GROWTH = 6  # a control character is written as six
+_JSON_GROWTH = 12  # a character beyond the first 65,536 is written as twelve
 
 
 @contextmanager
