@@ -34,10 +34,14 @@ class Keyboard:
         return self.screen[begin : self._seen]
 
     def wait_end(self, limit_s: float = 60) -> int:
+        """Its exit status; the screen is read meanwhile, and to its end."""
         until = time.monotonic() + limit_s
-        while self._read(until - time.monotonic()):
+        while self.process.poll() is None:
+            assert time.monotonic() < until, f"it did not end; there is {self.screen[-2000:]!r}"
+            self._read(0.05)
+        while self._read(0.05):
             pass
-        return self.process.wait(max(until - time.monotonic(), 0.1))
+        return self.process.returncode
 
     def resize(self, rows: int, cols: int) -> None:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", rows, cols, 0, 0))

@@ -149,6 +149,17 @@ def test_a_terminal_outlives_who_looks_at_it(sandbox: Sandbox) -> None:
         assert terminal.end.end == Exited(3)
 
 
+def test_any_program_controls_its_terminal(sandbox: Sandbox) -> None:
+    """Also one that, unlike bash, does nothing to get it: /dev/tty is there, and Ctrl-C is a signal."""
+    with sandbox.commands.terminal(["python3", "-c", "open('/dev/tty', 'w').write('mine\\n')"]) as terminal:
+        assert b"".join(terminal.output()) == b"mine\r\n"
+    with sandbox.commands.terminal(["sleep", "600"], timeout_s=30) as terminal:
+        terminal.feed(b"\x03")
+        assert b"".join(terminal.output()) == b"^C"
+        assert terminal.end is not None
+        assert terminal.end.end == Signaled(2)
+
+
 def test_a_hang_up_reaches_what_runs_on_it(sandbox: Sandbox) -> None:
     with sandbox.commands.terminal(["sh", "-c", "sleep 60"]) as terminal:
         terminal.signal("HUP")
