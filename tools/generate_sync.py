@@ -4,7 +4,7 @@
     python tools/generate_sync.py --check    exit 1 and name what is stale
 
 Works on Python's own tokens, so strings and comments stay as they are but for docstrings that show code.
-``beside.py`` is written by hand on both sides.
+``beside.py`` and ``websocket.py`` are written by hand on both sides.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 SDK = Path(__file__).resolve().parents[1] / "src/casemate/sdk"
 SOURCE, TARGET = SDK / "_async", SDK / "_sync"
-BY_HAND = frozenset({"__init__.py", "beside.py"})
+BY_HAND = frozenset({"__init__.py", "beside.py", "websocket.py"})
 MARK = "# Generated from {name} by tools/generate_sync.py; change that and run it.\n"
 DROPPED = frozenset({"async", "await"})
 RENAMED = {

@@ -112,6 +112,18 @@ class ExecRefused(RequestError):
     code = "exec-refused"
 
 
+class ArchiveRefused(RequestError):
+    """An archive is broken, or holds what may not be unpacked."""
+
+    code = "archive-refused"
+
+
+class PortRefused(RequestError):
+    """Nothing in the guest takes a connection to that port; ``evidence["errno"]`` has the kernel's reason."""
+
+    code = "port-refused"
+
+
 class CapacityError(CasemateError):
     code = "capacity"
     default_retry = Retry.SAFE

@@ -184,7 +184,10 @@ async def check_a_lost_stream_can_be_replaced(bench: Bench) -> None:
 async def check_the_console_is_bounded(bench: Bench) -> None:
     async with bench.driver.restore(bench.clone(), bench.template) as machine:
         await machine.unpause()
-        assert len(await machine.console()) <= CONSOLE_BYTES
+        said = await machine.console()
+        assert len(said) <= CONSOLE_BYTES
+        assert (await machine.console())[: len(said)] == said  # to be asked for is not to be forgotten
+        assert machine.console_written >= len(said)
 
 
 async def check_what_cannot_start_is_a_typed_error(bench: Bench) -> None:

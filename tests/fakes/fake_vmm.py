@@ -140,6 +140,8 @@ class FakeMachine:
         await self._exited.wait()
         return self._exit
 
+    console_written = len(b"a fake console\n")
+
     async def account(self, memory: Path) -> Account:
         """As of a perfect one: what it would be, when it is a process that sleeps."""
         await asyncio.sleep(0)

@@ -28,6 +28,8 @@ STATUS: dict[type[errors.CasemateError], int] = {
     errors.StateConflict: 409,
     errors.IdempotencyConflict: 409,
     errors.FileRefused: 409,
+    errors.PortRefused: 409,
+    errors.ArchiveRefused: 422,
     errors.ExecRefused: 422,
     errors.QuotaExceeded: 429,
     errors.RateLimited: 429,

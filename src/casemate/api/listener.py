@@ -26,6 +26,7 @@ from casemate.errors import HostError, InvalidSpec
 
 BACKLOG = 1024
 GRACE_S = 2
+MAX_MESSAGE_BYTES = 2**20  # of a WebSocket
 TLS_S = 10.0  # for a hand-shake
 # A peer that vanished without a word is noticed after about a minute of silence.
 KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
@@ -99,6 +100,10 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=self._connection,
+                ws="websockets-sansio",
+                ws_max_size=MAX_MESSAGE_BYTES,
+                ws_per_message_deflate=False,
+                ws_ping_timeout=None,  # it would count against a client whose input waits for a guest
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -14,6 +14,12 @@ VERBS = {
     "run": ("run", "run"),
     "create": ("create", "create"),
     "exec": ("exec", "exec_"),
+    "shell": ("shell", "shell"),
+    "attach": ("attach", "attach"),
+    "cp": ("cp", "cp"),
+    "logs": ("logs", "logs"),
+    "ports": ("ports", "ports"),
+    "forward": ("forward", "forward"),
     "ps": ("ps", "ps"),
     "kill": ("kill", "kill"),
     "image": ("image", "app"),
@@ -26,7 +32,7 @@ VERBS = {
     "bench": ("bench", "bench"),
     "version": ("version", "version"),
 }
-TAKES_THE_REST = frozenset({"run", "exec"})  # what follows the first word is not ours to look at
+TAKES_THE_REST = frozenset({"run", "exec", "shell"})  # what follows the first word is not ours to look at
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 CONSOLE_LINES = 12
 

@@ -11,7 +11,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Annotated, assert_never
+
+import typer
 
 from casemate.errors import CasemateError, DaemonUnavailable, NotFound, StateConflict
 from casemate.sdk.results import End, Exited, OutOfMemory, Signaled, TimedOut
@@ -29,6 +31,34 @@ class ReaderLeft(Exception):
     """Nobody reads our output any more. Not an OSError: those Typer ends in a way of its own."""
 
 
+def attach(
+    ref: Annotated[str, typer.Argument(metavar="SANDBOX", help="Its id, the beginning of it, or its name.")],
+    exec_id: Annotated[str, typer.Argument(metavar="EXEC", help="As exec --detach printed it.")],
+    offset: Annotated[int, typer.Option("--offset", metavar="N", min=0, help="Of its output, from this byte on.")] = 0,
+) -> None:
+    """Follow a command that runs by itself.
+
+    What it has written so far comes first, as far as it is held: the last mebibyte of each stream. Ctrl-C reaches it;
+    its exit status becomes ours.
+
+    Example:
+      casemate attach work "$(casemate exec --detach work -- make)"
+    """
+    from casemate.cli import screen
+    from casemate.sdk import Client, Sandbox
+
+    with Client() as client:
+        commands = Sandbox.connect(ref, client=client).commands
+        known = {str(found["exec_id"]): found for found in commands.list()}
+        if known.get(exec_id, {}).get("terminal"):
+            with commands.attach_terminal(exec_id, offset=offset) as terminal:
+                status = screen.carry(terminal)
+        else:
+            with commands.attach(exec_id, stdout_offset=offset) as running:
+                status = follow(running, feed=False, since=offset)
+    raise typer.Exit(status)
+
+
 def has_input() -> bool:
     """Whether our standard input has anything for the guest: not when it is closed, /dev/null, or
     a terminal whose foreground is somebody else (reading it would stop us)."""
@@ -41,16 +71,20 @@ def has_input() -> bool:
         return False
 
 
-def follow(running: Exec, *, feed: bool) -> int:
-    """Carry everything until the command's end; the status to exit with.
+def follow(running: Exec, *, feed: bool, since: int = 0) -> int:
+    """Carry everything, of its output that from *since* on, until the command's end; the status to exit with.
 
     Raises ReaderLeft when nobody reads our output any more, and what the SDK raises.
     """
     if feed:
         # a daemon thread: it may sit in a read of a terminal that nobody types at
         threading.Thread(target=_feed, args=(running,), daemon=True).start()
+    expected = {"stdout": since, "stderr": 0}
     with _interrupts(running):
         for piece in running.output():
+            if lost := piece.offset - expected[piece.stream]:
+                print(f"casemate: {lost} bytes of its {piece.stream} are no longer held", file=sys.stderr)
+            expected[piece.stream] = piece.offset + len(piece.data)
             write_all(STDOUT if piece.stream == "stdout" else STDERR, piece.data)
     if running.end is None:
         raise CasemateError("the daemon did not say how the command ended")

@@ -17,6 +17,7 @@ def exec_(
     env: Annotated[list[str] | None, typer.Option("--env", metavar="K=V", help="Set a variable; K: pass ours.")] = None,
     cwd: Annotated[str | None, typer.Option("--cwd", metavar="PATH", help="The folder it runs in.")] = None,
     user: Annotated[str | None, typer.Option("--user", metavar="NAME", help="The guest's user it runs as.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Print its id and let it run on.")] = False,
 ) -> None:
     """Run a command in a sandbox that is there.
 
@@ -24,6 +25,7 @@ def exec_(
 
     Example:
       casemate exec work -- sh -c 'echo hello > note; cat note'
+      casemate exec --detach work -- make
     """
     argv = words[1:] if words[0] == "--" else words
     if not argv:
@@ -34,8 +36,13 @@ def exec_(
 
     with Client() as client:
         sandbox = Sandbox.connect(ref, client=client)
-        feed = attach.has_input()
-        started = sandbox.commands.start(argv, env=variables, cwd=cwd, user=user, timeout_s=timeout_s, stdin=feed)
+        feed = not detach and attach.has_input()
+        started = sandbox.commands.start(
+            argv, env=variables, cwd=cwd, user=user, timeout_s=timeout_s, stdin=feed, detach=detach
+        )
         with started as running:
+            if detach:
+                print(running.exec_id)
+                return
             status = attach.follow(running, feed=feed)
     raise typer.Exit(status)

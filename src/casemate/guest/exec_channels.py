@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from typing import Any
 
 from casemate import wire
@@ -17,8 +18,12 @@ from casemate.guest.conversation import (
     whole,
 )  # fmt: skip
 from casemate.guest.execs import STDERR, STDOUT, Exec
+from casemate.guest.terminals import resize, window_of
 
 SIGNALS = frozenset({"HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "TSTP", "WINCH"})
+_LIST_BYTES = 50_000
+_ENTRY_BYTES = 250
+_JSON_GROWTH = 12  # a character beyond the first 65,536 is written as twelve
 LOST_GRACE_S = 10.0  # how long an exec that dies with its channel survives a lost stream, for its host to come back
 
 
@@ -49,17 +54,24 @@ class ExecChannel(Conversation):
             raise InvalidSpec("argv is empty")
         script, cold = bool(params.get("script")), bool(params.get("cold"))
         timeout_s = seconds(params, "timeout_s")
+        pty = params.get("pty") or {}
+        if not isinstance(pty, dict):
+            raise InvalidSpec("pty is not an object")
+        window = window_of(pty) if pty else None
         job = self.server.surroundings.job(
-            ["python3", *argv] if script and cold else argv,
-            environment(params),
+            ["python3", *argv] if script and (cold or pty) else argv,
+            ({"TERM": text(pty, "term", "dumb")} if pty else {}) | environment(params),
             optional_text(params, "cwd"),
             optional_text(params, "user"),
         )
+        if pty:
+            job = replace(job, tty=True)
         program = self.server.execs.start(
             exec_id,
             job,
-            warm=script and not cold,
+            warm=script and not cold and window is None,
             stdin=bool(params.get("stdin")),
+            window=window,
             started=self._on_started,
             refused=self._on_refused,
         )
@@ -104,7 +116,7 @@ class ExecChannel(Conversation):
     def _act(self, op: str, params: dict[str, Any]) -> None:
         execs = self.server.execs
         if op == "list":
-            self.accept({"execs": [program.listed() for program in execs.all()][-100:]})
+            self.accept({"execs": newest([program.listed() for program in execs.all()])})
         elif op == "remove":
             execs.remove(text(params, "exec_id"))
             self.accept()
@@ -157,6 +169,8 @@ class ExecChannel(Conversation):
             program.stdin.end()
         elif body.get("op") == "signal" and program.end is None and program.pid:
             program.signal(_number(text(body, "signal")))
+        elif body.get("op") == "resize" and program.master >= 0:
+            resize(program.master, window_of(body))
 
     def on_finished(self) -> None:
         """Detach: the exec goes on by itself."""
@@ -170,6 +184,17 @@ class ExecChannel(Conversation):
             self._detached = True
             self.program.detach(self)
             self.program.abandon(LOST_GRACE_S if lost else 0.0)
+
+
+def newest(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last ones, as many as surely fit into one message."""
+    room, taken = _LIST_BYTES, 0
+    for program in reversed(listed[-100:]):
+        room -= _ENTRY_BYTES + _JSON_GROWTH * sum(map(len, program["argv"]))
+        if room < 0:
+            break
+        taken += 1
+    return listed[len(listed) - taken :]
 
 
 def _number(name: str) -> int:

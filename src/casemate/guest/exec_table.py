@@ -12,6 +12,7 @@ from casemate.guest.cgroups import Group
 from casemate.guest.execs import STDERR, STDOUT, Exec, Stdin
 from casemate.guest.reactor import Reactor
 from casemate.guest.spawner import Launch, Spawner
+from casemate.guest.terminals import Keyboard, Window, open_terminal
 from casemate.guest.zygote import Job, Zygote
 
 ENDED_KEPT = 16  # two rings of 1 MiB each, at most
@@ -38,19 +39,23 @@ class ExecTable:
         *,
         warm: bool,
         stdin: bool,
+        window: Window | None = None,
         started: Callable[[], None],
         refused: Callable[[ExecRefused], None],
     ) -> Exec:
-        """Start *job* (argv of a script when *warm*). Exactly one of *started* and *refused* is called, later.
+        """Start *job* (argv of a script when *warm*), on a terminal where it has a *window*.
+
+        Exactly one of *started* and *refused* is called, later.
 
         Raises StateConflict for an id in use or too many execs, ExecRefused when there are no descriptors.
         """
         self._check(exec_id)
         try:
-            stdio, pipes, feed = _open_stdio(job, stdin)
+            stdio, pipes, feed = _open_stdio(job, stdin) if window is None else _open_on_terminal(job, window)
         except OSError as error:
             raise _refusal(error.errno or errno.EMFILE, spawned.STAGE_SETUP, job) from error
-        program = Exec(self._reactor, exec_id, list(job.argv), pipes, Stdin(self._reactor, feed) if feed >= 0 else None)
+        source = None if feed < 0 else (Stdin if window is None else Keyboard)(self._reactor, feed)
+        program = Exec(self._reactor, exec_id, list(job.argv), pipes, source, terminal=window is not None)
         self._execs[exec_id] = program
 
         def on_started(pid: int, group: Group) -> None:
@@ -149,6 +154,20 @@ def _open_stdio(job: Job, stdin: bool) -> tuple[tuple[int, int, int], dict[int, 
         _close(opened)
         raise
     return (source, out_end, err_end), {STDOUT: out, STDERR: err}, feed
+
+
+def _open_on_terminal(job: Job, window: Window) -> tuple[tuple[int, int, int], dict[int, int], int]:
+    """As _open_stdio: one terminal is all three. Raises OSError."""
+    master, slave = open_terminal(job, window)
+    opened = [master, slave]
+    try:
+        for fd in (slave, slave, master):
+            opened.append(os.dup(fd))
+    except OSError:
+        _close(opened)
+        raise
+    _, _, out, err, feed = opened
+    return (slave, out, err), {STDOUT: master, STDERR: -1}, feed
 
 
 def _close(fds: tuple[int, ...] | list[int]) -> None:

@@ -1,5 +1,7 @@
 """Execs: programs of the user's as resources that outlive the channels that look at them.
 
+With a terminal there is one stream, its pipe ends are the terminal's master.
+
 An exec is gone through once: started, ended (its leader was reaped), settled (its output is complete:
 the pipes are closed, or background children hold them and LINGER_S have passed). Each stream has a ring.
 While somebody is attached nothing is lost: a full ring stops the reading, a full pipe the program. While
@@ -104,10 +106,17 @@ class Exec:
     """One program. Owns its reading pipe ends, its standard input and, once started, its group."""
 
     def __init__(
-        self, reactor: Reactor, exec_id: str, argv: list[str], pipes: dict[int, int], stdin: Stdin | None
+        self,
+        reactor: Reactor,
+        exec_id: str,
+        argv: list[str],
+        pipes: dict[int, int],
+        stdin: Stdin | None,
+        *,
+        terminal: bool = False,
     ) -> None:
         self._reactor = reactor
-        self.exec_id, self.argv = exec_id, argv
+        self.exec_id, self.argv, self.terminal = exec_id, argv, terminal
         self.stdin = stdin
         self.on_disconnect = "kill"
         self.timeout_s: float | None = None
@@ -173,6 +182,11 @@ class Exec:
         except ProcessLookupError as error:
             raise StateConflict(f"exec {self.exec_id} has ended") from error
 
+    @property
+    def master(self) -> int:
+        """Its terminal's master, to be set only; -1 when there is none, or none any more."""
+        return self._streams[STDOUT].fd if self.terminal else -1
+
     def abandon(self, grace_s: float) -> None:
         """Its channel died undetached: kill it if that was its starter's wish, unless somebody attaches in time."""
         if self.on_disconnect == "kill" and not self.viewers and self.end is None:
@@ -194,6 +208,7 @@ class Exec:
             "pid": self.pid,
             "argv": [word[:200] for word in self.argv[:20]],
             "running": self.end is None,
+            "terminal": self.terminal,
             "end": self.end["end"] if self.end is not None else None,
         }
 
@@ -264,6 +279,8 @@ class Exec:
                 data = os.read(stream.fd, READ_BYTES)
             except BlockingIOError:
                 return
+            except OSError:  # EIO: nobody has the terminal open any more
+                data = b""
             if not data:
                 self._close_pipe(stream)
                 return

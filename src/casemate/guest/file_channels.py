@@ -149,7 +149,7 @@ class FileChannel(Conversation):
 
     def _stat(self, path: str, params: dict[str, Any]) -> None:
         with self._acting():
-            found = files.entry(path)
+            found = files.entry(path, follow=bool(params.get("follow")))
         self.accept(found)
         self.finish()
 

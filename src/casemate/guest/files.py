@@ -23,7 +23,7 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PERMISSIONS = 0o7777
 _MESSAGE_BYTES = 32_000  # the last entry may take as much again
 _ENTRY_BYTES = 200
-_JSON_GROWTH = 6  # a control character is written as six
+_JSON_GROWTH = 12  # a character beyond the first 65,536 is written as twelve
 
 
 @contextmanager
@@ -118,9 +118,10 @@ class Replacement:
             os.unlink(self._temporary)
 
 
-def entry(path: str, name: str | None = None) -> dict[str, Any]:
-    """What stat says of *path*, links not followed. Raises OSError."""
-    return _entry(path, name if name is not None else os.path.basename(path.rstrip("/")) or "/", os.lstat(path))
+def entry(path: str, name: str | None = None, follow: bool = False) -> dict[str, Any]:
+    """What stat says of *path*, links not followed unless *follow*. Raises OSError."""
+    shown = name if name is not None else os.path.basename(path.rstrip("/")) or "/"
+    return _entry(path, shown, os.stat(path, follow_symlinks=follow))
 
 
 def entries(path: str) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,8 @@ import sys
 import time
 from typing import NoReturn
 
+from casemate.guest.marked import Marked
+
 PORT_LIMIT_S = 10.0
 OPEN_FILES = 65_536
 
@@ -29,6 +31,7 @@ def main() -> NoReturn:
 
 
 def _protect() -> None:
+    sys.stderr = Marked(sys.stderr)
     os.umask(0o022)
     os.chdir("/")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # to PID 1 that means: ignored, and children inherit the default

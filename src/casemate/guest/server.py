@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from casemate import wire
 from casemate.errors import CasemateError, InvalidSpec, ProtocolViolation, StateConflict
 from casemate.guest import handshake
+from casemate.guest.archive_channels import ArchiveChannel
 from casemate.guest.cell_channels import CellChannel
 from casemate.guest.control import ControlChannel
 from casemate.guest.conversation import Conversation
 from casemate.guest.exec_channels import ExecChannel
 from casemate.guest.file_channels import FileChannel
+from casemate.guest.port_channels import PortChannel
 from casemate.wire.frames import HEADER_BYTES, MAGIC
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ SERVED: dict[str, type[Conversation]] = {
     "exec": ExecChannel,
     "cell": CellChannel,
     "file": FileChannel,
+    "archive": ArchiveChannel,
+    "tcp-in": PortChannel,
     "control": ControlChannel,
 }
 
@@ -100,7 +104,7 @@ class Server:
         self._conversations.pop(conversation.number, None)
 
     def _start_anew(self, data: bytes, violation: ProtocolViolation) -> None:
-        print(f"casemate-agent: {violation}", file=sys.stderr)
+        print(violation, file=sys.stderr)
         self.lose()
         begin = data.rfind(MAGIC) - HEADER_BYTES
         if begin > 0:  # the host has begun anew in the very same piece

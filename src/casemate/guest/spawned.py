@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import gc
 import marshal
 import os
 import signal
 import socket
+import termios
 from typing import Any, NoReturn
 
 MESSAGE_LIMIT = 192 * 1024
@@ -71,11 +73,13 @@ def _wait_and_become(sock: socket.socket, group: list[int]) -> NoReturn:
     job, fds = _receive(sock)
     if not job:
         os._exit(0)
-    argv, env, cwd, uid, gid, groups = marshal.loads(job)  # noqa: S302 - the agent wrote it
+    argv, env, cwd, uid, gid, groups, tty = marshal.loads(job)  # noqa: S302 - the agent wrote it
     stage = STAGE_SETUP
     try:
         for number, fd in enumerate(fds):
             os.dup2(fd, number)
+        if tty:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # it leads a session since it was forked
         if uid is not None:
             os.setgroups(groups)
             os.setgid(gid)

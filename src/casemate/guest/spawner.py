@@ -117,7 +117,7 @@ class Spawner:
     def _give(self, child: _Child, launch: Launch) -> None:
         job, who = launch.job, launch.job.identity
         uid, gid, groups = (who.uid, who.gid, list(who.groups)) if who else (None, None, None)
-        packet = marshal.dumps((list(job.argv), dict(job.env), job.cwd, uid, gid, groups))
+        packet = marshal.dumps((list(job.argv), dict(job.env), job.cwd, uid, gid, groups, job.tty))
         if len(packet) > spawned.MESSAGE_LIMIT:
             self._waiting.append(child)
             launch.refused(errno.E2BIG, spawned.STAGE_SETUP)

@@ -73,7 +73,7 @@ class Warmth:
             done({"zygote": zygote.about})
 
         def on_failed(reason: str) -> None:
-            print(f"casemate-agent: {reason}", file=sys.stderr)
+            print(reason, file=sys.stderr)
             self._execs.zygote = None
             failed(reason)
             if self._restarts and self.interpreter is not None:

@@ -95,6 +95,7 @@ class Job:
     env: Mapping[str, str]
     cwd: str
     identity: Identity | None
+    tty: bool = False  # its descriptors are a terminal that it shall control
 
 
 @dataclass(slots=True, eq=False)

@@ -3,7 +3,7 @@
     /lib/ld-linux-x86-64.so.2, lib*.so.*    the loader and libraries, nothing of them the image's
     /bin/python3.11                         Debian's
     /lib/python3.11/                        the part of its standard library that an agent imports, as .pyc
-    /lib/python3.11/casemate/               casemate/{__init__,errors,wire,guest}, as .pyc
+    /lib/python3.11/casemate/               casemate/{__init__,errors,wire,archive,guest}, as .pyc
     /runtime/                               casemate/runtime as it is: the *image's* Python runs it
 
 Made in two parts: the *base* (everything of Debian) is kept in the cache, because our own part changes often.
@@ -68,7 +68,7 @@ EXTENSIONS = (
 ENCODINGS = frozenset(
     "__init__ aliases ascii idna latin_1 punycode unicode_escape utf_16 utf_16_le utf_8".split()  # noqa: SIM905
 )
-OURS = ("__init__.py", "errors.py", "wire", "guest")
+OURS = ("__init__.py", "errors.py", "wire", "archive", "guest")
 
 COMPILE_TIMEOUT_S = 120.0
 # Runs on the agent's own interpreter: byte-code belongs to one version. The hash seed is fixed from outside,

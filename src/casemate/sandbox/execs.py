@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,12 +22,41 @@ STREAMS: dict[int, Stream] = {1: "stdout", 2: "stderr"}  # by the sub of a DATA 
 MAX_PARAMS_BYTES = 60 * 1024  # one frame opens a channel; large input goes through stdin or a file
 START_TIMEOUT_S = 30.0  # an overloaded emulated guest spawns slowly
 DETACH_TIMEOUT_S = 10.0
+MAX_WINDOW = 65_535
+TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,63}")
 SIGNALS = frozenset({"HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "TSTP", "WINCH"})
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """A terminal's size in characters. Raises InvalidSpec."""
+
+    rows: int
+    cols: int
+
+    def __post_init__(self) -> None:
+        if not (0 < self.rows <= MAX_WINDOW and 0 < self.cols <= MAX_WINDOW):
+            raise InvalidSpec(f"rows and cols are from 1 to {MAX_WINDOW}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pty:
+    """The terminal a program is to have: its size, and its kind as TERM says it. Raises InvalidSpec."""
+
+    window: Window
+    term: str = "xterm-256color"
+
+    def __post_init__(self) -> None:
+        if not TERM.fullmatch(self.term):
+            raise InvalidSpec(f"{self.term[:40]!r} is not the name of a terminal", hint="as xterm-256color")
+
+
+@dataclass(frozen=True, slots=True)
 class ExecSpec:
-    """A checked wish. With *script* (a guest path) *argv* is the script's sys.argv. Raises InvalidSpec."""
+    """A checked wish. With *script* (a guest path) *argv* is the script's sys.argv. Raises InvalidSpec.
+
+    With *pty* the program's input, output and errors are one terminal: what it writes is stdout.
+    """
 
     argv: tuple[str, ...]
     script: str | None = None
@@ -37,6 +67,7 @@ class ExecSpec:
     timeout_s: float | None = None
     stdin: bool = False
     on_disconnect: Literal["kill", "keep"] = "kill"
+    pty: Pty | None = None
 
     def __post_init__(self) -> None:
         if not self.argv or not self.argv[0]:
@@ -52,6 +83,7 @@ class ExecSpec:
             raise InvalidSpec(f"argv and env take more than {MAX_PARAMS_BYTES} bytes", hint="write a file or use stdin")
 
     def params(self, exec_id: str) -> dict[str, Any]:
+        pty = self.pty
         return {
             "op": "start",
             "exec_id": exec_id,
@@ -64,6 +96,7 @@ class ExecSpec:
             "on_disconnect": self.on_disconnect,
             "cold": self.cold,
             "script": {"path": self.script} if self.script is not None else None,
+            "pty": {"rows": pty.window.rows, "cols": pty.window.cols, "term": pty.term} if pty is not None else None,
         }
 
 
@@ -166,6 +199,18 @@ class Exec:
             with self._input():
                 await self._channel.send(data)
 
+    async def resize(self, window: Window) -> None:
+        """Its terminal has another size now; nothing happens to an exec without one, or one that has ended."""
+        await self._say({"op": "resize", "rows": window.rows, "cols": window.cols})
+
+    async def signal(self, name: str) -> None:
+        """To its process group. Raises InvalidSpec."""
+        await self._say({"op": "signal", "signal": _signal(name)})
+
+    async def _say(self, body: Mapping[str, Any]) -> None:
+        with suppress(StateConflict):  # it has ended
+            await self._channel.send_message(body)
+
     async def end_input(self) -> None:
         async with self._feeding:
             with self._input():
@@ -217,10 +262,13 @@ async def attach(link: Link, exec_id: str, stdout_offset: int = 0, stderr_offset
 
 async def send_signal(link: Link, exec_id: str, signal: str) -> None:
     """To the exec's process group. Raises NotFound, StateConflict when it has ended, InvalidSpec."""
-    name = signal.upper().removeprefix("SIG")
-    if name not in SIGNALS:
-        raise InvalidSpec(f"signal {signal[:40]!r} is not known", hint=f"one of {', '.join(sorted(SIGNALS))}")
-    async with link.open("exec", {"op": "signal", "exec_id": exec_id, "signal": name}) as channel:
+    async with link.open("exec", {"op": "signal", "exec_id": exec_id, "signal": _signal(signal)}) as channel:
+        channel.finish()
+
+
+async def remove(link: Link, exec_id: str) -> None:
+    """Forget an exec that has ended, with its output. Raises NotFound, StateConflict while it runs."""
+    async with link.open("exec", {"op": "remove", "exec_id": exec_id}) as channel:
         channel.finish()
 
 
@@ -229,6 +277,13 @@ async def listed(link: Link) -> list[Mapping[str, Any]]:
     async with link.open("exec", {"op": "list"}) as channel:
         channel.finish()
         return parse.objects(channel.accepted, "execs")
+
+
+def _signal(name: str) -> str:
+    short = name.upper().removeprefix("SIG")
+    if short not in SIGNALS:
+        raise InvalidSpec(f"signal {name[:40]!r} is not known", hint=f"one of {', '.join(sorted(SIGNALS))}")
+    return short
 
 
 def new_exec_id() -> str:

@@ -37,10 +37,10 @@ class Entry:
 
 
 class Reader:
-    """An open file. *size* is what the guest's kernel said when it was opened; /proc says 0."""
+    """An open file, or a folder being packed. *size* is what the guest's kernel said of a file; /proc says 0."""
 
     def __init__(self, channel: Channel) -> None:
-        self.size = parse.whole(channel.accepted, "size")
+        self.size = parse.whole(channel.accepted, "size") if "size" in channel.accepted else None
         self._channel = channel
 
     async def read(self) -> bytes | None:
@@ -60,7 +60,7 @@ async def open_read(
     link: Link, path: str, *, user: str | None = None, offset: int = 0, length: int | None = None
 ) -> AsyncIterator[Reader]:
     """The bytes of a file. Raises FileRefused with the guest kernel's errno."""
-    params = {"op": "read", "path": _path(path), "user": user, "offset": offset, "length": length}
+    params = {"op": "read", "path": checked_path(path), "user": user, "offset": offset, "length": length}
     async with link.open("file", params) as channel:
         channel.finish()
         yield Reader(channel)
@@ -80,23 +80,25 @@ async def write(
     The guest renames a finished file into place: a failed, cancelled or torn write leaves what was there.
     Raises FileRefused with the guest kernel's errno.
     """
-    params = {"op": "write", "path": _path(path), "mode": mode, "user": user, "make_parents": make_parents}
+    params = {"op": "write", "path": checked_path(path), "mode": mode, "user": user, "make_parents": make_parents}
     async with link.open("file", params) as channel:
         async for piece in pieces:
             await channel.send(piece)
         channel.finish()
-        return parse.whole(await _answer(channel, "written"), "size")
+        return parse.whole(await answer(channel, "written"), "size")
 
 
-async def stat(link: Link, path: str, *, user: str | None = None) -> Entry:
-    async with link.open("file", {"op": "stat", "path": _path(path), "user": user}) as channel:
+async def stat(link: Link, path: str, *, user: str | None = None, follow: bool = False) -> Entry:
+    """What *path* is; with *follow* what it leads to, where it is a symbolic link."""
+    params = {"op": "stat", "path": checked_path(path), "user": user, "follow": follow}
+    async with link.open("file", params) as channel:
         channel.finish()
         return _entry(channel.accepted)
 
 
 async def listed(link: Link, path: str, *, user: str | None = None) -> list[Entry]:
     """The entries of a folder by name."""
-    async with link.open("file", {"op": "list", "path": _path(path), "user": user}) as channel:
+    async with link.open("file", {"op": "list", "path": checked_path(path), "user": user}) as channel:
         channel.finish()
         found = _entries(channel.accepted)
         while item := await _next(channel):
@@ -109,15 +111,15 @@ async def listed(link: Link, path: str, *, user: str | None = None) -> list[Entr
 
 
 async def remove(link: Link, path: str, *, recursive: bool = False, user: str | None = None) -> None:
-    await _act(link, {"op": "remove", "path": _path(path), "recursive": recursive, "user": user})
+    await _act(link, {"op": "remove", "path": checked_path(path), "recursive": recursive, "user": user})
 
 
 async def make_folder(link: Link, path: str, *, user: str | None = None) -> None:
-    await _act(link, {"op": "mkdir", "path": _path(path), "user": user})
+    await _act(link, {"op": "mkdir", "path": checked_path(path), "user": user})
 
 
 async def move(link: Link, path: str, to: str, *, user: str | None = None) -> None:
-    await _act(link, {"op": "move", "path": _path(path), "to": _path(to), "user": user})
+    await _act(link, {"op": "move", "path": checked_path(path), "to": checked_path(to), "user": user})
 
 
 async def _act(link: Link, params: Mapping[str, Any]) -> None:
@@ -133,7 +135,7 @@ async def _next(channel: Channel) -> wire.Data | wire.Message | None:
         raise AgentSilent(f"no answer about a file within {ANSWER_TIMEOUT_S:g} s") from error
 
 
-async def _answer(channel: Channel, event: str) -> Mapping[str, Any]:
+async def answer(channel: Channel, event: str) -> Mapping[str, Any]:
     item = await _next(channel)
     if item is None:
         raise GuestError("the agent let go of a file before it was done")
@@ -142,7 +144,8 @@ async def _answer(channel: Channel, event: str) -> Mapping[str, Any]:
     return item.body
 
 
-def _path(path: str) -> str:
+def checked_path(path: str) -> str:
+    """Raises InvalidSpec."""
     if not path or "\0" in path or len(path) > MAX_PATH_CHARS:
         raise InvalidSpec("path is empty, longer than 4096 characters or holds a NUL")
     return path

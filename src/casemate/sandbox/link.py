@@ -28,8 +28,10 @@ ChannelEvent = (
     wire.Data | wire.Message | wire.Finished | wire.Accepted | wire.Denied | wire.Writable | wire.Reset | wire.Closed
 )
 _DENIALS: dict[str, type[errors.CasemateError]] = {
+    "archive-refused": errors.ArchiveRefused,
     "exec-refused": errors.ExecRefused,
     "file-refused": errors.FileRefused,
+    "port-refused": errors.PortRefused,
     "not-found": errors.NotFound,
     "not-served": errors.NotSupported,
     "not-supported": errors.NotSupported,

@@ -67,6 +67,15 @@ class Handle:
     async def console(self) -> bytes:
         return await self._machine.console() if self._machine else b""
 
+    async def console_since(self, offset: int) -> tuple[bytes, int]:
+        """What the console said from its byte *offset* on, as far as it is still held, and the offset after it."""
+        if self._machine is None:
+            return b"", offset
+        machine = self._machine
+        held = await machine.console()
+        fresh = machine.console_written - offset
+        return held[-fresh:] if fresh > 0 else b"", machine.console_written
+
     def touch(self) -> None:
         """Somebody used it: the idle time starts again."""
         self._used_at = time.monotonic()

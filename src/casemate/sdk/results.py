@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from casemate.errors import CasemateError
 
@@ -80,6 +80,18 @@ class ExecResult:
         """Whether it exited with status 0."""
         return self.end == Exited(0)
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it, the output as text."""
+        return {
+            "end": end_to_json(self.end),
+            "stdout": self.stdout,
+            "stderr": self.stderr,
+            "truncated_bytes": self.truncated_bytes,
+            "duration_ms": self.duration_ms,
+            "cpu_ms": self.cpu_ms,
+            "peak_memory_mib": self.peak_memory_mib,
+        }
+
     @property
     def stdout(self) -> str:
         return self.stdout_bytes.decode(errors="replace")
@@ -141,6 +153,19 @@ class FileEntry:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> FileEntry:
+        return cls(**_known(cls, body))
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """A TCP port that a program of the guest's user *uid* listens on."""
+
+    port: int
+    address: str
+    uid: int
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Listening:
         return cls(**_known(cls, body))
 
 
@@ -214,6 +239,20 @@ def end_from_json(body: Mapping[str, Any]) -> End:
         case "out-of-memory":
             return OutOfMemory()
     raise CasemateError(f"the daemon says a program ended in a way this version does not know: {body}")
+
+
+def end_to_json(end: End) -> dict[str, Any]:
+    match end:
+        case Exited(code):
+            return {"kind": "exited", "code": code}
+        case Signaled(number):
+            return {"kind": "signaled", "signal": number}
+        case TimedOut(after_s):
+            return {"kind": "timed-out", "after_s": after_s}
+        case OutOfMemory():
+            return {"kind": "out-of-memory"}
+        case _:
+            assert_never(end)
 
 
 def exec_end_from_json(event: Mapping[str, Any]) -> ExecEnd:

@@ -110,6 +110,10 @@ class Machine(Protocol):
         Raises VmmExited, HostError.
         """
 
+    @property
+    def console_written(self) -> int:
+        """How many bytes the console had said in all when it was last asked for."""
+
     async def console(self) -> bytes:
         """The last output of the guest's console, at most 64 KiB; nothing when the VMM is gone. Never raises for it."""
 

@@ -68,9 +68,15 @@ CHANNELS: dict[str, Any] = {
                 "on_disconnect": "kill|keep",
                 "cold": "bool",
                 "script": "{path}?",
+                "pty": "{rows,cols,term}?",
             },
             "accept": {"exec_id": "text", "pid": "int", "stdout_offset": "int", "stderr_offset": "int"},
-            "to_guest": {"bytes": "stdin", "stdin-eof": {}, "signal": {"signal": "text"}},
+            "to_guest": {
+                "bytes": "stdin",
+                "stdin-eof": {},
+                "signal": {"signal": "text"},
+                "resize": {"rows": "int", "cols": "int"},
+            },
             "to_host": {
                 "bytes": "stdout, sub 2 stderr",
                 "end": {"end": _ENDS, "duration_ms": "number", "cpu_ms": "number?", "peak_memory_mib": "number?"},
@@ -108,7 +114,7 @@ CHANNELS: dict[str, Any] = {
             "to_guest": {"bytes": "the file"},
             "to_host": {"written": {"size": "int"}},
         },
-        "stat": {"params": {"path": "text", "user": "text?"}, "accept": _ENTRY},
+        "stat": {"params": {"path": "text", "user": "text?", "follow": "bool"}, "accept": _ENTRY},
         "list": {"params": {"path": "text", "user": "text?"}, "accept": {"entries": "entry[]"}, "to_host": "more"},
         "remove": {"params": {"path": "text", "user": "text?", "recursive": "bool"}, "accept": {}},
         "mkdir": {"params": {"path": "text", "user": "text?"}, "accept": {}},
@@ -121,8 +127,20 @@ CHANNELS: dict[str, Any] = {
         "thaw": {"params": {}, "accept": {}},
         "stats": {"params": {}, "accept": {"user": "object", "memory_total_bytes": "int"}},
     },
-    # Named, and answered `not-served` until there is an egress broker and an ingress listener.
-    "tcp-in": {"": {"params": {"port": "int"}}},
+    "archive": {
+        "pack": {"params": {"path": "text", "user": "text?"}, "accept": {}, "to_host": {"bytes": "tar"}},
+        "unpack": {
+            "params": {"path": "text", "user": "text?"},
+            "accept": {},
+            "to_guest": {"bytes": "tar"},
+            "to_host": {"unpacked": {"members": "int", "size": "int"}},
+        },
+    },
+    "tcp-in": {
+        "": {"params": {"port": "int"}, "accept": {}, "to_guest": {"bytes": "in"}, "to_host": {"bytes": "out"}},
+        "list": {"params": {}, "accept": {"ports": "object[]"}},
+    },
+    # Named, and answered `not-served` until there is an egress broker.
     "tcp-out": {"": {"params": {"host": "text", "port": "int"}}},
     "dns": {"": {"params": {}}},
     "log": {"": {"params": {}}},

@@ -23,7 +23,7 @@ def test_every_kind_that_is_served_is_in_it() -> None:
     golden = json.loads(GOLDEN.read_text())["channels"]
     assert set(SERVED) <= set(golden)
     assert set(_OPERATIONS) == set(golden["file"])
-    assert {"tcp-in", "tcp-out", "dns", "log"} == set(golden) - set(SERVED)
+    assert {"tcp-out", "dns", "log"} == set(golden) - set(SERVED)
 
 
 def test_what_the_host_sends_is_in_it() -> None:

@@ -13,22 +13,27 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from casemate.api.auth import Authenticated, Doors
 from casemate.api.errors import HANDLERS
 from casemate.api.idempotency import Idempotent
 from casemate.api.keys import Keys
+from casemate.api.native.archives import Archives
 from casemate.api.native.code import Code
 from casemate.api.native.events import Events
 from casemate.api.native.execs import Execs
 from casemate.api.native.files import Files
 from casemate.api.native.images import Images, ImageService
 from casemate.api.native.keys import KeyResource
+from casemate.api.native.logs import Logs
 from casemate.api.native.openapi import document
 from casemate.api.native.operations import operation
+from casemate.api.native.ports import Ports
 from casemate.api.native.sandboxes import SandboxResource
+from casemate.api.native.sockets import served
+from casemate.api.native.terminals import Terminals
 from casemate.audit import Trail
 from casemate.sandbox import Sandboxes
 
@@ -59,6 +64,7 @@ def routes_only() -> list[BaseRoute]:
 
 def _routes(sandboxes: Sandboxes, images: ImageService, health: Health, keys: Keys, trail: Trail) -> list[BaseRoute]:
     boxes, execs, files = SandboxResource(sandboxes), Execs(sandboxes), Files(sandboxes)
+    archives, ports, logs, terminals = Archives(sandboxes), Ports(sandboxes), Logs(sandboxes), Terminals(sandboxes)
     code, shelf, ring, events = Code(sandboxes), Images(images), KeyResource(keys), Events(trail)
     about = About(health)
     sandbox = "/v1/sandboxes/{ref}"
@@ -71,9 +77,18 @@ def _routes(sandboxes: Sandboxes, images: ImageService, health: Health, keys: Ke
         _route(f"{sandbox}/execs/{{exec_id}}/output", GET=execs.output),
         _route(f"{sandbox}/execs/{{exec_id}}/stdin", POST=execs.stdin),
         _route(f"{sandbox}/execs/{{exec_id}}/signal", POST=execs.signal),
+        _route(f"{sandbox}/execs/{{exec_id}}", DELETE=execs.remove),
+        WebSocketRoute(f"{sandbox}/terminal", served(terminals.start)),
+        WebSocketRoute(f"{sandbox}/execs/{{exec_id}}/terminal", served(terminals.attach)),
         _route(f"{sandbox}/files", GET=files.read, PUT=files.write, DELETE=files.remove),
         _route(f"{sandbox}/files/stat", GET=files.stat),
         _route(f"{sandbox}/files/list", GET=files.list),
+        _route(f"{sandbox}/files/archive", GET=archives.read, PUT=archives.write),
+        _route(f"{sandbox}/files/mkdir", POST=files.make_folder),
+        _route(f"{sandbox}/files/move", POST=files.move),
+        _route(f"{sandbox}/ports", GET=ports.list),
+        WebSocketRoute(f"{sandbox}/ports/{{port}}", served(ports.connect)),
+        _route(f"{sandbox}/logs", GET=logs.read),
         _route(f"{sandbox}/code", POST=code.run),
         _route("/v1/images", GET=shelf.list),
         _route("/v1/images/{ref}", GET=shelf.get),

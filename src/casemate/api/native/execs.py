@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import anyio
 from pydantic import BaseModel, Field
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
@@ -21,6 +21,18 @@ from casemate.sandbox import Handle, Link, Sandboxes, execs
 
 MAX_OFFSET = 2**62
 Opener = Callable[[Link], AbstractAsyncContextManager[execs.Exec]]
+
+
+class PtyBody(Body):
+    """A terminal's size and kind."""
+
+    rows: int = 24
+    cols: int = 80
+    term: str = "xterm-256color"
+
+    def spec(self) -> execs.Pty:
+        """Raises InvalidSpec."""
+        return execs.Pty(execs.Window(self.rows, self.cols), self.term)
 
 
 class StartExec(Body):
@@ -36,6 +48,7 @@ class StartExec(Body):
     stdin: bool = False
     on_disconnect: Literal["kill", "keep"] = "kill"
     stream: bool = True
+    pty: PtyBody | None = None
 
     def spec(self) -> execs.ExecSpec:
         """Raises InvalidSpec."""
@@ -50,6 +63,7 @@ class StartExec(Body):
             timeout_s=self.timeout_s,
             stdin=self.stdin,
             on_disconnect=self.on_disconnect,
+            pty=self.pty.spec() if self.pty is not None else None,
         )
 
 
@@ -101,15 +115,15 @@ class Execs:
     @operation("Follow a command from these offsets on", query=OutputQuery, gives=(NDJSON,))
     async def output(self, request: Request) -> ASGIApp:
         query = read_query(request, OutputQuery)
-        handle, exec_id = find_handle(request, self._sandboxes), _exec_id(request)
+        handle, exec_id = find_handle(request, self._sandboxes), exec_id_of(request)
         offsets = query.stdout_offset, query.stderr_offset
-        return lines(partial(self._follow, handle, lambda link: _watch(link, exec_id, *offsets)))
+        return lines(partial(self._follow, handle, lambda link: watched(link, exec_id, *offsets)))
 
     @operation("Write to a command's standard input", query=StdinQuery, answer=Fed, takes=OCTETS)
     async def stdin(self, request: Request) -> Response:
         query = read_query(request, StdinQuery)
         handle, count = find_handle(request, self._sandboxes), 0
-        async with using(handle) as link, self._reach(handle, link, _exec_id(request)) as running:
+        async with using(handle) as link, self._reach(handle, link, exec_id_of(request)) as running:
             async for piece in request.stream():
                 if piece:
                     await running.feed(piece)
@@ -122,7 +136,13 @@ class Execs:
     async def signal(self, request: Request) -> Response:
         body = await read_body(request, Signal)
         async with using(find_handle(request, self._sandboxes)) as link:
-            await execs.send_signal(link, _exec_id(request), body.signal)
+            await execs.send_signal(link, exec_id_of(request), body.signal)
+        return JSONResponse({})
+
+    @operation("Forget a command that has ended")
+    async def remove(self, request: Request) -> Response:
+        async with using(find_handle(request, self._sandboxes)) as link:
+            await execs.remove(link, exec_id_of(request))
         return JSONResponse({})
 
     @operation("List a sandbox's commands", answer=ExecList)
@@ -159,14 +179,14 @@ class Execs:
         if running is not None:
             yield running
             return
-        async with _watch(link, exec_id, 0, 0) as running, anyio.create_task_group() as tasks:
+        async with watched(link, exec_id, 0, 0) as running, anyio.create_task_group() as tasks:
             tasks.start_soon(_discard, running)
             yield running
             tasks.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def _watch(link: Link, exec_id: str, stdout_offset: int, stderr_offset: int) -> AsyncIterator[execs.Exec]:
+async def watched(link: Link, exec_id: str, stdout_offset: int, stderr_offset: int) -> AsyncIterator[execs.Exec]:
     """Attached as one who only looks: leaving changes nothing for the exec."""
     async with execs.attach(link, exec_id, stdout_offset, stderr_offset) as running:
         try:
@@ -186,7 +206,7 @@ def _at(running: execs.Exec) -> dict[str, int]:
     return {f"{stream}_offset": offset for stream, offset in running.offsets.items()}
 
 
-def _exec_id(request: Request) -> str:
+def exec_id_of(request: HTTPConnection) -> str:
     exec_id: str = request.path_params["exec_id"]
     if not exec_id.isascii() or not exec_id.isalnum() or len(exec_id) > 64:
         raise InvalidSpec(f"{exec_id[:80]!r} is not the id of an exec")

@@ -14,8 +14,10 @@ from casemate.api.native.operations import OCTETS, operation
 from casemate.api.native.requests import Query, find_handle, read_query, using
 from casemate.api.native.streams import Out, octets
 from casemate.api.reading import pieces
+from casemate.errors import InvalidSpec
 from casemate.sandbox import Handle, Sandboxes, files
 
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _OCTAL = re.compile("[0-7]{1,5}")
 
 
@@ -52,7 +54,7 @@ class Written(BaseModel):
     size: int
 
 
-class Removed(BaseModel):
+class Acted(BaseModel):
     path: str
 
 
@@ -66,14 +68,27 @@ class FileList(BaseModel):
     entries: list[FileOut]
 
 
+class StatQuery(PathQuery):
+    follow: bool = False
+
+
+class MoveQuery(PathQuery):
+    to: str
+
+
 class Files:
     def __init__(self, sandboxes: Sandboxes) -> None:
         self._sandboxes = sandboxes
 
     @operation("Read a file", query=ReadQuery, gives=(OCTETS,))
     async def read(self, request: Request) -> ASGIApp:
-        query = read_query(request, ReadQuery)
-        return octets(partial(_send, find_handle(request, self._sandboxes), query))
+        query, handle = read_query(request, ReadQuery), find_handle(request, self._sandboxes)
+        asked = request.headers.get("range")
+        if asked is None:
+            return octets(partial(_send, handle, query))
+        async with using(handle) as link:
+            size = (await files.stat(link, query.path, user=query.user, follow=True)).size
+        return _part(handle, query, asked, size)
 
     @operation("Write a file", query=WriteQuery, answer=Written, takes=OCTETS)
     async def write(self, request: Request) -> Response:
@@ -89,18 +104,33 @@ class Files:
             )
         return JSONResponse({"path": query.path, "size": size})
 
-    @operation("Remove a file or a folder", query=RemoveQuery, answer=Removed)
+    @operation("Remove a file or a folder", query=RemoveQuery, answer=Acted)
     async def remove(self, request: Request) -> Response:
         query = read_query(request, RemoveQuery)
         async with using(find_handle(request, self._sandboxes)) as link:
             await files.remove(link, query.path, recursive=query.recursive, user=query.user)
         return JSONResponse({"path": query.path})
 
-    @operation("Say what a path is", query=PathQuery, answer=FileOut)
+    @operation("Say what a path is", query=StatQuery, answer=FileOut)
     async def stat(self, request: Request) -> Response:
+        query = read_query(request, StatQuery)
+        async with using(find_handle(request, self._sandboxes)) as link:
+            found = await files.stat(link, query.path, user=query.user, follow=query.follow)
+        return JSONResponse(found.to_json())
+
+    @operation("Make a folder", query=PathQuery, answer=Acted)
+    async def make_folder(self, request: Request) -> Response:
         query = read_query(request, PathQuery)
         async with using(find_handle(request, self._sandboxes)) as link:
-            return JSONResponse((await files.stat(link, query.path, user=query.user)).to_json())
+            await files.make_folder(link, query.path, user=query.user)
+        return JSONResponse({"path": query.path})
+
+    @operation("Move or rename", query=MoveQuery, answer=Acted)
+    async def move(self, request: Request) -> Response:
+        query = read_query(request, MoveQuery)
+        async with using(find_handle(request, self._sandboxes)) as link:
+            await files.move(link, query.path, query.to, user=query.user)
+        return JSONResponse({"path": query.to})
 
     @operation("List a folder", query=PathQuery, answer=FileList)
     async def list(self, request: Request) -> Response:
@@ -108,6 +138,20 @@ class Files:
         async with using(find_handle(request, self._sandboxes)) as link:
             found = await files.listed(link, query.path, user=query.user)
         return JSONResponse({"entries": [entry.to_json() for entry in found]})
+
+
+def _part(handle: Handle, query: ReadQuery, asked: str, size: int) -> ASGIApp:
+    """One range of bytes. Source: RFC 9110, section 14."""
+    match = _RANGE.fullmatch(asked)
+    if match is None or not any(match.groups()) or query.offset or query.length is not None:
+        raise InvalidSpec(f"range is {asked[:80]!r}", hint="as bytes=0-499, bytes=500- or bytes=-500; without offset")
+    first = int(match[1]) if match[1] else max(size - int(match[2]), 0)
+    last = min(int(match[2]), size - 1) if match[1] and match[2] else size - 1
+    if first > last:
+        return Response(status_code=416, headers={"content-range": f"bytes */{size}"})
+    wanted = query.model_copy(update={"offset": first, "length": last - first + 1})
+    header = f"bytes {first}-{last}/{size}"
+    return octets(partial(_send, handle, wanted), status=206, headers={"content-range": header})
 
 
 async def _send(handle: Handle, query: ReadQuery, out: Out) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_origin
 import anyio
 import pydantic
 from pydantic import BaseModel, ConfigDict
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
 from casemate.api.auth import principal
 from casemate.api.reading import read_whole
@@ -32,7 +32,16 @@ class Query(BaseModel):
 
 
 B = TypeVar("B", bound=Body)
+T = TypeVar("T")
 Q = TypeVar("Q", bound=Query)
+
+
+def parsed(kind: type[B] | pydantic.TypeAdapter[T], text: str | bytes) -> B | T:
+    """JSON text as a body. Raises RequestError where it is not JSON, InvalidSpec naming the first wrong field."""
+    try:
+        return kind.validate_json(text) if isinstance(kind, pydantic.TypeAdapter) else kind.model_validate_json(text)
+    except pydantic.ValidationError as error:
+        raise _said(error) from error
 
 
 async def read_body(request: Request, model: type[B]) -> B:
@@ -47,7 +56,7 @@ async def read_body(request: Request, model: type[B]) -> B:
         raise _said(error) from error
 
 
-def read_query(request: Request, model: type[Q]) -> Q:
+def read_query(request: HTTPConnection, model: type[Q]) -> Q:
     """Raises InvalidSpec naming the first wrong parameter."""
     given: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
@@ -64,7 +73,7 @@ def read_query(request: Request, model: type[Q]) -> Q:
         raise _said(error) from error
 
 
-def find_handle(request: Request, sandboxes: Sandboxes) -> Handle:
+def find_handle(request: HTTPConnection, sandboxes: Sandboxes) -> Handle:
     """The live sandbox the path names. Raises NotFound: also for another tenant's."""
     return sandboxes.get(principal(request).tenant, request.path_params["ref"])
 

@@ -31,13 +31,13 @@ T = TypeVar("T")
 class Out:
     """The body of a response under way."""
 
-    def __init__(self, send: Send, status: int, media_type: str) -> None:
+    def __init__(self, send: Send, status: int, headers: Mapping[str, str]) -> None:
         self.started = False
         self._send = send
         self._start: Message = {
             "type": "http.response.start",
             "status": status,
-            "headers": [(b"content-type", media_type.encode())],
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         }
         self._turn = anyio.Lock(fast_acquire=True)
         self._sent_at = time.monotonic()
@@ -84,14 +84,15 @@ class Streamed(Generic[OutT]):
         *,
         status: int = 200,
         media_type: str,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self._kind = kind
         self._produce = produce
         self._status = status
-        self._media_type = media_type
+        self._headers = {"content-type": media_type, **(headers or {})}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        out = self._kind(send, self._status, self._media_type)
+        out = self._kind(send, self._status, self._headers)
         failure: errors.CasemateError | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(cancel_when_gone, receive, tasks.cancel_scope)
@@ -117,8 +118,14 @@ def lines(produce: Callable[[Lines], Awaitable[None]], *, status: int = 200) -> 
     return Streamed(Lines, produce, status=status, media_type="application/x-ndjson")
 
 
-def octets(produce: Callable[[Out], Awaitable[None]]) -> Streamed[Out]:
-    return Streamed(Out, produce, media_type="application/octet-stream")
+def octets(
+    produce: Callable[[Out], Awaitable[None]],
+    *,
+    status: int = 200,
+    media_type: str = "application/octet-stream",
+    headers: Mapping[str, str] | None = None,
+) -> Streamed[Out]:
+    return Streamed(Out, produce, status=status, media_type=media_type, headers=headers)
 
 
 async def cancel_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:

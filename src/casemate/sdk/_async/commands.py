@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import json
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 from casemate.errors import CasemateError, NotFound, StateConflict
 from casemate.sdk._async.beside import beside
 from casemate.sdk._async.client import AsyncClient
+from casemate.sdk._async.terminals import AsyncTerminal, first_event
 from casemate.sdk.results import (
     CommandFailed,
     ExecEnd,
@@ -22,6 +24,7 @@ from casemate.sdk.results import (
 from casemate.sdk.streams import MAX_OUTPUT_BYTES, Kept
 
 SHELL = ("/bin/sh", "-c")
+LOGIN = (*SHELL, 'test -x "$SHELL" && exec "$SHELL" -l; exec /bin/sh -l')
 Sink = Callable[[bytes], object]
 
 
@@ -143,8 +146,9 @@ class AsyncCommands:
         user: str | None = None,
         timeout_s: float | None = None,
         stdin: bool = False,
+        detach: bool = False,
     ) -> AsyncIterator[AsyncExec]:
-        """Start a command and follow it; leaving the block before its end kills it.
+        """Start a command and follow it; leaving the block before its end kills it, unless *detach*.
 
         With *script*, a Python file in the sandbox, *argv* is its ``sys.argv``: it runs in a copy of an
         interpreter that has numpy, pandas and matplotlib loaded, with *cold* in a new one.
@@ -159,12 +163,69 @@ class AsyncCommands:
             "user": user,
             "timeout_s": timeout_s,
             "stdin": stdin,
-            "on_disconnect": "kill",
+            "on_disconnect": "keep" if detach else "kill",
             "stream": True,
         }
         async with self._client.lines("POST", f"{self._path}/execs", body=body) as events:
             first = await anext(events)
             yield AsyncExec(self._client, self._path, events, str(first["exec_id"]), int(first["pid"]))
+
+    @asynccontextmanager
+    async def attach(self, exec_id: str, *, stdout_offset: int = 0, stderr_offset: int = 0) -> AsyncIterator[AsyncExec]:
+        """Follow a command from these offsets, or from where what is still held begins; leaving changes nothing.
+
+        Raises NotFound, RequestError for an offset past the end.
+        """
+        params = {"stdout_offset": str(stdout_offset), "stderr_offset": str(stderr_offset)}
+        async with self._client.lines("GET", f"{self._path}/execs/{exec_id}/output", params=params) as events:
+            first = await anext(events)
+            yield AsyncExec(self._client, self._path, events, str(first["exec_id"]), int(first["pid"]))
+
+    @asynccontextmanager
+    async def terminal(
+        self,
+        argv: Sequence[str] = LOGIN,
+        *,
+        rows: int = 24,
+        cols: int = 80,
+        term: str = "xterm-256color",
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout_s: float | None = None,
+        detach: bool = False,
+    ) -> AsyncIterator[AsyncTerminal]:
+        """Start a program on a terminal, by default the user's shell; leaving before its end kills it.
+
+        With *detach* it then runs on. Raises ExecRefused, NotFound for a user that is not there.
+        """
+        body = {
+            "argv": list(argv),
+            "env": dict(env or {}),
+            "cwd": cwd,
+            "user": user,
+            "timeout_s": timeout_s,
+            "stdin": True,
+            "on_disconnect": "keep" if detach else "kill",
+            "pty": {"rows": rows, "cols": cols, "term": term},
+        }
+        async with self._client.socket(f"{self._path}/terminal") as socket:
+            await socket.send(json.dumps(body))
+            yield AsyncTerminal(socket, await first_event(socket))
+
+    @asynccontextmanager
+    async def attach_terminal(self, exec_id: str, *, offset: int = 0) -> AsyncIterator[AsyncTerminal]:
+        """Take up a detached program on a terminal, from *offset* on; leaving changes nothing for it."""
+        async with self._client.socket(f"{self._path}/execs/{exec_id}/terminal?offset={offset}") as socket:
+            yield AsyncTerminal(socket, await first_event(socket))
+
+    async def signal(self, exec_id: str, name: str) -> None:
+        """Send a signal, as ``INT``, to a command's process group. Raises NotFound, StateConflict when it has ended."""
+        await self._client.call("POST", f"{self._path}/execs/{exec_id}/signal", body={"signal": name})
+
+    async def remove(self, exec_id: str) -> None:
+        """Forget an ended command and its output. Raises NotFound, StateConflict while it runs."""
+        await self._client.call("DELETE", f"{self._path}/execs/{exec_id}")
 
     async def list(self) -> list[dict[str, Any]]:
         """The commands the sandbox knows of: running ones, and ended ones whose output is still held."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Self
 from urllib.parse import quote
 from uuid import uuid4
@@ -13,6 +13,7 @@ from casemate.errors import from_json
 from casemate.sdk._async.client import ANSWER_S, AsyncClient
 from casemate.sdk._async.commands import AsyncCommands
 from casemate.sdk._async.files import AsyncFiles
+from casemate.sdk._async.ports import AsyncPorts
 from casemate.sdk.results import Execution, Logs, SandboxInfo, cell_error_from_json
 from casemate.sdk.streams import Kept
 
@@ -28,6 +29,7 @@ class AsyncSandbox:
         self._path = f"/v1/sandboxes/{info.id}"
         self.commands = AsyncCommands(client, self._path)
         self.files = AsyncFiles(client, self._path)
+        self.ports = AsyncPorts(client, self._path)
 
     @classmethod
     async def create(
@@ -152,6 +154,17 @@ class AsyncSandbox:
                 if event["event"] in kept:
                     kept[event["event"]].add(binascii.a2b_base64(event["data"]))
         raise AssertionError("a stream of events ends with one or raises")
+
+    @asynccontextmanager
+    async def logs(self, source: str = "console", *, follow: bool = False) -> AsyncIterator[AsyncIterator[bytes]]:
+        """What its console said last, 64 KiB at most, in pieces; *source* ``agent``: the agent's lines only.
+
+        With *follow* also what it says from now on, until it ends.
+        """
+        params = {"source": source} | ({"follow": "1"} if follow else {})
+        answer_s = None if follow else ANSWER_S  # a console may say nothing for days
+        async with self._client.stream("GET", f"{self._path}/logs", params=params, answer_s=answer_s) as pieces:
+            yield pieces
 
     async def kill(self) -> None:
         """End it now, with everything in it; ending what has ended is no error."""

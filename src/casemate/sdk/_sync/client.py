@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from casemate.errors import CasemateError, DaemonUnavailable, from_json
 from casemate.sdk._sync.beside import in_thread
@@ -14,6 +14,9 @@ from casemate.sdk.daemon import ensure_daemon
 from casemate.sdk.http import ERROR_STATUS, Params, httpx, mapped, query_of, said_error
 from casemate.sdk.streams import LineSplitter
 from casemate.sdk.target import Connectable, Target, credential_of, find_target
+
+if TYPE_CHECKING:
+    from casemate.sdk._sync.websocket import Socket
 
 CONNECT_S = 5.0
 PAGE = 1000  # of a list at a time; the daemon gives no more
@@ -129,7 +132,7 @@ class Client:
         *,
         body: Mapping[str, Any] | None = None,
         params: Params | None = None,
-        answer_s: float = ANSWER_S,
+        answer_s: float | None = ANSWER_S,
     ) -> Iterator[Iterator[bytes]]:
         """The body of an answer in pieces as it comes; leaving the block early lets go of it."""
         opened = self._opened(method, path, body=body, params=params, answer_s=answer_s, whole=False)
@@ -149,6 +152,17 @@ class Client:
         """The events of an answer in NDJSON. An event that says an error is raised."""
         with self.stream(method, path, body=body, params=params, answer_s=answer_s) as pieces:
             yield self._events(pieces)
+
+    @contextmanager
+    def socket(self, path: str) -> Iterator[Socket]:
+        """A WebSocket to *path*. Raises what the daemon says instead of opening one, DaemonUnavailable."""
+        from casemate.sdk._sync.websocket import open_socket  # late: 50 ms that most programs save
+        from casemate.sdk.websocket import address_of
+
+        http = self._ready()
+        unix = self._connectable.path if self._connectable is not None else None
+        with open_socket(address_of(self.target, path, unix, http.headers), self.target) as opened:
+            yield opened
 
     def _pieces(self, response: httpx.Response) -> Iterator[bytes]:
         with mapped(self.target):

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 from urllib.parse import quote
 from uuid import uuid4
@@ -14,6 +14,7 @@ from casemate.errors import from_json
 from casemate.sdk._sync.client import ANSWER_S, Client
 from casemate.sdk._sync.commands import Commands
 from casemate.sdk._sync.files import Files
+from casemate.sdk._sync.ports import Ports
 from casemate.sdk.results import Execution, Logs, SandboxInfo, cell_error_from_json
 from casemate.sdk.streams import Kept
 
@@ -29,6 +30,7 @@ class Sandbox:
         self._path = f"/v1/sandboxes/{info.id}"
         self.commands = Commands(client, self._path)
         self.files = Files(client, self._path)
+        self.ports = Ports(client, self._path)
 
     @classmethod
     def create(
@@ -153,6 +155,17 @@ class Sandbox:
                 if event["event"] in kept:
                     kept[event["event"]].add(binascii.a2b_base64(event["data"]))
         raise AssertionError("a stream of events ends with one or raises")
+
+    @contextmanager
+    def logs(self, source: str = "console", *, follow: bool = False) -> Iterator[Iterator[bytes]]:
+        """What its console said last, 64 KiB at most, in pieces; *source* ``agent``: the agent's lines only.
+
+        With *follow* also what it says from now on, until it ends.
+        """
+        params = {"source": source} | ({"follow": "1"} if follow else {})
+        answer_s = None if follow else ANSWER_S  # a console may say nothing for days
+        with self._client.stream("GET", f"{self._path}/logs", params=params, answer_s=answer_s) as pieces:
+            yield pieces
 
     def kill(self) -> None:
         """End it now, with everything in it; ending what has ended is no error."""

@@ -39,6 +39,8 @@ class QemuMachine:
         self._monitor = monitor
         self._stream = stream
         self._reopened = 0
+        self._console = b""
+        self._console_written = 0
 
     @property
     def pid(self) -> int:
@@ -87,14 +89,22 @@ class QemuMachine:
         with GivenAway() as given:
             return await self._launcher.attest(self._spawned, given.open(memory, writable=False))
 
+    @property
+    def console_written(self) -> int:
+        return self._console_written
+
     async def console(self) -> bytes:
+        """Reading QEMU's ring empties it, so what was read is kept here."""
         try:
             text = await self._monitor.execute(
                 "ringbuf-read", {"device": "console", "size": CONSOLE_BYTES, "format": "utf8"}
             )
         except errors.VmmError:
             return b""
-        return str(text).encode(errors="replace")[-CONSOLE_BYTES:]
+        fresh = str(text).encode(errors="replace")
+        self._console_written += len(fresh)
+        self._console = (self._console + fresh)[-CONSOLE_BYTES:]
+        return self._console
 
     def close_stream(self) -> None:
         self._stream.close()
