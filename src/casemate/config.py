@@ -33,6 +33,7 @@ class Settings:
     idle_exit_s: float = 600.0
     agent_timeout_s: float = 10.0  # how long an agent may be silent before it counts as dead
     boot_timeout_s: float = 60.0  # a cold boot, emulated, takes 5 to 10 s on an idle host
+    shape_budget_mib: int = 4096  # disk space for snapshots of other shapes than the default one
 
     @property
     def run(self) -> Path:

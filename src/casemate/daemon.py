@@ -29,7 +29,7 @@ import uvicorn
 import casemate
 from casemate import audit, config, errors, storage
 from casemate.api.native import app as native_app
-from casemate.build import BuildHost, Images
+from casemate.build import BuildHost, Images, open_images
 from casemate.host import Launcher, drop_privilege, enter_view, give_home, open_launcher, start_launcher
 from casemate.host.launching import LauncherProcess
 from casemate.images import Identities, Workshop
@@ -103,9 +103,8 @@ async def open_service(settings: config.Settings, launcher: Launcher) -> AsyncIt
             host_id=here,
             default_shape=shape,
             boot_timeout_s=settings.boot_timeout_s,
+            shape_budget_mib=settings.shape_budget_mib,
         )
-        images = Images(build_host)
-        await images.start()
         trail = audit.Trail(database, here)
         supervisor = Supervisor(
             driver=driver,
@@ -114,7 +113,10 @@ async def open_service(settings: config.Settings, launcher: Launcher) -> AsyncIt
             agent_timeout_s=settings.agent_timeout_s,
             on_violation=partial(record_violation, trail),
         )
-        async with open_sandboxes(supervisor, supervisor.index, images.snapshot_for, shape) as sandboxes:
+        async with (
+            open_images(build_host) as images,
+            open_sandboxes(supervisor, supervisor.index, images.snapshot_for, shape) as sandboxes,
+        ):
             yield Service(settings, sandboxes, images, driver)
     finally:
         database.close()

@@ -84,6 +84,12 @@ class StateConflict(RequestError):
     code = "state-conflict"
 
 
+class SnapshotMissing(RequestError):
+    """There is no snapshot of the shape that was asked for, and none was to be built."""
+
+    code = "snapshot-missing"
+
+
 class QuotaExceeded(RequestError):
     code = "quota-exceeded"
 

@@ -17,6 +17,7 @@ STATUS: dict[type[errors.CasemateError], int] = {
     errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.StateConflict: 409,
+    errors.SnapshotMissing: 409,
     errors.FileRefused: 409,
     errors.ExecRefused: 422,
     errors.QuotaExceeded: 429,

@@ -29,6 +29,8 @@ def run(
     timeout_s: Annotated[float | None, typer.Option("--timeout", metavar="S", help="Kill it after S seconds.")] = None,
     memory_mib: Annotated[int | None, typer.Option("--memory", metavar="MIB", help="The guest's memory.")] = None,
     vcpus: Annotated[int | None, typer.Option("--vcpus", metavar="N", help="The guest's processors.")] = None,
+    disk_mib: Annotated[int | None, typer.Option("--disk", metavar="MIB", help="Its writable disk.")] = None,
+    build: Annotated[bool, typer.Option("--build/--no-build", help="Build a snapshot that is missing.")] = True,
     env: Annotated[list[str] | None, typer.Option("--env", metavar="K=V", help="Set a variable; K: pass ours.")] = None,
     put: Annotated[list[str] | None, typer.Option("--put", metavar="HOST:GUEST", help="Copy a file in.")] = None,
     get: Annotated[list[str] | None, typer.Option("--get", metavar="GUEST:HOST", help="Copy a file out.")] = None,
@@ -57,21 +59,27 @@ def run(
     variables = options.env_of(env or [])
 
     from casemate.cli import attach
+    from casemate.cli.progress import first_use
     from casemate.sdk import Client, Sandbox
 
     with Client() as client:
         if timings:
             client.health()  # a daemon that has to be started first is not what is timed
         began = time.perf_counter()
-        with Sandbox.create(
-            image,
-            memory_mib=memory_mib,
-            vcpus=vcpus,
-            env=variables,
-            idle_timeout_s=None,  # it lives as long as we do
-            attached=True,
-            client=client,
-        ) as sandbox:
+        with first_use() as tell:
+            created = Sandbox.create(
+                image,
+                memory_mib=memory_mib,
+                vcpus=vcpus,
+                disk_mib=disk_mib,
+                env=variables,
+                idle_timeout_s=None,  # it lives as long as we do
+                attached=True,
+                build=build,
+                progress=tell,
+                client=client,
+            )
+        with created as sandbox:
             if timings:
                 sandbox.commands.run(["/bin/true"], check=True)
                 _print_timings(sandbox, (time.perf_counter() - began) * 1000)

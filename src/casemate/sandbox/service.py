@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 import structlog
@@ -26,7 +27,16 @@ DRAIN_S = 20.0
 REMEMBER_S = 86_400  # a terminated sandbox is listed for a day
 
 
-FindSnapshot = Callable[[str, str, Shape], Awaitable[Snapshot]]
+Progress = Callable[[str, str, float | None], None]
+"""``progress(step, message, fraction)``; called in the event loop, must not wait."""
+
+
+class FindSnapshot(Protocol):
+    """Lends the snapshot of an image in a shape for a block; builds one where there is none, if it may."""
+
+    def __call__(
+        self, tenant: str, ref: str, shape: Shape, *, build: bool, progress: Progress | None
+    ) -> AbstractAsyncContextManager[Snapshot]: ...
 
 
 class Sandboxes:
@@ -48,24 +58,26 @@ class Sandboxes:
         self._live: dict[str, Handle] = {}
         self._draining = False
 
-    async def create(self, tenant: str, spec: SandboxSpec) -> Handle:
+    async def create(self, tenant: str, spec: SandboxSpec, progress: Progress | None = None) -> Handle:
         """A running sandbox. Cancelled, or out of time: whatever had begun is ended again.
 
-        Raises NotFound for the image, StateConflict for a taken name, BootTimeout after
+        ``create_timeout_s`` begins when there is a snapshot: the first use of a shape builds it, within limits of
+        its own. Raises NotFound for the image, SnapshotMissing, StateConflict for a taken name, BootTimeout after
         ``create_timeout_s``, HostError, VmmError, GuestError.
         """
         if self._draining:
             raise errors.HostFull("the daemon is stopping", hint="try again when it has restarted")
-        try:
-            with anyio.fail_after(spec.create_timeout_s):
-                snapshot = await self._find_snapshot(tenant, spec.image, self._shape(spec))
-                return await self._start(tenant, spec, snapshot)
-        except TimeoutError as error:
-            raise errors.BootTimeout(
-                f"the sandbox did not answer within create_timeout_s = {spec.create_timeout_s:g} s",
-                hint="the host may be overloaded; see casemate doctor",
-                retry=errors.Retry.SAFE,
-            ) from error
+        shape = self._shape(spec)
+        async with self._find_snapshot(tenant, spec.image, shape, build=spec.build, progress=progress) as snapshot:
+            try:
+                with anyio.fail_after(spec.create_timeout_s):
+                    return await self._start(tenant, spec, snapshot)
+            except TimeoutError as error:
+                raise errors.BootTimeout(
+                    f"the sandbox did not answer within create_timeout_s = {spec.create_timeout_s:g} s",
+                    hint="the host may be overloaded; see casemate doctor",
+                    retry=errors.Retry.SAFE,
+                ) from error
 
     def get(self, tenant: str, ref: str) -> Handle:
         """The live sandbox of that id, name or unique prefix of an id. Raises NotFound, InvalidSpec."""

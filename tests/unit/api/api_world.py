@@ -36,7 +36,9 @@ class FakeSandboxes:
     cancelled: int = 0
     fail_with: errors.CasemateError | None = None
 
-    async def create(self, tenant: str, spec: SandboxSpec) -> Handle:
+    async def create(
+        self, tenant: str, spec: SandboxSpec, progress: Callable[[str, str, float | None], None] | None = None
+    ) -> Handle:
         if self.fail_with:
             raise self.fail_with
         if self.hold:

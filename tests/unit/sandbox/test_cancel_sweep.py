@@ -58,9 +58,12 @@ async def open_world(folder: Path) -> AsyncIterator[World]:
     snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, {})
     database = storage.open(folder / "casemate.db")
 
-    async def find(_tenant: str, _image: str, _shape: Shape) -> Snapshot:
+    @asynccontextmanager
+    async def find(
+        _tenant: str, _image: str, _shape: Shape, *, build: bool, progress: object
+    ) -> AsyncIterator[Snapshot]:
         await anyio.lowlevel.checkpoint()
-        return snapshot
+        yield snapshot
 
     async def no_violation(info: SandboxInfo, error: errors.CasemateError) -> None:
         pytest.fail(f"{info.id}: {error}")

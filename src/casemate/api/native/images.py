@@ -6,16 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from casemate.api.auth import principal
+from casemate.api.native.news import with_news
 from casemate.api.native.requests import Body, read_body
 from casemate.api.native.streams import Lines, lines
-
-NEWS_KEPT = 256  # of a build whose client does not read; the oldest go first
 
 
 class ImageService(Protocol):
@@ -50,20 +48,5 @@ class Images:
         return lines(partial(self._build, tenant, name, body.force))
 
     async def _build(self, tenant: str, name: str, force: bool, out: Lines) -> None:
-        news, latest = anyio.create_memory_object_stream[dict[str, Any]](NEWS_KEPT)
-
-        def progress(step: str, message: str, fraction: float | None) -> None:
-            if news.statistics().current_buffer_used == NEWS_KEPT:
-                latest.receive_nowait()
-            news.send_nowait({"event": "progress", "step": step, "message": message, "fraction": fraction})
-
-        async def pass_on() -> None:
-            async for line in latest:
-                await out.say(line)
-
-        with latest, news:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(pass_on)
-                image = await self._images.build(tenant, name, force, progress)
-                news.close()  # what is still in it is passed on before the group ends
+        image = await with_news(out, partial(self._images.build, tenant, name, force))
         await out.say({"event": "end", "image": image})

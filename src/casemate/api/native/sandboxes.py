@@ -12,9 +12,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from casemate.api.auth import principal
+from casemate.api.native.news import Progress, with_news
 from casemate.api.native.requests import Body, Query, read_body, read_query
 from casemate.api.native.streams import Lines, lines, while_wanted
-from casemate.sandbox import Reason, Sandboxes, SandboxInfo, SandboxSpec
+from casemate.sandbox import Handle, Reason, Sandboxes, SandboxInfo, SandboxSpec
 
 
 class CreateSandbox(Body):
@@ -35,10 +36,13 @@ class CreateSandbox(Body):
     network: str = "none"
     attached: bool = False
     create_timeout_s: float = 60
+    build: bool = True
+    progress: bool = False
 
     def spec(self) -> SandboxSpec:
         """Raises InvalidSpec, NotSupported."""
         fields = dict(self)
+        del fields["progress"]
         return SandboxSpec(**{**fields, "env": self.env or {}, "labels": self.labels or {}})
 
 
@@ -95,15 +99,42 @@ class SandboxResource:
         body = await read_body(request, CreateSandbox)
         tenant, spec = principal(request).tenant, body.spec()
         if body.attached:
-            return lines(partial(self._create_attached, tenant, spec), status=201)
+            return lines(partial(self._create_attached, tenant, spec, body.progress), status=201)
+        if body.progress:
+            return lines(partial(self._create_told, tenant, spec), status=201)
         handle = await while_wanted(request, partial(self._sandboxes.create, tenant, spec))
         if handle is None:  # its client went away while it was pending; create has ended it
             return Response(status_code=400)
         return _said(shown(handle.info), 201)
 
-    async def _create_attached(self, tenant: str, spec: SandboxSpec, out: Lines) -> None:
+    async def _create(self, tenant: str, spec: SandboxSpec, tell: bool, out: Lines) -> Handle:
+        """With *tell*, lines of progress come before the sandbox; most creates have nothing to tell."""
+        if not tell:
+            return await self._sandboxes.create(tenant, spec)
+        made: list[Handle] = []
+
+        async def create(progress: Progress) -> None:
+            made.append(await self._sandboxes.create(tenant, spec, progress))
+
+        try:
+            await with_news(out, create)
+        except BaseException:  # its client went away before it had read the news
+            for handle in made:
+                handle.ask_stop(Reason.KILLED, "its client went away")
+            raise
+        return made[0]
+
+    async def _create_told(self, tenant: str, spec: SandboxSpec, out: Lines) -> None:
+        handle = await self._create(tenant, spec, True, out)
+        try:
+            await out.put(shown(handle.info).model_dump_json().encode() + b"\n")
+        except BaseException:  # its client went away before it was told the id
+            handle.ask_stop(Reason.KILLED, "its client went away")
+            raise
+
+    async def _create_attached(self, tenant: str, spec: SandboxSpec, tell: bool, out: Lines) -> None:
         """Lives no longer than its client's connection, whatever becomes of the client."""
-        handle = await self._sandboxes.create(tenant, spec)
+        handle = await self._create(tenant, spec, tell, out)
         try:
             await out.put(shown(handle.info).model_dump_json().encode() + b"\n")
             await handle.ended.wait()

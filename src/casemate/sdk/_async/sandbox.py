@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, Self
 from urllib.parse import quote
 
-from casemate.errors import from_json
 from casemate.sdk._async.client import ANSWER_S, AsyncClient
 from casemate.sdk._async.commands import AsyncCommands
 from casemate.sdk._async.files import AsyncFiles
 from casemate.sdk.results import Execution, Logs, SandboxInfo, cell_error_from_json
 from casemate.sdk.streams import Kept
+
+BUILD_LIMIT_S = 600.0  # how long a plain answer may take that has to wait for a snapshot to be built
+Progress = Callable[[str, str, float | None], object]
 
 
 class AsyncSandbox:
@@ -47,6 +50,8 @@ class AsyncSandbox:
         network: str = "none",
         attached: bool = False,
         create_timeout_s: float = 60,
+        build: bool = True,
+        progress: Progress | None = None,
         url: str | None = None,
         client: AsyncClient | None = None,
     ) -> Self:
@@ -54,7 +59,10 @@ class AsyncSandbox:
 
         *attached*: it lives no longer than this process, whatever becomes of it. Neither an unset *url* nor
         CASEMATE_URL: the daemon is this user's own, started when there is none. A *client* is shared, not closed.
-        Raises NotFound for the image, InvalidSpec, NotSupported, CapacityError, HostError, VmmError, GuestError.
+        The first use of a shape builds its snapshot, unless *build* is false: that takes some 10 s, of which
+        *progress* is told (step, message, fraction or None); *create_timeout_s* begins after it.
+        Raises NotFound for the image, SnapshotMissing, InvalidSpec, NotSupported, CapacityError, HostError, VmmError,
+        GuestError.
         """
         body = {
             "image": image,
@@ -72,15 +80,18 @@ class AsyncSandbox:
             "network": network,
             "attached": attached,
             "create_timeout_s": create_timeout_s,
+            "build": build,
+            "progress": progress is not None,
         }
-        answer_s = create_timeout_s + ANSWER_S
+        answer_s = create_timeout_s + ANSWER_S + (BUILD_LIMIT_S if build else 0)
         async with AsyncExitStack() as held:
             spoken = await _one_of(held, client, url)
+            lines = partial(spoken.lines, "POST", "/v1/sandboxes", body=body, answer_s=answer_s)
             if attached:
-                lines = spoken.lines("POST", "/v1/sandboxes", body=body, answer_s=answer_s)
-                found = await anext(await held.enter_async_context(lines))
-                if "code" in found:
-                    raise from_json(found)
+                found = await _made(await held.enter_async_context(lines()), progress)
+            elif progress is not None:
+                async with lines() as events:
+                    found = await _made(events, progress)
             else:
                 found = await spoken.call("POST", "/v1/sandboxes", body=body, answer_s=answer_s)
             return cls(spoken, SandboxInfo.from_json(found), held.pop_all())
@@ -151,6 +162,16 @@ class AsyncSandbox:
 
     async def __aexit__(self, *_: object) -> None:
         await self.kill()
+
+
+async def _made(events: AsyncIterator[dict[str, Any]], progress: Progress | None) -> dict[str, Any]:
+    """The sandbox that a stream of news ends with, or begins with where it goes on as long as the sandbox lives."""
+    async for event in events:
+        if event.get("event") != "progress":
+            return event
+        if progress is not None:
+            progress(event["step"], event["message"], event.get("fraction"))
+    raise AssertionError("a stream of events ends with one or raises")
 
 
 async def _one_of(held: AsyncExitStack, client: AsyncClient | None, url: str | None) -> AsyncClient:

@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Self
 from urllib.parse import quote
 
-from casemate.errors import from_json
 from casemate.sdk._sync.client import ANSWER_S, Client
 from casemate.sdk._sync.commands import Commands
 from casemate.sdk._sync.files import Files
 from casemate.sdk.results import Execution, Logs, SandboxInfo, cell_error_from_json
 from casemate.sdk.streams import Kept
+
+BUILD_LIMIT_S = 600.0  # how long a plain answer may take that has to wait for a snapshot to be built
+Progress = Callable[[str, str, float | None], object]
 
 
 class Sandbox:
@@ -48,6 +51,8 @@ class Sandbox:
         network: str = "none",
         attached: bool = False,
         create_timeout_s: float = 60,
+        build: bool = True,
+        progress: Progress | None = None,
         url: str | None = None,
         client: Client | None = None,
     ) -> Self:
@@ -55,7 +60,10 @@ class Sandbox:
 
         *attached*: it lives no longer than this process, whatever becomes of it. Neither an unset *url* nor
         CASEMATE_URL: the daemon is this user's own, started when there is none. A *client* is shared, not closed.
-        Raises NotFound for the image, InvalidSpec, NotSupported, CapacityError, HostError, VmmError, GuestError.
+        The first use of a shape builds its snapshot, unless *build* is false: that takes some 10 s, of which
+        *progress* is told (step, message, fraction or None); *create_timeout_s* begins after it.
+        Raises NotFound for the image, SnapshotMissing, InvalidSpec, NotSupported, CapacityError, HostError, VmmError,
+        GuestError.
         """
         body = {
             "image": image,
@@ -73,15 +81,18 @@ class Sandbox:
             "network": network,
             "attached": attached,
             "create_timeout_s": create_timeout_s,
+            "build": build,
+            "progress": progress is not None,
         }
-        answer_s = create_timeout_s + ANSWER_S
+        answer_s = create_timeout_s + ANSWER_S + (BUILD_LIMIT_S if build else 0)
         with ExitStack() as held:
             spoken = _one_of(held, client, url)
+            lines = partial(spoken.lines, "POST", "/v1/sandboxes", body=body, answer_s=answer_s)
             if attached:
-                lines = spoken.lines("POST", "/v1/sandboxes", body=body, answer_s=answer_s)
-                found = next(held.enter_context(lines))
-                if "code" in found:
-                    raise from_json(found)
+                found = _made(held.enter_context(lines()), progress)
+            elif progress is not None:
+                with lines() as events:
+                    found = _made(events, progress)
             else:
                 found = spoken.call("POST", "/v1/sandboxes", body=body, answer_s=answer_s)
             return cls(spoken, SandboxInfo.from_json(found), held.pop_all())
@@ -150,6 +161,16 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+def _made(events: Iterator[dict[str, Any]], progress: Progress | None) -> dict[str, Any]:
+    """The sandbox that a stream of news ends with, or begins with where it goes on as long as the sandbox lives."""
+    for event in events:
+        if event.get("event") != "progress":
+            return event
+        if progress is not None:
+            progress(event["step"], event["message"], event.get("fraction"))
+    raise AssertionError("a stream of events ends with one or raises")
 
 
 def _one_of(held: ExitStack, client: Client | None, url: str | None) -> Client:
