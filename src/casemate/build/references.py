@@ -11,6 +11,7 @@ from casemate.storage import VersionRow
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{12,64}")
+RESERVED = frozenset({"prune"})
 DIGEST_PREFIX = "sha256:"
 
 
@@ -47,5 +48,7 @@ class Reference:
 
 def check_name(name: str) -> None:
     """Raises InvalidSpec."""
+    if name in RESERVED:
+        raise InvalidSpec(f"no image can be named {name!r}: it is a word of the API")
     if not _NAME.fullmatch(name):
         raise InvalidSpec(f"image name {name[:80]!r} is not valid", hint="up to 63 of a-z, 0-9, ., _ and -")

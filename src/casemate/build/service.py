@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ import anyio
 from casemate import errors
 from casemate.build.host import BuildHost
 from casemate.build.references import Reference
+from casemate.build.removal import Removal, to_json
 from casemate.build.shapes import Shapes
 from casemate.build.snapshot import BUILDING, Progress
+from casemate.build.transfer import Transfer
+from casemate.build.verify import verified
 from casemate.host import remove_folder
 from casemate.sandbox import Shape, Snapshot
 from casemate.storage import VersionRow
 from casemate.storage import images as rows
 
 BUILT_IN = "system"  # the tenant that the images we come with belong to; everybody may use them
+OWNER = "local"  # the tenant of who runs this host
 BUILT_IN_NAMES = ("python",)
 PARTS = ("kernel", "initrd", "root", "agent")
 
@@ -32,6 +37,8 @@ class Images:
     def __init__(self, host: BuildHost, shapes: Shapes) -> None:
         self._host = host
         self.shapes = shapes
+        self.removal = Removal(host, shapes)
+        self.transfer = Transfer(host, self.removal)
         self._building: dict[str, anyio.Lock] = {}
 
     # ------------------------------------------------------------------ what a create asks for
@@ -64,6 +71,38 @@ class Images:
                 version = await self._new_version(name, force, _from_any_thread(progress))
         async with self.shapes.lend(version, self._host.default_shape, progress=progress):
             return await self.describe_whole(version)
+
+    # --------------------------------------------------------------------- coming and going
+
+    async def remove(self, tenant: str, ref: str, force: bool) -> dict[str, Any]:
+        """Raises StateConflict while it is in use, or active without *force*; Forbidden for what is not yours."""
+        version = await self.version(tenant, ref)
+        _check_owner(tenant, version)
+        return to_json(await self.removal.remove(version, force=force), dry_run=False)
+
+    async def prune(self, tenant: str, dry_run: bool) -> dict[str, Any]:
+        """For the host's owner only: it looks at every tenant's."""
+        if tenant != OWNER:
+            raise errors.Forbidden("only the host's owner may prune its images")
+        return to_json(await self.removal.prune(dry_run=dry_run), dry_run=dry_run)
+
+    async def verify(self, tenant: str, ref: str, progress: Progress) -> dict[str, Any]:
+        """Hash every file of a version and its snapshots in full. What is broken is said, not raised."""
+        version = await self.version(tenant, ref)
+        report = await verified(self._host, version, await self.shapes.stored(version), progress)
+        if not report["ok"]:
+            self.shapes.forget(version)
+        return report
+
+    @asynccontextmanager
+    async def export(self, tenant: str, ref: str) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+        """The bytes of a bundle and how many they are. Raises NotFound, StateConflict, ImageBroken."""
+        async with self.transfer.export(await self.version(tenant, ref)) as bundle:
+            yield bundle
+
+    async def receive(self, tenant: str, name: str | None, pieces: AsyncIterator[bytes]) -> dict[str, Any]:
+        """A bundle as a new version of its image, or of *name*. Raises InvalidSpec, HostFull."""
+        return await self.describe_whole(await self.transfer.receive(tenant, name, pieces))
 
     # ------------------------------------------------------------------------ what a list shows
 
@@ -134,8 +173,15 @@ class Images:
             raise
         size_bytes = sum(getattr(parts, part).stat().st_size for part in PARTS)
         artifacts = {**parts.digests, "kernel_release": parts.kernel_release}
-        await database.write(rows.update_version, version.id, state="ready", artifacts=artifacts, size_bytes=size_bytes)
-        await database.write(rows.activate, version.id)
+        ready = partial(rows.update_version, state="ready", artifacts=artifacts, size_bytes=size_bytes)
+        async with self.removal.turn:
+            if not all(map(self._host.workshop.store.has, parts.digests.values())):
+                await database.write(
+                    rows.update_version, version.id, state="failed", log="its disk was removed meanwhile"
+                )
+                raise errors.StateConflict(f"a disk of image {name} was removed while it was built", hint="try again")
+            await database.write(ready, version.id)
+            await database.write(rows.activate, version.id)
         return await database.read(rows.version, BUILT_IN, name, version.number)
 
     async def _describe(self, version: VersionRow) -> dict[str, Any]:
@@ -165,6 +211,12 @@ async def open_images(host: BuildHost) -> AsyncIterator[Images]:
     async with anyio.create_task_group() as tasks:
         yield Images(host, Shapes(host, tasks))
         tasks.cancel_scope.cancel()
+
+
+def _check_owner(tenant: str, version: VersionRow) -> None:
+    """Raises Forbidden: everybody uses the images we come with, the host's owner alone removes them."""
+    if tenant not in (version.tenant, OWNER):
+        raise errors.Forbidden(f"image {version.reference} is not yours to remove")
 
 
 def _post(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *news: Any) -> None:

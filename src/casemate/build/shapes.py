@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,13 @@ class Shapes:
         self._underway: dict[tuple[int, Shape], Underway[Snapshot]] = {}
         self._turns: dict[tuple[int, Shape], anyio.Lock] = {}
         self._lent: Counter[str] = Counter()
+        self._retired: set[int] = set()
+        self._pruning = anyio.Lock()  # two at once would each make the same room
         self._places = anyio.Semaphore(BUILDS_AT_ONCE)
+
+    @property
+    def lent(self) -> set[str]:
+        return set(self._lent)
 
     @property
     def building(self) -> bool:
@@ -90,6 +96,8 @@ class Shapes:
     async def _lent_one(self, version: VersionRow, shape: Shape, build: bool, progress: Progress | None) -> Snapshot:
         key = (version.id, shape)
         while True:
+            if version.id in self._retired:
+                raise errors.NotFound(f"image {version.reference} is being removed", hint="casemate image ls")
             if known := self._known.get(key):
                 self._lent[known.id] += 1  # nothing waits between looking and taking
                 return known
@@ -243,6 +251,10 @@ class Shapes:
 
         Never the default shape, never one in use.
         """
+        async with self._pruning:
+            return await self._prune_over_budget()
+
+    async def _prune_over_budget(self) -> list[str]:
         versions = await self._host.database.read(rows.all_versions)
         extra = [
             (version, stored)
@@ -278,8 +290,21 @@ class Shapes:
             await self._delete(stored.row.id)
             return True
 
+    @contextmanager
+    def retired(self, version: VersionRow) -> Iterator[None]:
+        """For the block, nobody gets a snapshot of *version*. Raises StateConflict while one is being built."""
+        if any(key[0] == version.id for key in self._underway):
+            raise errors.StateConflict(
+                f"a snapshot of image {version.reference} is being built", hint="try again later"
+            )
+        self._retired.add(version.id)
+        try:
+            yield
+        finally:
+            self._retired.discard(version.id)
+
     def forget(self, version: VersionRow) -> None:
-        """Lend nothing of this version that has not been looked for anew."""
+        """Lend nothing of this version that has not been looked at anew."""
         for key in [key for key in self._known if key[0] == version.id]:
             del self._known[key]
 

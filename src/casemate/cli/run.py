@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from casemate.cli import options
+from casemate.cli.newfile import new_file
 from casemate.cli.options import HOME, Get, Put
 
 if TYPE_CHECKING:
@@ -105,33 +103,13 @@ def _fetch(sandbox: Sandbox, gets: Sequence[Get], *, failed: bool) -> None:
 
     for item in gets:
         try:
-            with sandbox.files.stream(item.guest) as pieces, _new_file(item.host) as file:
+            with sandbox.files.stream(item.guest) as pieces, new_file(item.host) as file:
                 for piece in pieces:
                     file.write(piece)
         except FileRefused as error:
             if not failed:
                 raise
             print(f"casemate: {item.guest}: {error.message}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[tempfile._TemporaryFileWrapper[bytes]]:
-    """A file that is at *path* once it is whole; a failure leaves what was there."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
-def _umask() -> int:
-    now = os.umask(0o077)  # there is no other way to read it
-    os.umask(now)
-    return now
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

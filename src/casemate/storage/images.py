@@ -165,6 +165,15 @@ def delete_version(connection: sa.Connection, version_id: int) -> None:
     connection.execute(image_versions.delete().where(image_versions.c.id == version_id))
 
 
+def activate_newest(connection: sa.Connection, image_id: int) -> None:
+    """Make an image's newest ready version the active one, if it has any."""
+    ready = (image_versions.c.image_id == image_id) & (image_versions.c.state == "ready")
+    query = sa.select(image_versions.c.id).where(ready).order_by(image_versions.c.number.desc()).limit(1)
+    newest = connection.execute(query).scalar()
+    if newest is not None:
+        activate(connection, newest)
+
+
 def add_imported(
     connection: sa.Connection,
     tenant: str,

@@ -34,6 +34,7 @@ class Bench(Workshop):
     def agent(self, progress: Progress = lambda *_: None) -> Path:
         with self.store.new() as pending:
             pending.path.write_bytes(self.agent_content)
+        self._note("agent", "key", {"agent": pending.digest})
         return self.store.path(pending.digest)
 
 

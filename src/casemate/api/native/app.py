@@ -46,8 +46,11 @@ def app(sandboxes: Sandboxes, images: ImageService, health: Callable[[], dict[st
         _route(f"{sandbox}/files/stat", GET=files.stat),
         _route(f"{sandbox}/files/list", GET=files.list),
         _route(f"{sandbox}/code", POST=code.run),
-        _route("/v1/images", GET=shelf.list),
-        _route("/v1/images/{ref}", GET=shelf.get),
+        _route("/v1/images", GET=shelf.list, POST=shelf.receive),
+        _route("/v1/images/prune", POST=shelf.prune),
+        _route("/v1/images/{ref}", GET=shelf.get, DELETE=shelf.remove),
+        _route("/v1/images/{ref}/export", GET=shelf.export),
+        _route("/v1/images/{ref}/verify", POST=shelf.verify),
         _route("/v1/images/{name}/build", POST=shelf.build),
     ]
     made = Starlette(routes=routes, middleware=[Middleware(Authenticated)], exception_handlers=HANDLERS)
