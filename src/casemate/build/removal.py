@@ -125,7 +125,7 @@ class Removal:
         names = sorted({name for stored in await self._stored(version) for name in used.get(stored.row.id, [])})
         if names:
             raise errors.StateConflict(
-                f"image {version.reference} is in use by {len(names)} sandboxes: {', '.join(names[:10])}",
+                f"image {version.reference} is in use by {len(names)} sandbox{'es' * (len(names) > 1)}: {', '.join(names[:10])}",
                 hint=f"casemate kill {' '.join(names[:10])}",
                 evidence={"sandboxes": names},
             )
