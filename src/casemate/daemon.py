@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -128,11 +128,17 @@ async def record_violation(trail: audit.Trail, info: SandboxInfo, error: errors.
     )
 
 
-async def serve(settings: config.Settings, process: LauncherProcess, idle_exit_s: float | None, ready: Report) -> None:
+async def serve(
+    settings: config.Settings,
+    process: LauncherProcess,
+    idle_exit_s: float | None,
+    ready: Report,
+    found: Sequence[config.Found],
+) -> None:
     """Answer requests until SIGTERM, SIGINT, the launcher's end or *idle_exit_s* without use."""
     async with open_launcher(process) as launcher, open_service(settings, launcher) as service:
         with bound(settings.socket) as listener:
-            busy = Busy(native_app(service.sandboxes, service.images, service.health))
+            busy = Busy(native_app(service.sandboxes, service.images, service.health, found))
             server = uvicorn.Server(
                 uvicorn.Config(
                     busy,
@@ -250,14 +256,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     report = Report(options.ready_fd)
     try:
-        settings = config.load()
+        found = config.explain(idle_exit_s=options.idle_exit_s)
+        settings = config.settings_of(found)
         make_home(settings)
         with held_lock(settings):
             give_home(settings)
             enter_view(settings)
             process = start_launcher(settings)
             drop_privilege(settings)
-            anyio.run(serve, settings, process, options.idle_exit_s, report, backend_options={"use_uvloop": True})
+            anyio.run(
+                serve, settings, process, options.idle_exit_s, report, found, backend_options={"use_uvloop": True}
+            )
     except errors.CasemateError as error:
         report.failed(error)
         return 1

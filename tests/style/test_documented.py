@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -66,12 +68,34 @@ def verbs() -> dict[str, list[str]]:
 
 def test_every_verb_and_option(reference: str) -> None:
     headed = re.findall(r"^### `casemate ([^`]+)`\n(.*?)(?=^##|\Z)", reference, re.MULTILINE | re.DOTALL)
-    sections = {" ".join(re.findall(r"^[a-z]+|(?<=^image )[a-z]+", title)): text for title, text in headed}
-    for verb, options in verbs().items():
+    known = verbs()
+    sections = {_verb_of(title, set(known)): text for title, text in headed}
+    for verb, options in known.items():
         assert verb in sections, f"casemate {verb} has no section in docs/reference.md"
         for option in options:
             assert option == "--help" or f"`{option}" in sections[verb], f"casemate {verb} {option}"
-    assert set(sections) <= set(verbs())
+    assert set(sections) <= set(known)
+
+
+def _verb_of(title: str, known: set[str]) -> str:
+    """``image ls`` of ``image ls [OPTIONS]``; the first word where no verb is meant."""
+    words = title.split()
+    return next((name for n in (2, 1) if (name := " ".join(words[:n])) in known), words[0])
+
+
+@pytest.mark.parametrize("verb", sorted(verbs()))
+def test_every_verb_has_help_with_an_example(verb: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "casemate.cli", *verb.split(), "--help"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    example = re.search(r"^  Example:\n    (?:[A-Z_]+=\S+ |\S+=\$\()?casemate " + verb, done.stdout, re.MULTILINE)
+    assert example, done.stdout
+    assert "\x1b" not in done.stdout
 
 
 def test_the_readme_begins_with_the_two_commands() -> None:

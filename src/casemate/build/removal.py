@@ -124,8 +124,9 @@ class Removal:
         used = await self._shapes.users()
         names = sorted({name for stored in await self._stored(version) for name in used.get(stored.row.id, [])})
         if names:
+            many = f"{len(names)} sandbox{'es' * (len(names) > 1)}"
             raise errors.StateConflict(
-                f"image {version.reference} is in use by {len(names)} sandbox{'es' * (len(names) > 1)}: {', '.join(names[:10])}",
+                f"image {version.reference} is in use by {many}: {', '.join(names[:10])}",
                 hint=f"casemate kill {' '.join(names[:10])}",
                 evidence={"sandboxes": names},
             )

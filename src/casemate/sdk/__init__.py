@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Signaled,
         TimedOut,
     )
+    from casemate.sdk.stats import SandboxStats
 
 __all__ = [
     "AsyncClient",
@@ -46,6 +47,7 @@ __all__ = [
     "Output",
     "Sandbox",
     "SandboxInfo",
+    "SandboxStats",
     "Signaled",
     "TimedOut",
 ]
@@ -57,6 +59,7 @@ _HOMES = {
     "Client": "_sync.client",
     "Images": "_sync.images",
     "Sandbox": "_sync.sandbox",
+    "SandboxStats": "stats",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,25 +19,37 @@ from casemate.api.native.execs import Execs
 from casemate.api.native.files import Files
 from casemate.api.native.images import Images, ImageService
 from casemate.api.native.sandboxes import SandboxResource
+from casemate.api.native.stats import StatsResource
+from casemate.config import Found
 from casemate.sandbox import Sandboxes
 
 Answer = Response | ASGIApp
 Handler = Callable[[Request], Awaitable[Answer]]
 
 
-def app(sandboxes: Sandboxes, images: ImageService, health: Callable[[], dict[str, Any]]) -> Starlette:
-    """The ASGI app over these services; it owns none of them."""
+def app(
+    sandboxes: Sandboxes,
+    images: ImageService,
+    health: Callable[[], dict[str, Any]],
+    settings: Sequence[Found] = (),
+) -> Starlette:
+    """The ASGI app over these services; it owns none of them. *settings* are what the daemon runs with."""
     boxes, execs, files = SandboxResource(sandboxes), Execs(sandboxes), Files(sandboxes)
-    code, shelf = Code(sandboxes), Images(images)
+    code, shelf, stats = Code(sandboxes), Images(images), StatsResource(sandboxes)
 
     async def say_health(request: Request) -> Response:
         return JSONResponse(health())
 
+    async def say_settings(request: Request) -> Response:
+        return JSONResponse({"settings": [found.to_json() for found in settings]})
+
     sandbox = "/v1/sandboxes/{ref}"
     routes = [
         _route("/v1/health", GET=say_health),
+        _route("/v1/config", GET=say_settings),
         _route("/v1/sandboxes", GET=boxes.list, POST=boxes.create),
         _route(sandbox, GET=boxes.get, DELETE=boxes.kill),
+        _route(f"{sandbox}/stats", GET=stats.get),
         _route(f"{sandbox}/execs", GET=execs.list, POST=execs.start),
         _route(f"{sandbox}/execs/{{exec_id}}/output", GET=execs.output),
         _route(f"{sandbox}/execs/{{exec_id}}/stdin", POST=execs.stdin),

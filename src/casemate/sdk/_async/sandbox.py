@@ -13,6 +13,7 @@ from casemate.sdk._async.client import ANSWER_S, AsyncClient
 from casemate.sdk._async.commands import AsyncCommands
 from casemate.sdk._async.files import AsyncFiles
 from casemate.sdk.results import Execution, Logs, SandboxInfo, cell_error_from_json
+from casemate.sdk.stats import SandboxStats
 from casemate.sdk.streams import Kept
 
 BUILD_LIMIT_S = 600.0  # how long a plain answer may take that has to wait for a snapshot to be built
@@ -130,6 +131,10 @@ class AsyncSandbox:
         """Ask the daemon how it is now. Raises NotFound a day after its end."""
         self._info = SandboxInfo.from_json(await self._client.call("GET", self._path))
         return self._info
+
+    async def stats(self) -> SandboxStats:
+        """What it takes now. Does not count as use. Raises StateConflict or NotFound unless it is running."""
+        return SandboxStats.from_json(await self._client.call("GET", f"{self._path}/stats"))
 
     async def run_code(self, code: str, timeout_s: float | None = None) -> Execution:
         """Run Python in the sandbox's default context, whose names stay from one call to the next.

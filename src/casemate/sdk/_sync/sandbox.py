@@ -14,6 +14,7 @@ from casemate.sdk._sync.client import ANSWER_S, Client
 from casemate.sdk._sync.commands import Commands
 from casemate.sdk._sync.files import Files
 from casemate.sdk.results import Execution, Logs, SandboxInfo, cell_error_from_json
+from casemate.sdk.stats import SandboxStats
 from casemate.sdk.streams import Kept
 
 BUILD_LIMIT_S = 600.0  # how long a plain answer may take that has to wait for a snapshot to be built
@@ -129,6 +130,10 @@ class Sandbox:
         """Ask the daemon how it is now. Raises NotFound a day after its end."""
         self._info = SandboxInfo.from_json(self._client.call("GET", self._path))
         return self._info
+
+    def stats(self) -> SandboxStats:
+        """What it takes now. Does not count as use. Raises StateConflict or NotFound unless it is running."""
+        return SandboxStats.from_json(self._client.call("GET", f"{self._path}/stats"))
 
     def run_code(self, code: str, timeout_s: float | None = None) -> Execution:
         """Run Python in the sandbox's default context, whose names stay from one call to the next.
