@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -101,3 +102,32 @@ def test_an_image_goes_out_and_comes_in_and_runs(daemon: Daemon, tmp_path: Path,
     assert casemate("image", "verify", "python").returncode == 0
     with Sandbox.create() as sandbox:
         assert sandbox.commands.run("true").ok
+
+
+def test_top_says_what_the_kernel_says(daemon: Daemon, no_trace: None) -> None:
+    with Sandbox.create(name="quiet") as quiet, Sandbox.create(name="busy") as busy:
+        with busy.commands.start(["sh", "-c", "while :; do :; done"]):
+            found = {one["name"]: one for one in json.loads(casemate("top", "--json").stdout)["sandboxes"]}
+            assert found["busy"]["cpu_percent"] > 40
+            assert found["quiet"]["cpu_percent"] < 40
+            assert found["busy"]["guest"]["execs_running"] == 1
+            for box in (quiet, busy):
+                one = found[box.info.name or ""]
+                status = Path(f"/proc/{one['pid']}/status").read_text()
+                anonymous_kib = next(int(line.split()[1]) for line in status.splitlines() if "RssAnon" in line)
+                assert one["memory_private_bytes"] / 1024 == pytest.approx(anonymous_kib, rel=0.2)
+                assert 400 << 20 < one["guest"]["memory_total_bytes"] <= 512 << 20
+                assert 0 < one["guest"]["memory_available_bytes"] < one["guest"]["memory_total_bytes"]
+        assert (busy.stats().cpu_s or 0) > 0
+    lines = casemate("config", "show", "--daemon").stdout.decode().splitlines()
+    assert any(line.split()[:3] == ["home", str(daemon.home), "env"] for line in lines)
+
+
+def test_looking_does_not_keep_a_sandbox_alive(daemon: Daemon, no_trace: None) -> None:
+    with Sandbox.create(idle_timeout_s=2) as sandbox:
+        began = time.monotonic()
+        with pytest.raises((errors.NotFound, errors.StateConflict)):
+            while time.monotonic() - began < 15:
+                sandbox.stats()
+                time.sleep(0.1)
+        assert sandbox.refresh().state_reason.code == "idle"  # type: ignore[union-attr]
