@@ -65,6 +65,7 @@ class Shapes:
         self._turns: dict[tuple[int, Shape], anyio.Lock] = {}
         self._lent: Counter[str] = Counter()
         self._retired: set[int] = set()
+        self._stamped: dict[str, float] = {}
         self._pruning = anyio.Lock()  # two at once would each make the same room
         self._places = anyio.Semaphore(BUILDS_AT_ONCE)
 
@@ -149,11 +150,11 @@ class Shapes:
             yield
 
     async def _stamp(self, snapshot: Snapshot) -> None:
-        def stamp() -> None:
-            if time.time() - snapshot.folder.stat().st_mtime > STAMP_EVERY_S:
-                os.utime(snapshot.folder)
-
-        await anyio.to_thread.run_sync(stamp)
+        now = time.monotonic()
+        if now - self._stamped.get(snapshot.id, -STAMP_EVERY_S) < STAMP_EVERY_S:
+            return  # a thread costs more than this is worth to every create
+        self._stamped[snapshot.id] = now
+        await anyio.to_thread.run_sync(os.utime, snapshot.folder)
 
     # ------------------------------------------------------------------------ finding and building
 
@@ -309,6 +310,7 @@ class Shapes:
             del self._known[key]
 
     async def _delete(self, snapshot_id: str) -> None:
+        self._stamped.pop(snapshot_id, None)
         with anyio.CancelScope(shield=True):
             await self._host.database.write(rows.delete_snapshot, snapshot_id)
             await anyio.to_thread.run_sync(partial(remove_folder, self._host.snapshots / snapshot_id))

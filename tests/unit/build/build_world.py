@@ -45,6 +45,7 @@ class SlowDriver(FakeDriver):
         self.boots = 0
         self.gate: anyio.Event | None = None
         self.fail_with: Exception | None = None
+        self.silent = False  # its guests say nothing
 
     @asynccontextmanager
     async def boot(self, spec: MachineSpec, kernel: Kernel, memory: Path) -> AsyncIterator[FakeMachine]:
@@ -54,6 +55,8 @@ class SlowDriver(FakeDriver):
         if self.fail_with is not None:
             raise self.fail_with
         async with super().boot(spec, kernel, memory) as machine:
+            if self.silent:
+                await machine.pause()
             memory.write_bytes(b"memory" * 200_000)  # 1.2 MB that a budget counts
             yield machine
 
@@ -92,7 +95,7 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(home: Path, *, shape_budget_mib: int = 4096) -> AsyncIterator[World]:
+async def open_world(home: Path, *, shape_budget_mib: int = 4096, boot_timeout_s: float = 10) -> AsyncIterator[World]:
     (home / "snapshots").mkdir(parents=True, exist_ok=True)
     database = storage.open(home / "casemate.db")
     driver, bench = SlowDriver(), Bench(home)
@@ -105,7 +108,7 @@ async def open_world(home: Path, *, shape_budget_mib: int = 4096) -> AsyncIterat
         verified=Identities(home / "run" / "verified"),
         host_id="host",
         default_shape=DEFAULT,
-        boot_timeout_s=10,
+        boot_timeout_s=boot_timeout_s,
         shape_budget_mib=shape_budget_mib,
     )
     try:

@@ -165,6 +165,41 @@ def test_what_is_odd_is_refused(store: Store, odd: str) -> None:
     refused(store, ODD[odd])
 
 
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, b"S", b"x"])
+def test_whole_but_for_the_kind_of_a_member(store: Store, kind: bytes) -> None:
+    """Right name, size and content: the kind alone is odd."""
+    name = f"sha256/{digest(CONTENT['kernel'])}"
+    odd = entry(name, CONTENT["kernel"], type=kind)
+    refused(store, WHOLE.replace(entry(name, CONTENT["kernel"], mode=0o444), odd))
+
+
+class Endless(io.RawIOBase):
+    """A header, then zeros for ever; counts what is taken."""
+
+    def __init__(self, begins: bytes) -> None:
+        self.left, self.taken = begins, 0
+
+    def read(self, size: int = -1) -> bytes:
+        piece, self.left = self.left[:size], self.left[size:]
+        self.taken += size
+        assert self.taken < 1 << 20, "it believed a length"
+        return piece or bytes(size)
+
+
+@pytest.mark.parametrize("size", [70_000, 1 << 40])
+def test_a_manifests_length_is_not_believed(store: Store, size: int) -> None:
+    source = Endless(_sized("casemate-image.json", size))
+    with pytest.raises(InvalidSpec):
+        bundles.stage(source, store)  # type: ignore[arg-type]
+    assert source.taken == 512
+
+
+def _sized(name: str, size: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
 def test_a_size_that_does_not_fit_is_said_before_it_is_sent(store: Store) -> None:
     huge = says(artifacts={p: PART | {"size": bundles.MAX_ARTIFACT_BYTES[p]} for p in bundles.PARTS})
     free = os.statvfs(store.root)
