@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Settings:
     memory_budget_mib: int = 0  # for all sandboxes together; 0: what is available at start, less some head-room
     disk_budget_mib: int = 0  # the same for their disks
     admission_wait_s: float = 0.0  # how long a create that does not fit waits before it is refused
+    shape_budget_mib: int = 4096  # disk space for snapshots of other shapes than the default one
 
     @property
     def run(self) -> Path:
@@ -92,22 +94,81 @@ def _convert(name: str, kind: str, value: Any) -> Any:
         raise InvalidSpec(f"setting {name}: {value!r} is not a {kind}") from error
 
 
+class Origin(StrEnum):
+    """Where a setting's value comes from, the later the stronger."""
+
+    DEFAULT = "default"
+    FILE = "file"
+    ENV = "env"
+    FLAG = "flag"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One setting as it counts: *source* is the file or the variable that says so, empty for a default."""
+
+    name: str
+    value: Any
+    origin: Origin
+    source: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        value = str(self.value) if isinstance(self.value, Path) else self.value
+        return {"name": self.name, "value": value, "origin": self.origin.value, "source": self.source}
+
+
+def explain(env: Mapping[str, str] = os.environ, **flags: Any) -> list[Found]:
+    """Every setting of this process with its origin. Raises as load."""
+    home_flag = flags.get("home")
+    home = home_flag or env.get("CASEMATE_HOME") or default_home(env)
+    path = Path(home) / "config.toml"
+    stored = _stored(path)
+    found = []
+    for setting in fields(Settings):
+        name, variable = setting.name, f"CASEMATE_{setting.name.upper()}"
+        if flags.get(name) is not None:
+            value, origin, source = flags[name], Origin.FLAG, ""
+        elif variable in env and (name != "home" or env[variable]):
+            value, origin, source = env[variable], Origin.ENV, variable
+        elif name == "home":  # it says where the file is, so the file cannot
+            value, origin, source = home, Origin.DEFAULT, ""
+        elif name in stored:
+            value, origin, source = stored[name], Origin.FILE, str(path)
+        else:
+            found.append(Found(name, _default(setting), Origin.DEFAULT))
+            continue
+        found.append(Found(name, _convert(name, str(setting.type), value), origin, source))
+    return found
+
+
+def _default(setting: Field[Any]) -> Any:
+    return setting.default_factory() if setting.default_factory is not MISSING else setting.default
+
+
+def settings_of(found: Iterable[Found]) -> Settings:
+    return Settings(**{one.name: one.value for one in found})
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """What *path* sets; nothing where there is no such file. Raises InvalidSpec."""
+    if not path.is_file():
+        return {}
+    import tomllib  # late: 20 ms that a client without the file saves
+
+    try:
+        stored = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSpec(f"{path}: {error}") from error
+    except OSError as error:
+        raise InvalidSpec(f"{path}: {error.strerror}", hint="it has to be readable by who runs this") from error
+    kinds = {f.name for f in fields(Settings)}
+    if unknown := set(stored) - kinds:
+        raise InvalidSpec(f"{path}: unknown setting {sorted(unknown)[0]!r}", hint=f"known: {', '.join(sorted(kinds))}")
+    if "home" in stored:
+        raise InvalidSpec(f"{path}: home cannot be set in the home itself", hint="set CASEMATE_HOME")
+    return stored
+
+
 def load(env: Mapping[str, str] = os.environ, **flags: Any) -> Settings:
     """The settings of this process. Raises InvalidSpec for a value of the wrong kind or an unknown name."""
-    kinds = {f.name: str(f.type) for f in fields(Settings)}
-    home = flags.get("home") or env.get("CASEMATE_HOME") or default_home(env)
-    path = Path(home) / "config.toml"
-    stored: dict[str, Any] = {}
-    if path.is_file():
-        import tomllib  # late: 20 ms that a client without the file saves
-
-        try:
-            stored = tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
-            raise InvalidSpec(f"{path}: {error}") from error
-    if unknown := set(stored) - set(kinds):
-        raise InvalidSpec(f"{path}: unknown setting {sorted(unknown)[0]!r}", hint=f"known: {', '.join(kinds)}")
-    given = {n: env[f"CASEMATE_{n.upper()}"] for n in kinds if f"CASEMATE_{n.upper()}" in env}
-    set_flags = {n: v for n, v in flags.items() if v is not None}
-    values = stored | given | set_flags | {"home": home}
-    return Settings(**{n: _convert(n, kinds[n], v) for n, v in values.items()})
+    return settings_of(explain(env, **flags))

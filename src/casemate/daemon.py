@@ -18,8 +18,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from casemate.api.hosts import names_of
 from casemate.api.keys import Keys
 from casemate.api.listener import Listener, Server, open_listener, proxies_of
 from casemate.api.native import app as native_app
-from casemate.build import BuildHost, Images
+from casemate.build import BuildHost, Images, forget_unfinished, open_images
 from casemate.host import (
     Launcher,
     Swept,
@@ -150,11 +151,11 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
             host_id=here,
             default_shape=shape,
             boot_timeout_s=settings.boot_timeout_s,
+            shape_budget_mib=settings.shape_budget_mib,
         )
-        images = Images(build_host)
         trail, index, folders = audit.Trail(database, here), Index(database, here), settings.home / "sandboxes"
         recovered = recovered_from(swept)
-        await recover(recovered, sweepers(launcher, images), index, folders, trail)
+        await recover(recovered, sweepers(launcher, build_host), index, folders, trail)
         keys = Keys(database, here, trail)
         await keys.load()
         admission = Admission(
@@ -169,16 +170,19 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
             admission=admission,
             reach=parse_fault(os.environ.get("CASEMATE_FAULT")),
         )
-        async with open_sandboxes(supervisor, index, images.snapshot_for, shape) as sandboxes:
+        async with (
+            open_images(build_host) as images,
+            open_sandboxes(supervisor, index, images.snapshot_for, shape) as sandboxes,
+        ):
             yield Service(settings, sandboxes, images, driver, admission, recovered, trail, keys)
         await trail.record(audit.EventKind.DAEMON_STOPPED, tenant="system", subject=here)
     finally:
         database.close()
 
 
-def sweepers(launcher: Launcher, images: Images) -> dict[str, Sweeper]:
+def sweepers(launcher: Launcher, build_host: BuildHost) -> dict[str, Sweeper]:
     """What looks for orphans of each kind, in this order; the processes have been ended before (sweep_kernel)."""
-    return {"cgroups": launcher.sweep, "builds": images.start}
+    return {"cgroups": launcher.sweep, "builds": partial(forget_unfinished, build_host)}
 
 
 def recovered_from(swept: Swept) -> Recovered:
@@ -222,12 +226,13 @@ async def serve(
     idle_exit_s: float | None,
     ready: Report,
     listener: Listener | None,
+    found: Sequence[config.Found],
 ) -> None:
     """Answer requests until SIGTERM, SIGINT, the launcher's end or *idle_exit_s* without use."""
     async with open_launcher(process) as launcher, open_service(settings, launcher, swept) as service:
         doors = doors_of(service, listener)
         with bound(settings) as local:
-            busy = Busy(native_app(service.sandboxes, service.images, service.health, doors, service.trail))
+            busy = Busy(native_app(service.sandboxes, service.images, service.health, doors, service.trail, found))
             limits = Limits(stall_s=settings.client_stall_s)
             server = Server(busy, limits)
             async with anyio.create_task_group() as tasks:
@@ -365,13 +370,15 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are what strangers like to send us
     report = Report(options.ready_fd)
     try:
-        settings = config.load(
+        found = config.explain(
+            idle_exit_s=options.idle_exit_s,
             listen=options.listen,
             tls_cert=options.tls_cert,
             tls_key=options.tls_key,
             behind_proxy=options.behind_proxy,
             allow_hosts=options.allow_host,
         )
+        settings = config.settings_of(found)
         proxies_of(settings)
         allow_many_files()
         make_home(settings)
@@ -381,7 +388,7 @@ def main(arguments: list[str] | None = None) -> int:
             enter_view(settings)
             process = start_launcher(settings)
             drop_privilege(settings)
-            arguments_of_serve = settings, process, swept, options.idle_exit_s, report, listener
+            arguments_of_serve = settings, process, swept, options.idle_exit_s, report, listener, found
             anyio.run(serve, *arguments_of_serve, backend_options={"use_uvloop": True})
     except errors.CasemateError as error:
         report.failed(error)

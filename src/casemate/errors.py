@@ -96,6 +96,12 @@ class IdempotencyConflict(RequestError):
     code = "idempotency-conflict"
 
 
+class SnapshotMissing(RequestError):
+    """There is no snapshot of the shape that was asked for, and none was to be built."""
+
+    code = "snapshot-missing"
+
+
 class QuotaExceeded(RequestError):
     code = "quota-exceeded"
 

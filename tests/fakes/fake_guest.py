@@ -49,6 +49,7 @@ class Guest:
         self.uploads: dict[int, tuple[dict[str, Any], bytearray]] = {}
         self.torn: list[str] = []
         self.cells: dict[int, bytearray] = {}
+        self.stats: dict[str, Any] = {}  # what it answers to control stats
         self.running = asyncio.Event()  # whether its vCPUs run; it hears and says nothing while they don't
         self.running.set()
         self._wake = asyncio.Event()
@@ -96,6 +97,9 @@ class Guest:
                 getattr(self, "_exec_" + event.params["op"])(event.channel, event.params)
             case wire.Opened(kind="file"):
                 getattr(self, "_file_" + event.params["op"])(event.channel, event.params)
+            case wire.Opened(kind="control", params={"op": "stats"}):
+                self.connection.accept(event.channel, self.stats)
+                self.connection.finish(event.channel)
             case wire.Opened(kind="cell"):
                 self.connection.accept(event.channel)
                 self.cells[event.channel] = bytearray()

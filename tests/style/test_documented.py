@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -76,9 +78,24 @@ def test_every_verb_and_option(reference: str) -> None:
 
 
 def _verb_of(title: str, known: set[str]) -> str:
-    """``image build [IMAGE]`` is about ``image build``, ``kill SANDBOX…`` about ``kill``."""
+    """``image ls`` of ``image ls [OPTIONS]``; the first word where no verb is meant."""
     words = title.split()
-    return next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in known), title)
+    return next((name for n in (2, 1) if (name := " ".join(words[:n])) in known), words[0])
+
+
+@pytest.mark.parametrize("verb", sorted(verbs()))
+def test_every_verb_has_help_with_an_example(verb: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "casemate.cli", *verb.split(), "--help"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    example = re.search(r"^  Example:\n    (?:[A-Z_]+=\S+ |\S+=\$\()?casemate " + verb, done.stdout, re.MULTILINE)
+    assert example, done.stdout
+    assert "\x1b" not in done.stdout
 
 
 def test_every_error_has_its_status(reference: str) -> None:

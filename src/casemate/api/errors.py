@@ -27,6 +27,7 @@ STATUS: dict[type[errors.CasemateError], int] = {
     errors.NotFound: 404,
     errors.StateConflict: 409,
     errors.IdempotencyConflict: 409,
+    errors.SnapshotMissing: 409,
     errors.FileRefused: 409,
     errors.PortRefused: 409,
     errors.ArchiveRefused: 422,

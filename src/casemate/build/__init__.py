@@ -1,6 +1,7 @@
 """From an image version to the snapshots that sandboxes start from."""
 
-from casemate.build.service import BuildHost, Images
+from casemate.build.host import BuildHost
+from casemate.build.service import Images, forget_unfinished, open_images
 from casemate.build.snapshot import Recipe, build_snapshot
 
-__all__ = ["BuildHost", "Images", "Recipe", "build_snapshot"]
+__all__ = ["BuildHost", "Images", "Recipe", "build_snapshot", "forget_unfinished", "open_images"]

@@ -52,9 +52,19 @@ async def build_snapshot(
     """
     try:
         return await _build(driver, recipe, snapshots, progress, boot_timeout_s)
-    except errors.BootTimeout as error:
+    except (errors.BootTimeout, ExceptionGroup) as raised:  # a task group wraps what ends it
+        error = the_error(raised)
+        if not isinstance(error, errors.BootTimeout):
+            raise
         log.warning("a boot got no answer; trying once more", image=recipe.image, **error.evidence)
-        return await _build(driver, recipe, snapshots, progress, boot_timeout_s)
+    return await _build(driver, recipe, snapshots, progress, boot_timeout_s)
+
+
+def the_error(raised: BaseException) -> BaseException:
+    """What task groups wrapped, where it is one only."""
+    while isinstance(raised, BaseExceptionGroup) and len(raised.exceptions) == 1:
+        raised = raised.exceptions[0]
+    return raised
 
 
 async def _build(

@@ -22,8 +22,12 @@ VERBS = {
     "forward": ("forward", "forward"),
     "ps": ("ps", "ps"),
     "kill": ("kill", "kill"),
+    "inspect": ("inspect", "inspect"),
+    "top": ("top", "top"),
     "image": ("image", "app"),
     "doctor": ("doctor", "doctor"),
+    "config": ("config", "app"),
+    "completion": ("completion", "completion"),
     "serve": ("serve", "serve"),
     "daemon": ("daemon", "app"),
     "key": ("key", "app"),
@@ -33,6 +37,8 @@ VERBS = {
     "version": ("version", "version"),
 }
 TAKES_THE_REST = frozenset({"run", "exec", "shell"})  # what follows the first word is not ours to look at
+TAKES_THE_REST = frozenset({"run", "exec"})  # what follows the first word is not ours to look at
+COMPLETING = "_CASEMATE_COMPLETE"  # set by the script of ``casemate completion``
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 CONSOLE_LINES = 12
 
@@ -41,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the exit status. Errors are one line on stderr, whole with CASEMATE_DEBUG=1."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(words)
+        return _complete() if COMPLETING in os.environ else _run(words)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
@@ -63,6 +69,12 @@ def _run(words: list[str]) -> int:
     status = app(args=words or ["--help"], prog_name="casemate", standalone_mode=False, obj=words)
     sys.stdout.flush()
     return status if isinstance(status, int) else 0
+
+
+def _complete() -> int:
+    from casemate.cli.completion import complete
+
+    return complete(_app(list(VERBS)))
 
 
 def _app(verbs: list[str]) -> Any:

@@ -24,6 +24,7 @@ def create(
     idle_timeout_s: Annotated[
         float, typer.Option("--idle-timeout", metavar="S", help="End it after S seconds without use; 0: never.")
     ] = 900,
+    build: Annotated[bool, typer.Option("--build/--no-build", help="Build a snapshot that is missing.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make a sandbox and print its id.
@@ -32,18 +33,22 @@ def create(
       id=$(casemate create --name work) && casemate exec work -- python3 -V && casemate kill work
     """
     variables, labels = options.env_of(env or []), options.labels_of(label or [])
+    from casemate.cli.progress import first_use
     from casemate.sdk import Sandbox
 
-    sandbox = Sandbox.create(
-        image,
-        name=name,
-        memory_mib=memory_mib,
-        vcpus=vcpus,
-        disk_mib=disk_mib,
-        env=variables,
-        labels=labels,
-        max_duration_s=max_duration_s,
-        idle_timeout_s=idle_timeout_s or None,
-    )
+    with first_use() as tell:
+        sandbox = Sandbox.create(
+            image,
+            name=name,
+            memory_mib=memory_mib,
+            vcpus=vcpus,
+            disk_mib=disk_mib,
+            env=variables,
+            labels=labels,
+            max_duration_s=max_duration_s,
+            idle_timeout_s=idle_timeout_s or None,
+            build=build,
+            progress=tell,
+        )
     sandbox.close()
     print(json.dumps(dict(sandbox.info.raw)) if as_json else sandbox.id)

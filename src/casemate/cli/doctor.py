@@ -19,7 +19,13 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure KVM again, whatever is known.")] = False,
 ) -> None:
-    """Examine this host: what is missing, how safe it is, and what to do. Exit status 1 when a check failed."""
+    """Examine this host: what is missing, how safe it is, and what to do.
+
+    Exit status 1 when a check failed.
+
+    Example:
+      casemate doctor --json | python3 -m json.tool
+    """
     flags = ["--json"] * as_json + ["--fresh"] * fresh
     try:
         done = subprocess.run(_argv(*flags), timeout=LIMIT_S, check=False)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
+
+LOG_EVERY_S = 5.0
+Tell = Callable[[str, str, float | None], None]
 
 
 def build_image(name: str, *, force: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -16,19 +20,48 @@ def build_image(name: str, *, force: bool = False, quiet: bool = False) -> dict[
         if quiet:
             return Images(client).build(name, force=force)
         with open_bars() as bars:
-            steps: dict[str, Bar] = {}
-
-            def tell(step: str, message: str, fraction: float | None) -> None:
-                if step not in steps:
-                    for earlier in steps.values():
-                        earlier.finish()
-                    steps[step] = bars.add(step)
-                steps[step].tell(message, fraction)
-
-            built = Images(client).build(name, force=force, progress=tell)
-            for bar in steps.values():
-                bar.finish()
+            steps = Steps(bars)
+            built = Images(client).build(name, force=force, progress=steps.tell)
+            steps.finish()
             return built
+
+
+@contextmanager
+def first_use() -> Iterator[Tell | None]:
+    """How far the snapshot is that a create has to wait for, on stderr if that is a terminal; most have none to tell.
+
+    Stdout belongs to the guest.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with ExitStack() as opened:
+        steps: list[Steps] = []
+
+        def tell(step: str, message: str, fraction: float | None) -> None:
+            if not steps:  # the first word: it will take seconds
+                steps.append(Steps(opened.enter_context(_rich_bars(stderr=True, transient=True))))
+            steps[0].tell(step, message, fraction)
+
+        yield tell
+
+
+class Steps:
+    """A bar for each step, the last one under way."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._begun: dict[str, Bar] = {}
+
+    def tell(self, step: str, message: str, fraction: float | None) -> None:
+        if step not in self._begun:
+            self.finish()
+            self._begun[step] = self._bars.add(step)
+        self._begun[step].tell(message, fraction)
+
+    def finish(self) -> None:
+        for bar in self._begun.values():
+            bar.finish()
 
 
 class Bar(Protocol):
@@ -42,15 +75,16 @@ class Bars(Protocol):
 
 
 class Line:
-    """Progress for a log: when something begins, and each word that is new."""
+    """Progress for a log: when something begins; then what is new, but not more than a line in 5 s."""
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._said = ""
+        self._said_at = time.monotonic()
 
     def tell(self, message: str, fraction: float | None) -> None:
-        if message != self._said:
-            self._said = message
+        if message and message != self._said and time.monotonic() - self._said_at >= LOG_EVERY_S:
+            self._said, self._said_at = message, time.monotonic()
             print(f"  {self._what}: {message}", flush=True)
 
     def finish(self) -> None:
@@ -90,7 +124,14 @@ def open_bars() -> Iterator[Bars]:
     if not sys.stdout.isatty():
         yield Lines()
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # late: 60 ms most runs save
+    with _rich_bars() as bars:
+        yield bars
+
+
+@contextmanager
+def _rich_bars(*, stderr: bool = False, transient: bool = False) -> Iterator[Bars]:
+    from rich.console import Console  # late: 60 ms most runs save
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -98,5 +139,5 @@ def open_bars() -> Iterator[Bars]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[message]}", markup=False),
     )
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=Console(stderr=stderr), transient=transient) as progress:  # heeds NO_COLOR
         yield RichBars(progress)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from casemate.cli import options
+from casemate.cli.newfile import new_file
 from casemate.cli.options import HOME, Get, Put
 
 if TYPE_CHECKING:
@@ -29,6 +27,8 @@ def run(
     timeout_s: Annotated[float | None, typer.Option("--timeout", metavar="S", help="Kill it after S seconds.")] = None,
     memory_mib: Annotated[int | None, typer.Option("--memory", metavar="MIB", help="The guest's memory.")] = None,
     vcpus: Annotated[int | None, typer.Option("--vcpus", metavar="N", help="The guest's processors.")] = None,
+    disk_mib: Annotated[int | None, typer.Option("--disk", metavar="MIB", help="Its writable disk.")] = None,
+    build: Annotated[bool, typer.Option("--build/--no-build", help="Build a snapshot that is missing.")] = True,
     env: Annotated[list[str] | None, typer.Option("--env", metavar="K=V", help="Set a variable; K: pass ours.")] = None,
     put: Annotated[list[str] | None, typer.Option("--put", metavar="HOST:GUEST", help="Copy a file in.")] = None,
     get: Annotated[list[str] | None, typer.Option("--get", metavar="GUEST:HOST", help="Copy a file out.")] = None,
@@ -57,21 +57,27 @@ def run(
     variables = options.env_of(env or [])
 
     from casemate.cli import attach
+    from casemate.cli.progress import first_use
     from casemate.sdk import Client, Sandbox
 
     with Client() as client:
         if timings:
             client.health()  # a daemon that has to be started first is not what is timed
         began = time.perf_counter()
-        with Sandbox.create(
-            image,
-            memory_mib=memory_mib,
-            vcpus=vcpus,
-            env=variables,
-            idle_timeout_s=None,  # it lives as long as we do
-            attached=True,
-            client=client,
-        ) as sandbox:
+        with first_use() as tell:
+            created = Sandbox.create(
+                image,
+                memory_mib=memory_mib,
+                vcpus=vcpus,
+                disk_mib=disk_mib,
+                env=variables,
+                idle_timeout_s=None,  # it lives as long as we do
+                attached=True,
+                build=build,
+                progress=tell,
+                client=client,
+            )
+        with created as sandbox:
             if timings:
                 sandbox.commands.run(["/bin/true"], check=True)
                 _print_timings(sandbox, (time.perf_counter() - began) * 1000)
@@ -97,33 +103,13 @@ def _fetch(sandbox: Sandbox, gets: Sequence[Get], *, failed: bool) -> None:
 
     for item in gets:
         try:
-            with sandbox.files.stream(item.guest) as pieces, _new_file(item.host) as file:
+            with sandbox.files.stream(item.guest) as pieces, new_file(item.host) as file:
                 for piece in pieces:
                     file.write(piece)
         except FileRefused as error:
             if not failed:
                 raise
             print(f"casemate: {item.guest}: {error.message}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[tempfile._TemporaryFileWrapper[bytes]]:
-    """A file that is at *path* once it is whole; a failure leaves what was there."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
-def _umask() -> int:
-    now = os.umask(0o077)  # there is no other way to read it
-    os.umask(now)
-    return now
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

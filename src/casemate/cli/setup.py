@@ -19,7 +19,11 @@ def setup(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     image: Annotated[str, typer.Option("--image", help="The image to build.")] = "python",
 ) -> None:
-    """Make this host ready: install what is missing, build an image, and say what the doctor finds."""
+    """Make this host ready: install what is missing, build an image, and say what the doctor finds.
+
+    Example:
+      casemate setup --dry-run
+    """
     if not dry_run:
         _make_home()
     report = examine()

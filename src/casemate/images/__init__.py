@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casemate.images.artifacts import Artifacts, Bootstrap, Workshop
+    from casemate.images.bundle import Manifest, Staged
     from casemate.images.identity import Identities
     from casemate.images.rootfs import RECIPES, Recipe
     from casemate.images.scratch import copy_disk, make_scratch_disk
@@ -21,8 +22,10 @@ _HOMES = {
     "Artifacts": "artifacts",
     "Bootstrap": "artifacts",
     "Identities": "identity",
+    "Manifest": "bundle",
     "Progress": "tools",
     "Recipe": "rootfs",
+    "Staged": "bundle",
     "Store": "store",
     "Workshop": "artifacts",
     "copy_disk": "scratch",
@@ -34,8 +37,10 @@ __all__ = [
     "Artifacts",
     "Bootstrap",
     "Identities",
+    "Manifest",
     "Progress",
     "Recipe",
+    "Staged",
     "Store",
     "Workshop",
     "copy_disk",

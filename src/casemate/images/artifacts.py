@@ -14,7 +14,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from casemate.images.store import Store
 from casemate.images.tools import Progress, no_progress, run
 
 LOCK_TIMEOUT_S = 2400.0
+REST_TIMEOUT_S = 5.0
 INDEX_FORMAT = 1
 BUSYBOX = "busybox-static"
 
@@ -102,6 +103,20 @@ class Workshop:
         """Only the root disk of a built-in image. Raises as prepare."""
         made = self._root(_recipe(image), force, progress, bootstrap or bootstrap_directly)
         return self.store.path(made["root"])
+
+    @contextmanager
+    def at_rest(self) -> Iterator[set[str]]:
+        """The digests that the index names, while nobody makes a part: none is in the store but not yet named.
+
+        Raises HostError when somebody makes one for longer than REST_TIMEOUT_S.
+        """
+        with ExitStack() as locks:
+            for part in ("kernel", "agent", *(f"root-{name}" for name in rootfs.RECIPES)):
+                locks.enter_context(held(self.cache / f"{part}.lock", timeout_s=REST_TIMEOUT_S))
+            named: set[str] = set()
+            for path in self._index.glob("*.json"):
+                named.update(word for word in _strings(path) if self.store.has(word))
+            yield named
 
     def agent(self, progress: Progress = no_progress) -> Path:
         """Only the agent disk, made anew when a file of ours on it has changed. Raises as prepare."""
@@ -191,6 +206,14 @@ class Workshop:
         temp.write_text(json.dumps(entry, indent=1))
         temp.rename(self._index / f"{part}.json")
         return entry
+
+
+def _strings(path: Path) -> list[str]:
+    """The values of an index entry; one that cannot be read names nothing."""
+    try:
+        return [str(value) for value in json.loads(path.read_text()).values()]
+    except (ValueError, AttributeError):
+        return []
 
 
 def _recipe(image: str) -> rootfs.Recipe:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from casemate.config import Settings
-from casemate.posture import kernel, kvm, programs, space
+from casemate.posture import keeping, kernel, kvm, programs, space
 from casemate.posture.check import Check, Status
 
 COLOURS = {Status.PASS: "32", Status.WARN: "33", Status.FAIL: "31;1", Status.SKIP: "2"}
@@ -57,6 +57,7 @@ def examine(settings: Settings, *, fresh: bool = False) -> Report:
         *map(programs.check_program, programs.PROGRAMS),
         programs.check_subordinate_ids(),
         kernel.check_cgroups(),
+        keeping.check_favordynmods(),
         space.check_disk(settings.home),
         space.check_memory(),
         space.check_reflink(settings.home),
@@ -64,6 +65,9 @@ def examine(settings: Settings, *, fresh: bool = False) -> Report:
         kernel.check_ksm(),
         kernel.check_smt(),
         kernel.check_cpu_vulnerabilities(),
+        keeping.check_home(settings),
+        keeping.check_uid_range(settings),
+        keeping.check_time_sync(),
     )
     return Report(
         isolation="hardware" if verdict.usable else "emulated",

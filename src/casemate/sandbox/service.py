@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
 
 import anyio
 from anyio.abc import TaskGroup
@@ -21,7 +22,16 @@ DRAIN_S = 45.0  # of the 60 s a daemon has to stop in; the rest is for its conne
 REMEMBER_S = 86_400  # a terminated sandbox is listed for a day
 
 
-FindSnapshot = Callable[[str, str, Shape], Awaitable[Snapshot]]
+Progress = Callable[[str, str, float | None], None]
+"""``progress(step, message, fraction)``; called in the event loop, must not wait."""
+
+
+class FindSnapshot(Protocol):
+    """Lends the snapshot of an image in a shape for a block; builds one where there is none, if it may."""
+
+    def __call__(
+        self, tenant: str, ref: str, shape: Shape, *, build: bool, progress: Progress | None
+    ) -> AbstractAsyncContextManager[Snapshot]: ...
 
 
 class Sandboxes:
@@ -43,24 +53,32 @@ class Sandboxes:
         self._live: dict[str, Handle] = {}
         self._draining = False
 
-    async def create(self, tenant: str, spec: SandboxSpec, *, actor: str = "host") -> Handle:
+    async def create(
+        self, tenant: str, spec: SandboxSpec, *, actor: str = "host", progress: Progress | None = None
+    ) -> Handle:
         """A running sandbox. Cancelled, or out of time: whatever had begun is ended again.
 
-        Raises NotFound for the image, StateConflict for a taken name, BootTimeout after
+        ``create_timeout_s`` begins when there is a snapshot: the first use of a shape builds it, within limits of
+        its own. Raises NotFound for the image, SnapshotMissing, StateConflict for a taken name, BootTimeout after
         ``create_timeout_s``, HostFull, HostError, VmmError, GuestError.
         """
+        self._check_serving()
+        shape = self._shape(spec)
+        async with self._find_snapshot(tenant, spec.image, shape, build=spec.build, progress=progress) as snapshot:
+            self._check_serving()  # a build takes a while
+            try:
+                with anyio.fail_after(spec.create_timeout_s):
+                    return await self._start(tenant, spec, snapshot, actor)
+            except TimeoutError as error:
+                raise errors.BootTimeout(
+                    f"the sandbox did not answer within create_timeout_s = {spec.create_timeout_s:g} s",
+                    hint="the host may be overloaded; see casemate doctor",
+                    retry=errors.Retry.SAFE,
+                ) from error
+
+    def _check_serving(self) -> None:
         if self._draining:
             raise stopping()
-        try:
-            with anyio.fail_after(spec.create_timeout_s):
-                snapshot = await self._find_snapshot(tenant, spec.image, self._shape(spec))
-                return await self._start(tenant, spec, snapshot, actor)
-        except TimeoutError as error:
-            raise errors.BootTimeout(
-                f"the sandbox did not answer within create_timeout_s = {spec.create_timeout_s:g} s",
-                hint="the host may be overloaded; see casemate doctor",
-                retry=errors.Retry.SAFE,
-            ) from error
 
     def get(self, tenant: str, ref: str) -> Handle:
         """The live sandbox of that id, name or unique prefix of an id. Raises NotFound, InvalidSpec."""

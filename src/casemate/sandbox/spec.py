@@ -47,6 +47,7 @@ class SandboxSpec:
     network: str = "none"
     attached: bool = False
     create_timeout_s: float = 60
+    build: bool = True  # make the snapshot of a shape that has none
 
     def __post_init__(self) -> None:
         if self.network != "none":

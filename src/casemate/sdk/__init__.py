@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Signaled,
         TimedOut,
     )
+    from casemate.sdk.stats import SandboxStats
 
 __all__ = [
     "AsyncClient",
@@ -56,6 +57,7 @@ __all__ = [
     "Output",
     "Sandbox",
     "SandboxInfo",
+    "SandboxStats",
     "Signaled",
     "TimedOut",
 ]
@@ -71,6 +73,7 @@ _HOMES = {
     "Images": "_sync.images",
     "Keys": "_sync.keys",
     "Sandbox": "_sync.sandbox",
+    "SandboxStats": "stats",
 }
 
 

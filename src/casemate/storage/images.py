@@ -88,7 +88,11 @@ def add_version(
         connection.execute(images.insert().values(**common, name=name))
     image_id = connection.execute(find_image).scalar_one()
     newest = sa.select(sa.func.max(image_versions.c.number)).where(image_versions.c.image_id == image_id)
-    number = (connection.execute(newest).scalar() or 0) + 1
+    image_revision = connection.execute(sa.select(images.c.revision).where(images.c.id == image_id)).scalar_one()
+    # A removed version's number is not given again: the image's revision stays above all it ever gave
+    number = max(connection.execute(newest).scalar() or 0, image_revision - 1) + 1
+    later = {"revision": number + 1, "updated_at": now}
+    connection.execute(images.update().where(images.c.id == image_id).values(later))
     values = {
         "image_id": image_id,
         "number": number,
@@ -147,6 +151,47 @@ def versions(connection: sa.Connection, tenant: str, where: sa.ColumnElement[boo
         .order_by(images.c.name, image_versions.c.number.desc())
     )
     return [VersionRow(**row) for row in connection.execute(query).mappings()]
+
+
+def all_versions(connection: sa.Connection) -> list[VersionRow]:
+    """Every tenant's, oldest first."""
+    query = sa.select(image_versions, images.c.name).join(images).order_by(image_versions.c.id)
+    return [VersionRow(**row) for row in connection.execute(query).mappings()]
+
+
+def delete_version(connection: sa.Connection, version_id: int) -> None:
+    """Forget a version and its snapshots. The image stays, so that its numbers are never given twice."""
+    connection.execute(snapshots.delete().where(snapshots.c.version_id == version_id))
+    connection.execute(image_versions.delete().where(image_versions.c.id == version_id))
+
+
+def activate_newest(connection: sa.Connection, image_id: int) -> None:
+    """Make an image's newest ready version the active one, if it has any."""
+    ready = (image_versions.c.image_id == image_id) & (image_versions.c.state == "ready")
+    query = sa.select(image_versions.c.id).where(ready).order_by(image_versions.c.number.desc()).limit(1)
+    newest = connection.execute(query).scalar()
+    if newest is not None:
+        activate(connection, newest)
+
+
+def add_imported(
+    connection: sa.Connection,
+    tenant: str,
+    host_id: str,
+    name: str,
+    config: Mapping[str, Any],
+    artifacts: Mapping[str, str],
+    size_bytes: int,
+) -> VersionRow:
+    """A ready, active version of these artifacts: the one there is with the very same, else the next."""
+    for known in versions(connection, tenant, images.c.name == name):
+        if known.state == "ready" and known.artifacts == artifacts and known.config == config:
+            break
+    else:
+        known = add_version(connection, tenant, host_id, name, config)
+        update_version(connection, known.id, state="ready", artifacts=artifacts, size_bytes=size_bytes)
+    activate(connection, known.id)
+    return version(connection, tenant, name, known.number)
 
 
 def listed(connection: sa.Connection, tenant: str) -> list[ImageRow]:

@@ -38,11 +38,21 @@ class FakeSandboxes:
     guests: dict[str, Guest] = field(default_factory=dict)
     hold: anyio.Event | None = None
     cancelled: int = 0
+    news: int = 0  # how often a create tells of its progress
     fail_with: errors.CasemateError | None = None
 
-    async def create(self, tenant: str, spec: SandboxSpec, *, actor: str = "host") -> Handle:
+    async def create(
+        self,
+        tenant: str,
+        spec: SandboxSpec,
+        *,
+        actor: str = "host",
+        progress: Callable[[str, str, float | None], None] | None = None,
+    ) -> Handle:
         if self.fail_with:
             raise self.fail_with
+        for step in range(self.news if progress else 0):
+            progress("warm", f"step {step} " + "." * 4000, step / self.news)
         if self.hold:
             try:
                 await self.hold.wait()

@@ -333,6 +333,10 @@ REFS = [
 ]
 
 
+# The last one: with a slash in it, a ref is the beginning of another route's path
+REFUSALS = [(404, "not-found"), (400, "bad-request"), (405, "bad-request")]
+
+
 @pytest.mark.parametrize("ref", REFS)
 def test_a_ref_that_is_none_is_not_found(serve, ref):
     async def scenario(world):

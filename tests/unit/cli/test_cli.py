@@ -221,15 +221,6 @@ def test_without_a_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert b"Traceback" in casemate("ps").stderr
 
 
-@pytest.mark.parametrize("verb", ["run", "create", "exec", "ps", "kill", "image ls", "image build", "image inspect",
-                                  "serve", "version", "bench"])  # fmt: skip
-def test_every_verb_has_help_with_an_example(verb: str) -> None:
-    done = casemate(*verb.split(), "--help")
-    assert done.returncode == 0
-    assert b"Example:\n    " in done.stdout
-    assert b"\x1b" not in done.stdout
-
-
 def test_what_is_not_needed_is_not_imported() -> None:
     code = "import sys; from casemate.cli import main; main(['version']); print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

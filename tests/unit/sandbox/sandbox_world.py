@@ -52,9 +52,12 @@ async def open_world(folder: Path, *, room: int = 50, wait_s: float = 0) -> Asyn
     snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, {})
     database = storage.open(folder / "casemate.db")
 
-    async def find(_tenant: str, _image: str, _shape: Shape) -> Snapshot:
+    @asynccontextmanager
+    async def find(
+        _tenant: str, _image: str, _shape: Shape, *, build: bool, progress: object
+    ) -> AsyncIterator[Snapshot]:
         await anyio.lowlevel.checkpoint()
-        return snapshot
+        yield snapshot
 
     try:
         index = Index(database, "host")

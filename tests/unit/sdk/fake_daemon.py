@@ -60,6 +60,9 @@ class FakeDaemon:
         self.requests: list[Request] = []
         self.keys: list[Json] = []
         self.broken: Json | None = None
+        self.bundle = b"a bundle" * 300_000
+        self.sound = True
+        self.looks = 0
 
     # -------------------------------------------------------------------------------- sandboxes
 
@@ -102,12 +105,19 @@ class FakeDaemon:
         body = await request.json()
         if body["image"] != "python":
             return fail(errors.NotFound(f"there is no image {body['image']!r}", hint="casemate image ls"), 404)
+        if not body["build"] and body["memory_mib"]:
+            return fail(errors.SnapshotMissing("no snapshot", hint="build one"), 409)
+        news = [{"event": "progress", "step": "boot", "message": "booting Linux", "fraction": 0.1}] * body["progress"]
         box = self._new(body)
+        if not body["attached"] and news:
+            return Response(b"".join(map(_line, [*news, box.info])), 201, media_type="application/x-ndjson")
         if not body["attached"]:
             return JSONResponse(box.info, 201)
 
         async def attached() -> AsyncIterator[bytes]:
             try:
+                for line in news:
+                    yield _line(line)
                 yield _line(box.info)
                 while not box.ended.is_set():
                     with contextlib.suppress(TimeoutError):
@@ -277,6 +287,44 @@ class FakeDaemon:
         said = {"ok": self.broken is None, "events": 2, "mark": mark, "broken": self.broken}
         return JSONResponse(said | {"warnings": [{"id": 1, "why": "there was no anchor"}]})
 
+    async def image(self, request: Request) -> Response:
+        if request.path_params["ref"] != "python":
+            raise errors.NotFound("there is no image", hint="casemate image ls")
+        if request.method == "DELETE":
+            if "force" not in request.query_params:
+                raise errors.StateConflict("image python@1 is what 'python' means", hint="--force")
+            return JSONResponse({"dry_run": False, "removed": [], "size_bytes": 2**20})
+        return JSONResponse({"name": "python", "version": 1, "size_bytes": len(self.bundle)})
+
+    async def export(self, request: Request) -> Response:
+        return Response(self.bundle, media_type="application/octet-stream")
+
+    async def receive(self, request: Request) -> Response:
+        if await request.body() != self.bundle:
+            return fail(errors.InvalidSpec("this is not an image", hint="casemate image export"), 409)
+        return JSONResponse({"name": request.query_params.get("name", "python"), "version": 2}, 201)
+
+    async def prune(self, request: Request) -> Response:
+        item = {"kind": "snapshot", "name": "s", "why": "nothing needs it", "size_bytes": 2**21}
+        return JSONResponse({"dry_run": (await request.json())["dry_run"], "removed": [item], "size_bytes": 2**21})
+
+    async def verify(self, request: Request) -> Response:
+        files = [{"file": "kernel", "ok": True, "why": ""}, {"file": "root", "ok": self.sound, "why": "changed"}]
+        report = {"name": "python", "version": 1, "ok": self.sound, "files": files}
+        return Response(_line({"event": "end", "report": report}), media_type="application/x-ndjson")
+
+    async def stats(self, request: Request) -> Response:
+        box = self._box(request)
+        self.looks += 1
+        guest = {"memory_total_bytes": 2**29, "memory_available_bytes": 2**28, "user_memory_bytes": None}
+        guest |= {"user_processes": 1, "execs": 2, "execs_running": 1}
+        body = {"sandbox": box.info["id"], "pid": 1, "memory_private_bytes": 2**24, "guest": guest}
+        return JSONResponse(body | {"sampled_at": float(self.looks), "cpu_s": self.looks / 4})
+
+    async def settings(self, request: Request) -> Response:
+        found = {"name": "vcpus", "value": 3, "origin": "file", "source": "config.toml"}
+        return JSONResponse({"settings": [found]})
+
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok", "version": "0.1.0", "pid": os.getpid()})
 
@@ -302,6 +350,14 @@ class FakeDaemon:
             Route("/v1/keys/{id}", self.revoke_key, methods=["DELETE"]),
             Route("/v1/events", self.events),
             Route("/v1/audit", self.audit),
+            Route(f"{box}/stats", self.stats),
+            Route("/v1/config", self.settings),
+            Route("/v1/images", self.images, methods=["GET"]),
+            Route("/v1/images", self.receive, methods=["POST"]),
+            Route("/v1/images/prune", self.prune, methods=["POST"]),
+            Route("/v1/images/{ref}", self.image, methods=["GET", "DELETE"]),
+            Route("/v1/images/{ref}/export", self.export),
+            Route("/v1/images/{ref}/verify", self.verify, methods=["POST"]),
             Route("/v1/images/{name}/build", self.build, methods=["POST"]),
         ]
 

@@ -190,3 +190,27 @@ def test_the_async_side(fake: FakeDaemon) -> None:
             assert (await AsyncImages(client).build("python"))["version"] == 1
 
     anyio.run(use)
+
+
+def test_a_first_use_tells_its_progress(fake: FakeDaemon) -> None:
+    told: list[tuple[str, str, float | None]] = []
+    for attached in (False, True):
+        with Sandbox.create(attached=attached, progress=lambda *news: told.append(news)) as sandbox:
+            assert sandbox.info.state == "running"
+    assert told == [("boot", "booting Linux", 0.1)] * 2
+    with pytest.raises(errors.SnapshotMissing):
+        Sandbox.create(memory_mib=256, build=False)
+
+
+def test_images_go_out_and_come_in(fake: FakeDaemon) -> None:
+    with Client() as client:
+        images = Images(client)
+        with images.export("python") as pieces:
+            data = b"".join(pieces)
+        assert data == fake.bundle
+        assert images.import_(iter([data[:1000], data[1000:]]), name="mine") == {"name": "mine", "version": 2}
+        with pytest.raises(errors.StateConflict):
+            images.remove("python")
+        assert images.remove("python", force=True)["size_bytes"] == 2**20
+        assert images.prune(dry_run=True)["dry_run"] is True
+        assert images.verify("python")["ok"] is True

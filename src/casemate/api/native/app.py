@@ -5,7 +5,7 @@ A new route is one line here, and ``@operation(…)`` on its handler; ``api/prin
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,8 +33,10 @@ from casemate.api.native.operations import operation
 from casemate.api.native.ports import Ports
 from casemate.api.native.sandboxes import SandboxResource
 from casemate.api.native.sockets import served
+from casemate.api.native.stats import StatsResource
 from casemate.api.native.terminals import Terminals
 from casemate.audit import Trail
+from casemate.config import Found
 from casemate.sandbox import Sandboxes
 
 Answer = Response | ASGIApp
@@ -42,10 +44,17 @@ Handler = Callable[[Request], Awaitable[Answer]]
 Health = Callable[[], dict[str, Any]]
 
 
-def app(sandboxes: Sandboxes, images: ImageService, health: Health, doors: Doors, trail: Trail) -> Starlette:
-    """The ASGI app over these services; it owns none of them."""
+def app(
+    sandboxes: Sandboxes,
+    images: ImageService,
+    health: Health,
+    doors: Doors,
+    trail: Trail,
+    settings: Sequence[Found] = (),
+) -> Starlette:
+    """The ASGI app over these services; it owns none of them. *settings* are what the daemon runs with."""
     made = Starlette(
-        routes=_routes(sandboxes, images, health, doors.keys, trail),
+        routes=_routes(sandboxes, images, About(health, settings), doors.keys, trail),
         middleware=[
             Middleware(Authenticated, doors),
             Middleware(Idempotent, trail.database, trail.host_id),
@@ -59,20 +68,22 @@ def app(sandboxes: Sandboxes, images: ImageService, health: Health, doors: Doors
 def routes_only() -> list[BaseRoute]:
     """The routes with nothing behind them, for who only reads what is declared on them."""
     nothing = cast(Any, None)
-    return _routes(nothing, nothing, nothing, nothing, nothing)
+    return _routes(nothing, nothing, About(nothing), nothing, nothing)
 
 
-def _routes(sandboxes: Sandboxes, images: ImageService, health: Health, keys: Keys, trail: Trail) -> list[BaseRoute]:
+def _routes(sandboxes: Sandboxes, images: ImageService, about: About, keys: Keys, trail: Trail) -> list[BaseRoute]:
     boxes, execs, files = SandboxResource(sandboxes), Execs(sandboxes), Files(sandboxes)
     archives, ports, logs, terminals = Archives(sandboxes), Ports(sandboxes), Logs(sandboxes), Terminals(sandboxes)
     code, shelf, ring, events = Code(sandboxes), Images(images), KeyResource(keys), Events(trail)
-    about = About(health)
+    stats = StatsResource(sandboxes)
     sandbox = "/v1/sandboxes/{ref}"
     routes: list[BaseRoute] = [
         _route("/v1/health", GET=about.health),
+        _route("/v1/config", GET=about.settings),
         _route("/v1/openapi.json", GET=about.openapi),
         _route("/v1/sandboxes", GET=boxes.list, POST=boxes.create),
         _route(sandbox, GET=boxes.get, DELETE=boxes.kill),
+        _route(f"{sandbox}/stats", GET=stats.get),
         _route(f"{sandbox}/execs", GET=execs.list, POST=execs.start),
         _route(f"{sandbox}/execs/{{exec_id}}/output", GET=execs.output),
         _route(f"{sandbox}/execs/{{exec_id}}/stdin", POST=execs.stdin),
@@ -90,8 +101,11 @@ def _routes(sandboxes: Sandboxes, images: ImageService, health: Health, keys: Ke
         WebSocketRoute(f"{sandbox}/ports/{{port}}", served(ports.connect)),
         _route(f"{sandbox}/logs", GET=logs.read),
         _route(f"{sandbox}/code", POST=code.run),
-        _route("/v1/images", GET=shelf.list),
-        _route("/v1/images/{ref}", GET=shelf.get),
+        _route("/v1/images", GET=shelf.list, POST=shelf.receive),
+        _route("/v1/images/prune", POST=shelf.prune),
+        _route("/v1/images/{ref}", GET=shelf.get, DELETE=shelf.remove),
+        _route("/v1/images/{ref}/export", GET=shelf.export),
+        _route("/v1/images/{ref}/verify", POST=shelf.verify),
         _route("/v1/images/{name}/build", POST=shelf.build),
         _route("/v1/events", GET=events.list),
         _route("/v1/audit", GET=events.verify),
@@ -105,14 +119,19 @@ def _routes(sandboxes: Sandboxes, images: ImageService, health: Health, keys: Ke
 class About:
     """The daemon about itself."""
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: Health, settings: Sequence[Found] = ()) -> None:
         self.routes: list[BaseRoute] = []
         self._health = health
+        self._settings = settings
         self._document: dict[str, Any] | None = None
 
     @operation("Say how the daemon is")
     async def health(self, request: Request) -> Response:
         return JSONResponse(self._health())
+
+    @operation("Show what settings the daemon runs with, and where each is from")
+    async def settings(self, request: Request) -> Response:
+        return JSONResponse({"settings": [found.to_json() for found in self._settings]})
 
     @operation("This document")
     async def openapi(self, request: Request) -> Response:

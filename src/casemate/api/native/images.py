@@ -1,24 +1,24 @@
-"""``/v1/images``: list, inspect, build."""
+"""``/v1/images``: list, inspect, build, verify, remove, prune; out and in as one tar."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from typing import Any, Protocol
 
-import anyio
 from pydantic import BaseModel, ConfigDict
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from casemate.api.auth import principal
-from casemate.api.native.operations import NDJSON, operation
+from casemate.api.native.news import Progress, with_news
+from casemate.api.native.operations import NDJSON, OCTETS, operation
 from casemate.api.native.paging import LabelledQuery, Place, page
-from casemate.api.native.requests import Body, read_body, read_query
-from casemate.api.native.streams import Lines, lines
-
-NEWS_KEPT = 256  # of a build whose client does not read; the oldest go first
+from casemate.api.native.requests import Body, Query, read_body, read_query
+from casemate.api.native.streams import Lines, Out, lines, octets
+from casemate.api.reading import pieces as timely
 
 
 class ImageService(Protocol):
@@ -28,9 +28,17 @@ class ImageService(Protocol):
 
     async def get(self, tenant: str, ref: str) -> dict[str, Any]: ...
 
-    async def build(
-        self, tenant: str, name: str, force: bool, progress: Callable[[str, str, float | None], None]
-    ) -> dict[str, Any]: ...
+    async def build(self, tenant: str, name: str, force: bool, progress: Progress) -> dict[str, Any]: ...
+
+    async def verify(self, tenant: str, ref: str, progress: Progress) -> dict[str, Any]: ...
+
+    async def remove(self, tenant: str, ref: str, force: bool) -> dict[str, Any]: ...
+
+    async def prune(self, tenant: str, dry_run: bool) -> dict[str, Any]: ...
+
+    def export(self, tenant: str, ref: str) -> AbstractAsyncContextManager[tuple[int, AsyncIterator[bytes]]]: ...
+
+    async def receive(self, tenant: str, name: str | None, pieces: AsyncIterator[bytes]) -> dict[str, Any]: ...
 
 
 class ImageOut(BaseModel):
@@ -54,6 +62,18 @@ class ImageList(BaseModel):
 
 class BuildImage(Body):
     force: bool = False
+
+
+class Prune(Body):
+    dry_run: bool = False
+
+
+class RemoveQuery(Query):
+    force: bool = False
+
+
+class ImportQuery(Query):
+    name: str | None = None
 
 
 class Images:
@@ -80,23 +100,56 @@ class Images:
         return lines(partial(self._build, tenant, name, body.force))
 
     async def _build(self, tenant: str, name: str, force: bool, out: Lines) -> None:
-        news, latest = anyio.create_memory_object_stream[dict[str, Any]](NEWS_KEPT)
-
-        def progress(step: str, message: str, fraction: float | None) -> None:
-            if news.statistics().current_buffer_used == NEWS_KEPT:
-                latest.receive_nowait()
-            news.send_nowait({"event": "progress", "step": step, "message": message, "fraction": fraction})
-
-        async def pass_on() -> None:
-            async for line in latest:
-                await out.say(line)
-
-        with latest, news:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(pass_on)
-                image = await self._images.build(tenant, name, force, progress)
-                news.close()  # what is still in it is passed on before the group ends
+        image = await with_news(out, partial(self._images.build, tenant, name, force))
         await out.say({"event": "end", "image": image})
+
+    @operation("Hash all files of an image again", body=Body, gives=(NDJSON,))
+    async def verify(self, request: Request) -> ASGIApp:
+        await read_body(request, Body)
+        return lines(partial(self._verify, principal(request).tenant, request.path_params["ref"]))
+
+    async def _verify(self, tenant: str, ref: str, out: Lines) -> None:
+        report = await with_news(out, partial(self._images.verify, tenant, ref))
+        await out.say({"event": "end", "report": report})
+
+    @operation("Remove a version of an image", query=RemoveQuery)
+    async def remove(self, request: Request) -> Response:
+        query = read_query(request, RemoveQuery)
+        tenant, ref = principal(request).tenant, request.path_params["ref"]
+        return JSONResponse(await self._images.remove(tenant, ref, query.force))
+
+    @operation("Remove what nothing needs", body=Prune)
+    async def prune(self, request: Request) -> Response:
+        body = await read_body(request, Prune)
+        return JSONResponse(await self._images.prune(principal(request).tenant, body.dry_run))
+
+    @operation("Export an image as one tar", gives=(OCTETS,))
+    async def export(self, request: Request) -> ASGIApp:
+        return octets(partial(self._export, principal(request).tenant, request.path_params["ref"]))
+
+    async def _export(self, tenant: str, ref: str, out: Out) -> None:
+        async with self._images.export(tenant, ref) as (size_bytes, pieces):
+            out.will_have(size_bytes)
+            async for piece in pieces:
+                if piece:
+                    await out.put(piece)
+
+    @operation("Import an image that was exported", query=ImportQuery, answer=ImageOut, status=201, takes=OCTETS)
+    async def receive(self, request: Request) -> Response:
+        query = read_query(request, ImportQuery)
+        async with aclosing(_pieces(request)) as pieces:
+            image = await self._images.receive(principal(request).tenant, query.name, pieces)
+        return JSONResponse(image, 201)
+
+
+async def _pieces(request: Request) -> AsyncGenerator[bytes, None]:
+    """The body as it comes. A client that leaves ends it: what was sent is then half a bundle, and refused as that."""
+    try:
+        async for piece in timely(request):
+            if piece:
+                yield piece
+    except ClientDisconnect:
+        return
 
 
 def _place(image: Mapping[str, Any]) -> Place:

@@ -13,11 +13,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from casemate.api.auth import principal
+from casemate.api.native.news import Progress, with_news
 from casemate.api.native.operations import JSON, NDJSON, operation
 from casemate.api.native.paging import LabelledQuery, Place, page
 from casemate.api.native.requests import Body, read_body, read_query
 from casemate.api.native.streams import Lines, lines, while_wanted
 from casemate.sandbox import Handle, Reason, Sandboxes, SandboxInfo, SandboxSpec
+
+Create = Callable[..., Awaitable[Handle]]
 
 
 class CreateSandbox(Body):
@@ -38,10 +41,13 @@ class CreateSandbox(Body):
     network: str = "none"
     attached: bool = False
     create_timeout_s: float = 60
+    build: bool = True
+    progress: bool = False
 
     def spec(self) -> SandboxSpec:
         """Raises InvalidSpec, NotSupported."""
         fields = dict(self)
+        del fields["progress"]
         return SandboxSpec(**{**fields, "env": self.env or {}, "labels": self.labels or {}})
 
 
@@ -159,17 +165,44 @@ class SandboxResource:
     async def create(self, request: Request) -> Response | ASGIApp:
         body = await read_body(request, CreateSandbox)
         who, spec = principal(request), body.spec()
-        create = partial(self._sandboxes.create, who.tenant, spec, actor=who.key_id)
+        create: Create = partial(self._sandboxes.create, who.tenant, spec, actor=who.key_id)
         if body.attached:
-            return lines(partial(self._create_attached, create), status=201)
+            return lines(partial(self._create_attached, create, body.progress), status=201)
+        if body.progress:
+            return lines(partial(self._create_told, create), status=201)
         handle = await while_wanted(request, create)
         if handle is None:  # its client went away while it was pending; create has ended it
             return Response(status_code=400)
         return _said(shown(handle.info), 201)
 
-    async def _create_attached(self, create: Callable[[], Awaitable[Handle]], out: Lines) -> None:
+    async def _create(self, create: Create, tell: bool, out: Lines) -> Handle:
+        """With *tell*, lines of progress come before the sandbox; most creates have nothing to tell."""
+        if not tell:
+            return await create()
+        made: list[Handle] = []
+
+        async def create_and_tell(progress: Progress) -> None:
+            made.append(await create(progress=progress))
+
+        try:
+            await with_news(out, create_and_tell)
+        except BaseException:  # its client went away before it had read the news
+            for handle in made:
+                handle.ask_stop(Reason.KILLED, "its client went away")
+            raise
+        return made[0]
+
+    async def _create_told(self, create: Create, out: Lines) -> None:
+        handle = await self._create(create, True, out)
+        try:
+            await out.put(shown(handle.info).model_dump_json().encode() + b"\n")
+        except BaseException:  # its client went away before it was told the id
+            handle.ask_stop(Reason.KILLED, "its client went away")
+            raise
+
+    async def _create_attached(self, create: Create, tell: bool, out: Lines) -> None:
         """Lives no longer than its client's connection, whatever becomes of the client."""
-        handle = await create()
+        handle = await self._create(create, tell, out)
         try:
             await out.put(shown(handle.info).model_dump_json().encode() + b"\n")
             await handle.ended.wait()

@@ -42,6 +42,10 @@ class Out:
         self._turn = anyio.Lock(fast_acquire=True)
         self._sent_at = time.monotonic()
 
+    def will_have(self, size_bytes: int) -> None:
+        """Promise the length of the body; before the first piece."""
+        self._start["headers"].append((b"content-length", b"%d" % size_bytes))
+
     async def put(self, piece: bytes, *, last: bool = False) -> None:
         """Send *piece*; waits while the client has not read what went before."""
         async with self._turn:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Self
 from urllib.parse import quote
 from uuid import uuid4
 
-from casemate.errors import from_json
 from casemate.sdk._async.client import ANSWER_S, AsyncClient
 from casemate.sdk._async.commands import AsyncCommands
 from casemate.sdk._async.files import AsyncFiles
 from casemate.sdk._async.ports import AsyncPorts
 from casemate.sdk.results import Execution, Logs, SandboxInfo, cell_error_from_json
+from casemate.sdk.stats import SandboxStats
 from casemate.sdk.streams import Kept
+
+BUILD_LIMIT_S = 600.0  # how long a plain answer may take that has to wait for a snapshot to be built
+Progress = Callable[[str, str, float | None], object]
 
 
 class AsyncSandbox:
@@ -50,6 +54,8 @@ class AsyncSandbox:
         network: str = "none",
         attached: bool = False,
         create_timeout_s: float = 60,
+        build: bool = True,
+        progress: Progress | None = None,
         url: str | None = None,
         api_key: str | None = None,
         client: AsyncClient | None = None,
@@ -58,7 +64,10 @@ class AsyncSandbox:
 
         *attached*: it lives no longer than this process, whatever becomes of it. Neither an unset *url* nor
         CASEMATE_URL: the daemon is this user's own, started when there is none. A *client* is shared, not closed.
-        Raises NotFound for the image, InvalidSpec, NotSupported, CapacityError, HostError, VmmError, GuestError.
+        The first use of a shape builds its snapshot, unless *build* is false: that takes some 10 s, of which
+        *progress* is told (step, message, fraction or None); *create_timeout_s* begins after it.
+        Raises NotFound for the image, SnapshotMissing, InvalidSpec, NotSupported, CapacityError, HostError, VmmError,
+        GuestError.
         """
         body = {
             "image": image,
@@ -76,15 +85,18 @@ class AsyncSandbox:
             "network": network,
             "attached": attached,
             "create_timeout_s": create_timeout_s,
+            "build": build,
+            "progress": progress is not None,
         }
-        answer_s = create_timeout_s + ANSWER_S
+        answer_s = create_timeout_s + ANSWER_S + (BUILD_LIMIT_S if build else 0)
         async with AsyncExitStack() as held:
             spoken = await _one_of(held, client, url, api_key)
+            lines = partial(spoken.lines, "POST", "/v1/sandboxes", body=body, answer_s=answer_s)
             if attached:
-                lines = spoken.lines("POST", "/v1/sandboxes", body=body, answer_s=answer_s)
-                found = await anext(await held.enter_async_context(lines))
-                if "code" in found:
-                    raise from_json(found)
+                found = await _made(await held.enter_async_context(lines()), progress)
+            elif progress is not None:
+                async with lines() as events:
+                    found = await _made(events, progress)
             else:
                 found = await spoken.call(
                     "POST", "/v1/sandboxes", body=body, answer_s=answer_s, again=True, idempotency_key=uuid4().hex
@@ -140,6 +152,10 @@ class AsyncSandbox:
         self._info = SandboxInfo.from_json(await self._client.call("GET", self._path))
         return self._info
 
+    async def stats(self) -> SandboxStats:
+        """What it takes now. Does not count as use. Raises StateConflict or NotFound unless it is running."""
+        return SandboxStats.from_json(await self._client.call("GET", f"{self._path}/stats"))
+
     async def run_code(self, code: str, timeout_s: float | None = None) -> Execution:
         """Run Python in the sandbox's default context, whose names stay from one call to the next.
 
@@ -182,6 +198,16 @@ class AsyncSandbox:
 
     async def __aexit__(self, *_: object) -> None:
         await self.kill()
+
+
+async def _made(events: AsyncIterator[dict[str, Any]], progress: Progress | None) -> dict[str, Any]:
+    """The sandbox that a stream of news ends with, or begins with where it goes on as long as the sandbox lives."""
+    async for event in events:
+        if event.get("event") != "progress":
+            return event
+        if progress is not None:
+            progress(event["step"], event["message"], event.get("fraction"))
+    raise AssertionError("a stream of events ends with one or raises")
 
 
 async def _one_of(

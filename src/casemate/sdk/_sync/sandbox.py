@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Self
 from urllib.parse import quote
 from uuid import uuid4
 
-from casemate.errors import from_json
 from casemate.sdk._sync.client import ANSWER_S, Client
 from casemate.sdk._sync.commands import Commands
 from casemate.sdk._sync.files import Files
 from casemate.sdk._sync.ports import Ports
 from casemate.sdk.results import Execution, Logs, SandboxInfo, cell_error_from_json
+from casemate.sdk.stats import SandboxStats
 from casemate.sdk.streams import Kept
+
+BUILD_LIMIT_S = 600.0  # how long a plain answer may take that has to wait for a snapshot to be built
+Progress = Callable[[str, str, float | None], object]
 
 
 class Sandbox:
@@ -51,6 +55,8 @@ class Sandbox:
         network: str = "none",
         attached: bool = False,
         create_timeout_s: float = 60,
+        build: bool = True,
+        progress: Progress | None = None,
         url: str | None = None,
         api_key: str | None = None,
         client: Client | None = None,
@@ -59,7 +65,10 @@ class Sandbox:
 
         *attached*: it lives no longer than this process, whatever becomes of it. Neither an unset *url* nor
         CASEMATE_URL: the daemon is this user's own, started when there is none. A *client* is shared, not closed.
-        Raises NotFound for the image, InvalidSpec, NotSupported, CapacityError, HostError, VmmError, GuestError.
+        The first use of a shape builds its snapshot, unless *build* is false: that takes some 10 s, of which
+        *progress* is told (step, message, fraction or None); *create_timeout_s* begins after it.
+        Raises NotFound for the image, SnapshotMissing, InvalidSpec, NotSupported, CapacityError, HostError, VmmError,
+        GuestError.
         """
         body = {
             "image": image,
@@ -77,15 +86,18 @@ class Sandbox:
             "network": network,
             "attached": attached,
             "create_timeout_s": create_timeout_s,
+            "build": build,
+            "progress": progress is not None,
         }
-        answer_s = create_timeout_s + ANSWER_S
+        answer_s = create_timeout_s + ANSWER_S + (BUILD_LIMIT_S if build else 0)
         with ExitStack() as held:
             spoken = _one_of(held, client, url, api_key)
+            lines = partial(spoken.lines, "POST", "/v1/sandboxes", body=body, answer_s=answer_s)
             if attached:
-                lines = spoken.lines("POST", "/v1/sandboxes", body=body, answer_s=answer_s)
-                found = next(held.enter_context(lines))
-                if "code" in found:
-                    raise from_json(found)
+                found = _made(held.enter_context(lines()), progress)
+            elif progress is not None:
+                with lines() as events:
+                    found = _made(events, progress)
             else:
                 found = spoken.call(
                     "POST", "/v1/sandboxes", body=body, answer_s=answer_s, again=True, idempotency_key=uuid4().hex
@@ -141,6 +153,10 @@ class Sandbox:
         self._info = SandboxInfo.from_json(self._client.call("GET", self._path))
         return self._info
 
+    def stats(self) -> SandboxStats:
+        """What it takes now. Does not count as use. Raises StateConflict or NotFound unless it is running."""
+        return SandboxStats.from_json(self._client.call("GET", f"{self._path}/stats"))
+
     def run_code(self, code: str, timeout_s: float | None = None) -> Execution:
         """Run Python in the sandbox's default context, whose names stay from one call to the next.
 
@@ -183,6 +199,16 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+def _made(events: Iterator[dict[str, Any]], progress: Progress | None) -> dict[str, Any]:
+    """The sandbox that a stream of news ends with, or begins with where it goes on as long as the sandbox lives."""
+    for event in events:
+        if event.get("event") != "progress":
+            return event
+        if progress is not None:
+            progress(event["step"], event["message"], event.get("fraction"))
+    raise AssertionError("a stream of events ends with one or raises")
 
 
 def _one_of(held: ExitStack, client: Client | None, url: str | None, api_key: str | None) -> Client:

@@ -1,0 +1,210 @@
+"""What of images may go, and its going: versions, snapshots, artifacts, leftovers.
+
+A plan is data: the same for a dry run and for the deed. What is in use is looked at again for each deed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+
+from casemate import errors
+from casemate.build.host import BuildHost
+from casemate.build.shapes import Shapes, Stored, said
+from casemate.build.snapshot import BUILDING
+from casemate.host import remove_folder
+from casemate.sandbox import Snapshot
+from casemate.storage import VersionRow
+from casemate.storage import images as rows
+
+Kind = Literal["version", "snapshot", "artifact", "leftover"]
+PARTS = ("kernel", "initrd", "root", "agent")
+WHY_REMOVED = "its version was removed"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Something that goes; *size_bytes* is what it takes on the disk by itself."""
+
+    kind: Kind
+    name: str
+    why: str
+    size_bytes: int
+
+
+class Removal:
+    def __init__(self, host: BuildHost, shapes: Shapes) -> None:
+        self._host = host
+        self._shapes = shapes
+        self.turn = anyio.Lock()  # held by who makes artifacts and names them, and by who deletes what nothing names
+
+    async def remove(self, version: VersionRow, *, force: bool) -> list[Item]:
+        """Delete a version, its snapshots, and those of its artifacts that nothing else needs.
+
+        Raises StateConflict while a sandbox stands on it, or, without *force*, when it is the active one.
+        """
+        async with self.turn:
+            await self._check_unused(version)
+            if version.active and not force:
+                raise errors.StateConflict(
+                    f"image {version.reference} is what {version.name!r} means",
+                    hint=f"casemate image rm --force {version.reference}, or make another version first",
+                )
+            gone: list[Item] = []
+            with self._shapes.retired(version):
+                for stored in await self._stored(version):
+                    if not await self._shapes.drop(version, stored):
+                        raise errors.StateConflict(f"image {version.reference} is just being used", hint="try again")
+                    gone.append(self._item(version, stored, WHY_REMOVED))
+                await self._host.database.write(rows.delete_version, version.id)
+            gone.append(Item("version", version.reference, WHY_REMOVED, 0))
+            if version.active:
+                await self._host.database.write(rows.activate_newest, version.image_id)
+            # Its root disk goes even if a build could use it again: room was asked for
+            needed, root = await self._needed(()), {version.artifacts.get("root", "")}
+            sweep = partial(self._sweep, needed, set(_digests(version)), root, False, WHY_REMOVED)
+            return gone + await anyio.to_thread.run_sync(sweep)
+
+    async def prune(self, *, dry_run: bool) -> list[Item]:
+        """Old versions, snapshots that fit no more, artifacts nothing needs, and what a crash has left.
+
+        With *dry_run* what would go. What a sandbox stands on stays.
+        """
+        async with self.turn:
+            versions = await self._host.database.read(rows.all_versions)
+            used = set(await self._shapes.users()) | self._shapes.lent
+            gone: list[Item] = []
+            for version in versions:
+                gone += await self._prune_version(version, used, dry_run=dry_run)
+            gone += await self._drop_leftovers(dry_run=dry_run)
+            sweep = partial(self._sweep, await self._needed(gone), None, set(), dry_run, "nothing needs it")
+            return gone + await anyio.to_thread.run_sync(sweep)
+
+    async def _prune_version(self, version: VersionRow, used: set[str], *, dry_run: bool) -> list[Item]:
+        old = not version.active and version.state in ("ready", "failed")
+        if not old:
+            return await self._prune_snapshots(version, used, None, dry_run=dry_run)
+        try:
+            with self._shapes.retired(version):
+                before = len(await self._stored(version))
+                gone = await self._prune_snapshots(version, used, "its version is not active", dry_run=dry_run)
+                if len(gone) < before:
+                    return gone
+                if not dry_run:
+                    await self._host.database.write(rows.delete_version, version.id)
+        except errors.StateConflict:  # somebody has just asked for it by its number
+            return []
+        why = "not the active version" if version.state == "ready" else "it failed"
+        return [*gone, Item("version", version.reference, why, 0)]
+
+    async def _prune_snapshots(
+        self, version: VersionRow, used: set[str], why: str | None, *, dry_run: bool
+    ) -> list[Item]:
+        """With a *why* all that are not in use, without only those that fit no more."""
+        gone = []
+        for one in await self._stored(version):
+            if one.row.id in used or (why is None and await self._still_fits(version, one)):
+                continue
+            if dry_run or await self._shapes.drop(version, one):
+                gone.append(self._item(version, one, why or "made for another VMM, processor, agent or disk"))
+        return gone
+
+    async def _still_fits(self, version: VersionRow, stored: Stored) -> bool:
+        try:
+            return await self._shapes.fits(version, stored.row) is not None
+        except (errors.ImageBroken, errors.NotFound, KeyError):
+            return False
+
+    async def _check_unused(self, version: VersionRow) -> None:
+        used = await self._shapes.users()
+        names = sorted({name for stored in await self._stored(version) for name in used.get(stored.row.id, [])})
+        if names:
+            many = f"{len(names)} sandbox{'es' * (len(names) > 1)}"
+            raise errors.StateConflict(
+                f"image {version.reference} is in use by {many}: {', '.join(names[:10])}",
+                hint=f"casemate kill {' '.join(names[:10])}",
+                evidence={"sandboxes": names},
+            )
+
+    async def _stored(self, version: VersionRow) -> list[Stored]:
+        return await self._shapes.stored(version)
+
+    def _item(self, version: VersionRow, stored: Stored, why: str) -> Item:
+        return Item("snapshot", f"{stored.row.id} ({version.reference}, {said(stored.shape)})", why, stored.size_bytes)
+
+    # ------------------------------------------------------------------- what lies there for nobody
+
+    async def _drop_leftovers(self, *, dry_run: bool) -> list[Item]:
+        """Folders of snapshots that no row knows."""
+        folders = await anyio.to_thread.run_sync(_folders, self._host.snapshots)
+        if self._shapes.building:  # one of these folders may get its row in a moment
+            return []
+        known = {
+            stored.row.id
+            for version in await self._host.database.read(rows.all_versions)
+            for stored in await self._stored(version)
+        }
+        gone = []
+        for folder in folders:
+            if folder.name not in known:
+                size_bytes = await anyio.to_thread.run_sync(_size, folder)
+                if not dry_run:
+                    await anyio.to_thread.run_sync(remove_folder, folder)
+                gone.append(Item("leftover", folder.name, "no version has this snapshot", size_bytes))
+        return gone
+
+    async def _needed(self, gone: Iterable[Item]) -> set[str]:
+        """The artifacts that versions and snapshots name; those of *gone* are as good as gone, also in a dry run."""
+        names = {item.name for item in gone}
+        needed: set[str] = set()
+        for version in await self._host.database.read(rows.all_versions):
+            if version.reference not in names:
+                needed |= set(_digests(version))
+            for stored in await self._stored(version):
+                if self._item(version, stored, "").name not in names:
+                    needed |= await anyio.to_thread.run_sync(_disks, stored.folder)
+        return needed
+
+    def _sweep(self, needed: set[str], only: set[str] | None, also: set[str], dry_run: bool, why: str) -> list[Item]:
+        """Delete artifacts (*only* these) that are not needed, nor named by the index unless *also* given up."""
+        store, gone = self._host.workshop.store, []
+        with self._host.workshop.at_rest() as named:
+            for digest in store.digests():
+                kept = digest in needed or digest in named - also
+                if kept or (only is not None and digest not in only):
+                    continue
+                gone.append(Item("artifact", digest, why, store.path(digest).stat().st_blocks * 512))
+                if not dry_run:
+                    store.remove(digest)
+        return gone
+
+
+def to_json(items: Iterable[Item], *, dry_run: bool) -> dict[str, Any]:
+    shown = [asdict(item) for item in items]
+    return {"dry_run": dry_run, "removed": shown, "size_bytes": sum(item["size_bytes"] for item in shown)}
+
+
+def _digests(version: VersionRow) -> list[str]:
+    return [version.artifacts[part] for part in PARTS if part in version.artifacts]
+
+
+def _disks(folder: Path) -> set[str]:
+    """The shared disks a snapshot's guests have mounted."""
+    try:
+        snapshot = Snapshot.read(folder)
+    except errors.ImageBroken:
+        return set()
+    return {snapshot.root.name, snapshot.agent.name}
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(BUILDING))
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))

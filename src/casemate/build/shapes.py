@@ -1,0 +1,345 @@
+"""Snapshots by (version, shape): found, or built once for all who wait; lent out; the least used ones dropped.
+
+    lend ── known? ──────────────────────────────→ lease
+      └── under way? join, else start: find or build ┘      prune: not lent, no sandbox stands on it
+
+When a snapshot was last lent is its folder's modification time, so that it outlives the daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from casemate import errors
+from casemate.build.host import BuildHost
+from casemate.build.snapshot import PREPARE_S, Progress, Recipe, build_snapshot
+from casemate.build.underway import Underway
+from casemate.host import remove_folder
+from casemate.images import digest_of
+from casemate.sandbox import Shape, Snapshot
+from casemate.storage import SnapshotRow, VersionRow, sandboxes
+from casemate.storage import images as rows
+
+log = structlog.get_logger()
+BUILDS_AT_ONCE = 2  # a build keeps a processor and its guest's memory busy
+QUEUE_LIMIT_S = 1800.0
+STAMP_EVERY_S = 60.0
+DIGEST_LIMIT_S = 300.0
+MIB = 2**20
+SPARE_MIB = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A snapshot's row and what its folder says: bytes on the disk, and when it was last lent."""
+
+    row: SnapshotRow
+    folder: Path
+    size_bytes: int
+    used_at: float
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.row.vcpus, self.row.memory_mib, self.row.disk_mib)
+
+
+class Shapes:
+    """Every method may be called from any task. Builds live in *tasks*, not in who asks for them."""
+
+    def __init__(self, host: BuildHost, tasks: TaskGroup) -> None:
+        self._host = host
+        self._tasks = tasks
+        self._known: dict[tuple[int, Shape], Snapshot] = {}
+        self._underway: dict[tuple[int, Shape], Underway[Snapshot]] = {}
+        self._turns: dict[tuple[int, Shape], anyio.Lock] = {}
+        self._lent: Counter[str] = Counter()
+        self._retired: set[int] = set()
+        self._stamped: dict[str, float] = {}
+        self._pruning = anyio.Lock()  # two at once would each make the same room
+        self._places = anyio.Semaphore(BUILDS_AT_ONCE)
+
+    @property
+    def lent(self) -> set[str]:
+        return set(self._lent)
+
+    @property
+    def building(self) -> bool:
+        return bool(self._underway)
+
+    @asynccontextmanager
+    async def lend(
+        self, version: VersionRow, shape: Shape, *, build: bool = True, progress: Progress | None = None
+    ) -> AsyncIterator[Snapshot]:
+        """The snapshot of that version and shape, which is not deleted while the block runs.
+
+        Raises SnapshotMissing without *build* where there is none; what building raises.
+        """
+        snapshot = await self._lent_one(version, shape, build, progress)
+        try:
+            await self._stamp(snapshot)
+            yield snapshot
+        finally:
+            self._lent[snapshot.id] -= 1
+            if not self._lent[snapshot.id]:
+                del self._lent[snapshot.id]
+
+    async def _lent_one(self, version: VersionRow, shape: Shape, build: bool, progress: Progress | None) -> Snapshot:
+        key = (version.id, shape)
+        while True:
+            if version.id in self._retired:
+                raise errors.NotFound(f"image {version.reference} is being removed", hint="casemate image ls")
+            if known := self._known.get(key):
+                self._lent[known.id] += 1  # nothing waits between looking and taking
+                return known
+            if not build and key not in self._underway:
+                await self._find_or_refuse(version, shape)
+                continue
+            await self._join(version, shape).wait(progress)
+
+    def _join(self, version: VersionRow, shape: Shape) -> Underway[Snapshot]:
+        key = (version.id, shape)
+        if key not in self._underway:
+            job: Underway[Snapshot] = Underway(f"the snapshot of {version.reference} for {said(shape)}")
+            self._underway[key] = job
+            self._tasks.start_soon(self._obtain, version, shape, job)
+        return self._underway[key]
+
+    async def _obtain(self, version: VersionRow, shape: Shape, job: Underway[Snapshot]) -> None:
+        key = (version.id, shape)
+
+        async def work(progress: Progress) -> Snapshot:
+            async with self._turn(key):
+                found = await self._find(version, shape)
+                if found is None:
+                    found = await self._build(version, shape, progress)
+                self._known[key] = found
+                return found
+
+        limit_s = QUEUE_LIMIT_S + 2 * (self._host.boot_timeout_s + PREPARE_S + DIGEST_LIMIT_S)
+        try:
+            await job.run(work, limit_s=limit_s)
+        finally:
+            del self._underway[key]
+        if shape != self._host.default_shape:
+            await self.prune_over_budget()
+
+    async def _find_or_refuse(self, version: VersionRow, shape: Shape) -> None:
+        async with self._turn((version.id, shape)):
+            found = await self._find(version, shape)
+            if found is None:
+                raise errors.SnapshotMissing(
+                    f"image {version.reference} has no snapshot for {said(shape)}",
+                    hint="let it be built (without --no-build, build=False), or ask for the default shape",
+                )
+            self._known[version.id, shape] = found
+
+    @asynccontextmanager
+    async def _turn(self, key: tuple[int, Shape]) -> AsyncIterator[None]:
+        async with self._turns.setdefault(key, anyio.Lock()):
+            yield
+
+    async def _stamp(self, snapshot: Snapshot) -> None:
+        now = time.monotonic()
+        if now - self._stamped.get(snapshot.id, -STAMP_EVERY_S) < STAMP_EVERY_S:
+            return  # a thread costs more than this is worth to every create
+        self._stamped[snapshot.id] = now
+        await anyio.to_thread.run_sync(os.utime, snapshot.folder)
+
+    # ------------------------------------------------------------------------ finding and building
+
+    async def fits(self, version: VersionRow, row: SnapshotRow) -> Snapshot | None:
+        """The snapshot of *row*, if this host, its artifacts and today's agent are what it was made with."""
+        platform = await self._host.driver.platform()
+        parts = await anyio.to_thread.run_sync(self._host.artifacts, version)
+        snapshot = Snapshot.read(self._host.snapshots / row.id)
+        same = snapshot.platform == platform and (snapshot.root, snapshot.agent) == (parts.root, parts.agent)
+        return snapshot if same and row.state == "ready" else None
+
+    async def find(self, version: VersionRow, shape: Shape) -> Snapshot | None:
+        """As it is now, without building."""
+        async with self._turn((version.id, shape)):
+            return await self._find(version, shape)
+
+    async def _find(self, version: VersionRow, shape: Shape) -> Snapshot | None:
+        for row in reversed(await self._host.database.read(rows.snapshots_of, version.id)):
+            if (row.vcpus, row.memory_mib, row.disk_mib) != _numbers(shape):
+                continue
+            try:
+                snapshot = await self.fits(version, row)
+                if snapshot is not None and await anyio.to_thread.run_sync(self._is_whole, snapshot):
+                    return snapshot
+            except errors.ImageBroken as error:
+                log.warning("a snapshot cannot be used and is built again", snapshot=row.id, error=error.message)
+        return None
+
+    async def _build(self, version: VersionRow, shape: Shape, progress: Progress) -> Snapshot:
+        if self._places.value == 0:
+            progress("wait", "other snapshots are being built; waiting for them", None)
+        async with self._places:
+            parts = await anyio.to_thread.run_sync(self._host.artifacts, version)
+            _check_space(self._host.snapshots, shape)
+            snapshot = await build_snapshot(
+                self._host.driver,
+                Recipe(version.reference, shape, parts),
+                self._host.snapshots,
+                progress,
+                boot_timeout_s=self._host.boot_timeout_s,
+            )
+        row = SnapshotRow(
+            id=snapshot.id,
+            tenant=version.tenant,
+            host_id=self._host.host_id,
+            version_id=version.id,
+            vcpus=shape.vcpus,
+            memory_mib=shape.memory_mib,
+            disk_mib=shape.disk_mib,
+            platform=asdict(snapshot.platform),
+            state="ready",
+            memory_bytes=snapshot.files.memory.stat().st_blocks * 512,
+        )
+        with anyio.CancelScope(shield=True):
+            await self._host.database.write(rows.put_snapshot, row)
+            await self._drop_superseded(version, shape, keep=snapshot.id)
+            await anyio.to_thread.run_sync(self._is_whole, snapshot)
+        return snapshot
+
+    async def _drop_superseded(self, version: VersionRow, shape: Shape, keep: str) -> None:
+        """What no longer fitted has a successor now; what a sandbox stands on stays for the next prune."""
+        used = await self.users()
+        for row in await self._host.database.read(rows.snapshots_of, version.id):
+            same = (row.vcpus, row.memory_mib, row.disk_mib) == _numbers(shape)
+            if same and row.id != keep and row.id not in used and not self._lent[row.id]:
+                await self._delete(row.id)
+
+    def _is_whole(self, snapshot: Snapshot) -> bool:
+        """Whether its files are those that were sealed: hashed once after each boot of the host."""
+        for name, digest in snapshot.digests.items():
+            with (snapshot.folder / name).open("rb") as file:
+                if not self._host.verified.recognises(file.fileno(), digest):
+                    if digest_of(file.fileno()) != digest:
+                        log.error("a snapshot's file was changed", snapshot=snapshot.id, file=name)
+                        return False
+                    self._host.verified.remember(file.fileno(), digest)
+        return True
+
+    # -------------------------------------------------------------------------------- letting go
+
+    async def users(self) -> dict[str, list[str]]:
+        """Which sandboxes, of all tenants, stand on which snapshot: its id → their names or ids."""
+        found: dict[str, list[str]] = {}
+        for row in await self._host.database.read(sandboxes.live):
+            found.setdefault(row.snapshot_id, []).append(row.name or row.id)
+        return found
+
+    async def stored(self, version: VersionRow) -> list[Stored]:
+        """A version's snapshots with their sizes; one without a folder takes no room."""
+        found = await self._host.database.read(rows.snapshots_of, version.id)
+        return await anyio.to_thread.run_sync(lambda: [_measured(self._host.snapshots / row.id, row) for row in found])
+
+    async def prune_over_budget(self) -> list[str]:
+        """Drop the extra shapes that were used longest ago, until the rest is within the budget; their ids.
+
+        Never the default shape, never one in use.
+        """
+        async with self._pruning:
+            return await self._prune_over_budget()
+
+    async def _prune_over_budget(self) -> list[str]:
+        versions = await self._host.database.read(rows.all_versions)
+        extra = [
+            (version, stored)
+            for version in versions
+            for stored in await self.stored(version)
+            if stored.shape != self._host.default_shape
+        ]
+        over = sum(stored.size_bytes for _, stored in extra) - self._host.shape_budget_mib * MIB
+        dropped = []
+        for version, stored in sorted(extra, key=lambda pair: pair[1].used_at):
+            if over <= 0:
+                break
+            if await self.drop(version, stored):
+                over -= stored.size_bytes
+                dropped.append(stored.row.id)
+        if dropped:
+            log.info("dropped the least used snapshots of extra shapes", snapshots=dropped)
+        return dropped
+
+    async def drop(self, version: VersionRow, stored: Stored) -> bool:
+        """Delete one snapshot, unless it is in use or just wanted; whether it is gone."""
+        key = (version.id, stored.shape)
+        if key in self._underway:
+            return False
+        async with self._turn(key):
+            known = self._known.get(key)
+            if known is not None and known.id == stored.row.id:
+                del self._known[key]  # first, so that from here on nobody can borrow it
+            if self._lent[stored.row.id] or stored.row.id in await self.users():
+                if known is not None:
+                    self._known[key] = known
+                return False
+            await self._delete(stored.row.id)
+            return True
+
+    @contextmanager
+    def retired(self, version: VersionRow) -> Iterator[None]:
+        """For the block, nobody gets a snapshot of *version*. Raises StateConflict while one is being built."""
+        if any(key[0] == version.id for key in self._underway):
+            raise errors.StateConflict(
+                f"a snapshot of image {version.reference} is being built", hint="try again later"
+            )
+        self._retired.add(version.id)
+        try:
+            yield
+        finally:
+            self._retired.discard(version.id)
+
+    def forget(self, version: VersionRow) -> None:
+        """Lend nothing of this version that has not been looked at anew."""
+        for key in [key for key in self._known if key[0] == version.id]:
+            del self._known[key]
+
+    async def _delete(self, snapshot_id: str) -> None:
+        self._stamped.pop(snapshot_id, None)
+        with anyio.CancelScope(shield=True):
+            await self._host.database.write(rows.delete_snapshot, snapshot_id)
+            await anyio.to_thread.run_sync(partial(remove_folder, self._host.snapshots / snapshot_id))
+
+
+def said(shape: Shape) -> str:
+    return f"{shape.vcpus} vCPU, {shape.memory_mib} MiB memory, {shape.disk_mib} MiB disk"
+
+
+def _numbers(shape: Shape) -> tuple[int, int, int]:
+    return shape.vcpus, shape.memory_mib, shape.disk_mib
+
+
+def _measured(folder: Path, row: SnapshotRow) -> Stored:
+    try:
+        used_at = folder.stat().st_mtime
+        size_bytes = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+    except FileNotFoundError:
+        return Stored(row, folder, 0, 0.0)
+    return Stored(row, folder, size_bytes, used_at)
+
+
+def _check_space(folder: Path, shape: Shape) -> None:
+    """A guest's memory is a file; on a full disk the VMM would be killed by the signal SIGBUS."""
+    free = os.statvfs(folder)
+    free_mib = free.f_bavail * free.f_frsize // MIB
+    needed_mib = min(shape.memory_mib, 768) + SPARE_MIB
+    if free_mib < needed_mib:
+        raise errors.HostFull(
+            f"{free_mib} MiB are free for snapshots; building one of {shape.memory_mib} MiB takes about {needed_mib}",
+            hint="casemate image prune, or more disk space",
+        )

@@ -1,0 +1,122 @@
+"""Images over the fake VMM: a real store, a real database, builds that take as long as a test says."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+from tests.fakes.fake_vmm import FakeDriver, FakeMachine
+
+from casemate import storage
+from casemate.build import BuildHost, Images, open_images
+from casemate.images import Identities, Progress, Workshop
+from casemate.images.rootfs import Recipe
+from casemate.sandbox import Shape
+from casemate.storage import Database, SandboxRow, VersionRow
+from casemate.storage import images as rows
+from casemate.storage import sandboxes as sandbox_rows
+from casemate.vmm import Kernel, MachineSpec
+
+TENANT = "local"
+DEFAULT = Shape(1, 128, 64)
+WIDE = Shape(2, 128, 64)
+KERNEL_RELEASE = "6.12-fake"
+
+
+class Bench(Workshop):
+    """Its agent disk is a few bytes, and no archive is asked."""
+
+    agent_content = b"agent 1"
+
+    def agent(self, progress: Progress = lambda *_: None) -> Path:
+        with self.store.new() as pending:
+            pending.path.write_bytes(self.agent_content)
+        self._note("agent", "key", {"agent": pending.digest})
+        return self.store.path(pending.digest)
+
+
+class SlowDriver(FakeDriver):
+    """Counts its boots; each waits for *gate* when there is one, and fails when *fail_with* is set."""
+
+    def __init__(self) -> None:
+        self.boots = 0
+        self.gate: anyio.Event | None = None
+        self.fail_with: Exception | None = None
+        self.silent = False  # its guests say nothing
+
+    @asynccontextmanager
+    async def boot(self, spec: MachineSpec, kernel: Kernel, memory: Path) -> AsyncIterator[FakeMachine]:
+        self.boots += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fail_with is not None:
+            raise self.fail_with
+        async with super().boot(spec, kernel, memory) as machine:
+            if self.silent:
+                await machine.pause()
+            memory.write_bytes(b"memory" * 200_000)  # 1.2 MB that a budget counts
+            yield machine
+
+
+@dataclass
+class World:
+    images: Images
+    host: BuildHost
+    driver: SlowDriver
+    database: Database
+    bench: Bench
+    said: list[str] = field(default_factory=list)
+
+    def tell(self, step: str, message: str, fraction: float | None) -> None:
+        self.said.append(step)
+
+    async def import_image(self, name: str = "python", content: bytes = b"root 1") -> VersionRow:
+        """A ready version made of a few bytes."""
+        store = self.bench.store
+        digests = {}
+        for part, data in (("kernel", b"kernel"), ("initrd", b"initrd"), ("root", content)):
+            with store.new() as pending:
+                pending.path.write_bytes(data)
+            digests[part] = pending.digest
+        artifacts = digests | {"kernel_release": KERNEL_RELEASE}
+        config = {"user": "user", "cwd": "/home/user"}
+        return await self.database.write(rows.add_imported, TENANT, "host", name, config, artifacts, len(content))
+
+    async def stand_on(self, snapshot_id: str, name: str, state: str = "running") -> None:
+        """What a supervisor records of its sandbox."""
+        row = SandboxRow(
+            id=f"id-{name}", tenant=TENANT, host_id="host", name=name, image="python@1", snapshot_id=snapshot_id,
+            state=state, info={}, created_at=1.0, updated_at=1.0,
+        )  # fmt: skip
+        await self.database.write(sandbox_rows.put, row)
+
+
+@asynccontextmanager
+async def open_world(home: Path, *, shape_budget_mib: int = 4096, boot_timeout_s: float = 10) -> AsyncIterator[World]:
+    (home / "snapshots").mkdir(parents=True, exist_ok=True)
+    database = storage.open(home / "casemate.db")
+    driver, bench = SlowDriver(), Bench(home)
+    host = BuildHost(
+        driver=driver,
+        database=database,
+        workshop=bench,
+        bootstrap=no_bootstrap,
+        snapshots=home / "snapshots",
+        verified=Identities(home / "run" / "verified"),
+        host_id="host",
+        default_shape=DEFAULT,
+        boot_timeout_s=boot_timeout_s,
+        shape_budget_mib=shape_budget_mib,
+    )
+    try:
+        async with open_images(host) as images:
+            yield World(images, host, driver, database, bench)
+    finally:
+        database.close()
+
+
+def no_bootstrap(recipe: Recipe, out: Path, progress: Progress) -> None:
+    raise AssertionError("nothing here makes a root disk")

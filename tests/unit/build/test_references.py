@@ -1,0 +1,42 @@
+"""How images are named."""
+
+from __future__ import annotations
+
+import pytest
+
+from casemate.build.references import Reference, check_name
+from casemate.errors import InvalidSpec, NotSupported
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("python", Reference("python")),
+        ("python:latest", Reference("python")),
+        ("my.app_2-x@12", Reference("my.app_2-x", 12)),
+        ("sha256:" + "a" * 64, Reference(digest="a" * 64)),
+        ("sha256:0123456789ab", Reference(digest="0123456789ab")),
+    ],
+)
+def test_what_is_understood(text: str, expected: Reference) -> None:
+    assert Reference.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "@1", "Python", "../x", "a/b", "x" * 64, "python@", "python@-1", "python@x", "python@²", "python@1234567890",
+     "sha256:", "sha256:abc", "sha256:" + "g" * 12, "sha256:" + "a" * 65, "a\n", "prune"],
+)  # fmt: skip
+def test_what_is_not(text: str) -> None:
+    with pytest.raises(InvalidSpec):
+        Reference.parse(text)
+
+
+def test_tags_are_not_served() -> None:
+    with pytest.raises(NotSupported, match="tags are not served"):
+        Reference.parse("python:3.12")
+
+
+def test_a_word_of_the_api_is_no_name() -> None:
+    with pytest.raises(InvalidSpec, match="a word of the API"):
+        check_name("prune")
