@@ -24,6 +24,8 @@ _PERMISSIONS = 0o7777
 _MESSAGE_BYTES = 32_000  # the last entry may take as much again
 _ENTRY_BYTES = 200
 _JSON_GROWTH = 6  # a control character is written as six
+_LOOK_EVERY_BYTES = 4 << 20
+_MEMORY_KEPT_BYTES = 16 << 20  # half of what cgroups.py keeps from user processes
 
 
 @contextmanager
@@ -98,6 +100,8 @@ class Replacement:
 
     def write(self, data: bytes) -> None:
         """Raises OSError. The rights were checked at the opening."""
+        if self.written // _LOOK_EVERY_BYTES != (self.written + len(data)) // _LOOK_EVERY_BYTES:
+            _check_memory()
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
@@ -116,6 +120,14 @@ class Replacement:
             os.close(self._fd)
             self._fd = -1
             os.unlink(self._temporary)
+
+
+def _check_memory() -> None:
+    """A file on tmpfs is memory, and what the agent writes counts against nobody's limit. Raises OSError."""
+    with open("/proc/meminfo") as file:
+        available = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+    if available < _MEMORY_KEPT_BYTES:
+        raise OSError(errno.ENOMEM, "the guest's memory is full")
 
 
 def entry(path: str, name: str | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ only itself.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import socket
 import time
@@ -23,6 +24,7 @@ from casemate import errors, wire
 
 READ_BYTES = 262_144  # one turn's share of the event loop, well under a millisecond of parsing
 PING_EVERY_S = 5.0
+_ERRNO = re.compile(r"(E[A-Z0-9]{1,18}): ")
 E = TypeVar("E", bound=BaseException)
 ChannelEvent = (
     wire.Data | wire.Message | wire.Finished | wire.Accepted | wire.Denied | wire.Writable | wire.Reset | wire.Closed
@@ -334,7 +336,10 @@ def _giving_up(event: wire.Reset) -> errors.CasemateError:
     """A refusal that came after the agent had accepted, such as a full disk; its hint is the message."""
     kind = _DENIALS.get(event.code)
     if kind is not None:
-        return kind(event.hint[:2000] or f"the guest refused: {event.code[:80]}")
+        evidence, hint = {}, event.hint[:2000]
+        if named := _ERRNO.match(hint):  # files begin with the kernel's reason
+            evidence, hint = {"errno": named[1]}, hint[named.end() :]
+        return kind(hint or f"the guest refused: {event.code[:80]}", evidence=evidence)
     return errors.GuestError(f"the agent gave up: {event.code[:80]}", hint=event.hint[:2000])
 
 
