@@ -8,6 +8,8 @@ import anyio
 import pytest
 from api_world import until
 
+from casemate.api.native import streams
+
 
 def output(lines, stream="stdout"):
     return b"".join(base64.b64decode(line["data"]) for line in lines if line["event"] == stream)
@@ -81,6 +83,24 @@ def test_a_slow_reader_stops_the_guests_program_and_loses_nothing(serve):
             assert item["event"] == "end"
         assert tracemalloc.get_traced_memory()[1] < 12 * 2**20
         tracemalloc.stop()
+
+    serve(scenario)
+
+
+def test_a_client_that_was_stopped_is_taken_for_gone(serve, monkeypatch):
+    """It keeps its connection and takes nothing: what it had under way ends in a time we say, its channel with it."""
+    monkeypatch.setattr(streams, "STALLED_S", 0.5)
+
+    async def scenario(world):
+        sandbox = await world.create()
+        body = {"argv": ["flood", str(2**30)]}
+        async with world.client.stream("POST", f"/v1/sandboxes/{sandbox}/execs", json=body) as answer:
+            lines = answer.aiter_lines()  # held: a generator that is let go closes its response
+            exec_id = json.loads(await anext(lines))["exec_id"]
+            program = world.guest(sandbox).programs[exec_id]
+            await until(lambda: program.end is not None, 5)
+        assert (program.end, program.channel) == ({"kind": "signaled", "signal": 9}, None)
+        assert (await world.run(sandbox, "exit", "7"))[-1]["end"] == {"kind": "exited", "code": 7}
 
     serve(scenario)
 

@@ -1,8 +1,8 @@
 """Responses that are written as things happen, and end when their client goes away.
 
     produce(out) ── out.put(piece) ──> uvicorn ──> client
-          │              waits while the client does not read
-          └ is cancelled when the client goes away
+          │              waits while the client does not read, at most STALLED_S
+          └ is cancelled when the client goes away, or is taken for gone
 
 The status is sent with the first piece: what fails before it is an ordinary JSON error.
 """
@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import anyio
+import anyio.lowlevel
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
@@ -23,6 +24,7 @@ from casemate import errors
 from casemate.api.errors import the_error
 from casemate.sandbox.execs import Output
 
+STALLED_S = 600.0  # a client that takes nothing for so long was stopped, or its host is gone without a word
 KEEP_ALIVE_S = 4.0  # promised: a line at least every 5 s
 KEEP_ALIVE = b'{"event":"keepalive"}\n'
 T = TypeVar("T")
@@ -41,15 +43,20 @@ class Out:
         }
         self._turn = anyio.Lock(fast_acquire=True)
         self._sent_at = time.monotonic()
+        self.give_up: Callable[[], None] = lambda: None  # ends the work as if the client had gone
 
     async def put(self, piece: bytes, *, last: bool = False) -> None:
         """Send *piece*; waits while the client has not read what went before."""
         async with self._turn:
-            if not self.started:
-                self.started = True
-                await self._send(self._start)
-            await self._send({"type": "http.response.body", "body": piece, "more_body": not last})
-            self._sent_at = time.monotonic()
+            with anyio.move_on_after(STALLED_S) as limit:
+                if not self.started:
+                    self.started = True
+                    await self._send(self._start)
+                await self._send({"type": "http.response.body", "body": piece, "more_body": not last})
+                self._sent_at = time.monotonic()
+            if limit.cancelled_caught:
+                self.give_up()
+                await anyio.lowlevel.checkpoint()
 
     async def keep_alive(self) -> None:
         """Put a line whenever nothing else was for a while, once the response has begun."""
@@ -95,6 +102,7 @@ class Streamed(Generic[OutT]):
         failure: errors.CasemateError | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(cancel_when_gone, receive, tasks.cancel_scope)
+            out.give_up = tasks.cancel_scope.cancel
             if isinstance(out, Lines):
                 tasks.start_soon(out.keep_alive)
             try:
