@@ -7,17 +7,18 @@ import socket
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import anyio
 import pytest
 from tests.faults.lies import LIES, told
 
 from casemate import errors, wire
-from casemate.sandbox import Link, execs
+from casemate.sandbox import Link, execs, files
 
 FOUND_OUT_S = 5.0
 MOST_BYTES = 8 << 20  # what one lie may make the host hold: windows of 256 KiB, and what is parsed of them
-EXEC = {"exec_id": "e", "pid": 42}
+EXEC: dict[str, Any] = {"exec_id": "e", "pid": 42}
 
 
 class Liar:
@@ -26,14 +27,18 @@ class Liar:
     def __init__(self, stream: socket.socket) -> None:
         self.stream, self.connection = stream, wire.Connection(wire.Side.GUEST)
 
-    async def accept_one(self) -> int:
+    async def hear(self) -> None:
+        """Take in what the host says: credit, mostly."""
+        self.connection.receive(await asyncio.get_running_loop().sock_recv(self.stream, 65_536))
+
+    async def accept_one(self, body: dict[str, Any] = EXEC) -> int:
         """Accept the first channel that is opened; its number."""
         loop, number = asyncio.get_running_loop(), 0
         while not number:
             for event in self.connection.receive(await loop.sock_recv(self.stream, 65_536)):
                 if isinstance(event, wire.Opened):
                     number = event.channel
-                    self.connection.accept(number, EXEC)
+                    self.connection.accept(number, body)
         await self.say(b"".join(iter(self.connection.outgoing, b"")))
         return number
 
@@ -121,5 +126,31 @@ def test_one_that_was_asked_in_vain_is_given_up(kind: str) -> None:
                     await (link.ping(timeout_s=0.05) if kind == "ping" else opened(link, 0.05))
                 await link.ended.wait()
             assert isinstance(link.failure, errors.AgentSilent)
+
+    anyio.run(run)
+
+
+def test_a_folder_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few entries with long names: once only their number was bounded."""
+    monkeypatch.setattr(files, "MAX_LISTING_BYTES", 4 << 20)
+
+    async def run() -> None:
+        async with linked() as (link, liar), anyio.create_task_group() as tasks:
+            name = "x" * 50_000
+            entry = {"name": name, "path": name, "type": "file", "size": 0, "mode": 0, "uid": 0, "gid": 0}
+            message = {"entries": [entry | {"path": "/", "mtime_ns": 0}]}
+
+            async def tell() -> None:
+                number = await liar.accept_one({"entries": []})
+                while True:
+                    while liar.connection.writable(number):
+                        liar.connection.send_message(number, message)
+                    await liar.say(b"".join(iter(liar.connection.outgoing, b"")))
+                    await liar.hear()
+
+            tasks.start_soon(tell)
+            with anyio.fail_after(FOUND_OUT_S), pytest.raises(errors.InvalidSpec):
+                await files.listed(link, "/many")
+            tasks.cancel_scope.cancel()
 
     anyio.run(run)
