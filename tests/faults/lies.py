@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+from casemate.wire.bodies import MAX_JSON
 from casemate.wire.frames import (
     ACCEPT,
     BYTES,
@@ -16,7 +17,6 @@ from casemate.wire.frames import (
     FIN,
     HEADER,
     HELLO,
-    MAX_PAYLOAD,
     MESSAGE,
     NOP,
     OPEN,
@@ -30,7 +30,7 @@ from casemate.wire.frames import (
 
 CHANNEL = 0x7E57C0DE
 _MARK = CHANNEL.to_bytes(4, "big")
-_FULL = pack(DATA, CHANNEL, b"x" * MAX_PAYLOAD, BYTES)
+_FULL = pack(DATA, CHANNEL, b"x" * 40_000, BYTES)
 
 
 def told(lie: bytes, channel: int) -> bytes:
@@ -65,8 +65,9 @@ LIES: dict[str, tuple[bytes, int]] = {
     "a flood of pings": (pack(PING, 0, bytes(8)), 100_000),
     "a pong nobody asked for": (pack(PONG, 0, bytes(8)), 200),
     "a flood of resets": (pack(RESET, 9999, b'{"code":"x"}'), 100_000),
-    "JSON without an end": (HEADER.pack(MAX_PAYLOAD, 0, READY, 0, 0) + b'{"a":"' + b"x" * 50_000, 1000),
+    "JSON without an end": (HEADER.pack(MAX_JSON, 0, READY, 0, 0) + b'{"a":"' + b"x" * 40_000, 1000),
     "JSON as deep as it goes": (pack(READY, 0, b'{"a":' * 2000 + b"1" + b"}" * 2000), 1),
+    "JSON in more pieces than a body has": (pack(READY, 0, b'{"a":[' + b"[]," * 13_000 + b"[]]}"), 1),
     "JSON that is no ASCII": (pack(READY, 0, '{"a":"ü"}'.encode()), 1),
     "a hello": (pack(HELLO, 0, b"{}"), 1),
     "a second READY": (pack(READY, 0, b"{}"), 2),
