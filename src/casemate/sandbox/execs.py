@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import anyio
 
 from casemate import wire
-from casemate.errors import GuestError, InvalidSpec, ProtocolViolation, StateConflict
+from casemate.errors import AgentSilent, GuestError, InvalidSpec, ProtocolViolation, StateConflict
 from casemate.sandbox import parse
 from casemate.sandbox.link import Channel, Link
 
@@ -21,6 +22,7 @@ STREAMS: dict[int, Stream] = {1: "stdout", 2: "stderr"}  # by the sub of a DATA 
 MAX_PARAMS_BYTES = 60 * 1024  # one frame opens a channel; large input goes through stdin or a file
 START_TIMEOUT_S = 30.0  # an overloaded emulated guest spawns slowly
 DETACH_TIMEOUT_S = 10.0
+OVERDUE_S = 30.0  # how long after its time-out a guest may keep the end of an exec to itself
 SIGNALS = frozenset({"HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "TSTP", "WINCH"})
 
 
@@ -126,8 +128,9 @@ class Ended:
 class Exec:
     """An exec somebody is attached to. One task reads it; others may feed it meanwhile."""
 
-    def __init__(self, channel: Channel, asked: Mapping[Stream, int]) -> None:
+    def __init__(self, channel: Channel, asked: Mapping[Stream, int], timeout_s: float | None = None) -> None:
         body = channel.accepted
+        self._due_at = None if timeout_s is None else time.monotonic() + timeout_s
         self.exec_id = parse.text(body, "exec_id", 64)
         self.pid = parse.whole(body, "pid")
         self.asked = asked
@@ -144,7 +147,7 @@ class Exec:
 
         Raises GuestError when the exec was cut off, or its whole machine.
         """
-        item = await self._channel.receive()
+        item = await self._receive()
         match item:
             case wire.Data(sub=1 | 2):
                 stream = STREAMS[item.sub]
@@ -159,6 +162,18 @@ class Exec:
                 raise GuestError(f"the agent let go of exec {self.exec_id} before its end")
             case _:
                 raise ProtocolViolation(f"exec {self.exec_id}: a message nobody sends")
+
+    async def _receive(self) -> wire.Data | wire.Message | None:
+        """The guest ends an exec at its time-out; we don't wait for ever for one that does not."""
+        if self._due_at is None:
+            return await self._channel.receive()
+        try:
+            with anyio.fail_after(max(self._due_at - time.monotonic(), 0) + OVERDUE_S):
+                return await self._channel.receive()
+        except TimeoutError as error:
+            raise AgentSilent(
+                f"exec {self.exec_id} should have ended {OVERDUE_S:g} s ago", hint="kill the sandbox"
+            ) from error
 
     async def feed(self, data: bytes | memoryview) -> None:
         """Write to its standard input; waits while it does not read. Pieces of two tasks do not mix."""
@@ -196,7 +211,7 @@ async def start(link: Link, spec: ExecSpec) -> AsyncIterator[Exec]:
     Raises ExecRefused with the guest kernel's errno, NotFound for a user, AgentSilent (it may have started).
     """
     async with link.open("exec", spec.params(new_exec_id()), timeout_s=START_TIMEOUT_S) as channel:
-        yield Exec(channel, {"stdout": 0, "stderr": 0})
+        yield Exec(channel, {"stdout": 0, "stderr": 0}, spec.timeout_s)
 
 
 @asynccontextmanager

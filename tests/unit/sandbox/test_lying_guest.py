@@ -62,8 +62,8 @@ async def linked(silence_s: float = 30.0) -> AsyncIterator[tuple[Link, Liar]]:
             tasks.cancel_scope.cancel()
 
 
-async def follow(link: Link, *, wait: bool = False) -> None:
-    async with execs.start(link, execs.ExecSpec(("true",))) as running:
+async def follow(link: Link, *, wait: bool = False, timeout_s: float | None = None) -> None:
+    async with execs.start(link, execs.ExecSpec(("true",), timeout_s=timeout_s)) as running:
         if wait:
             await link.ended.wait()
         while not isinstance(await running.read(), execs.Ended):
@@ -152,5 +152,18 @@ def test_a_folder_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
             with anyio.fail_after(FOUND_OUT_S), pytest.raises(errors.InvalidSpec):
                 await files.listed(link, "/many")
             tasks.cancel_scope.cancel()
+
+    anyio.run(run)
+
+
+def test_an_exec_that_never_ends_at_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent answers everything else meanwhile, so it is not silent."""
+    monkeypatch.setattr(execs, "OVERDUE_S", 0.1)
+
+    async def run() -> None:
+        async with linked() as (link, liar), anyio.create_task_group() as tasks:
+            tasks.start_soon(liar.accept_one)
+            with anyio.fail_after(FOUND_OUT_S), pytest.raises(errors.AgentSilent):
+                await follow(link, timeout_s=0.1)
 
     anyio.run(run)
