@@ -1,5 +1,5 @@
 """The fixtures stand in world.py."""
 
-from tests.faults.world import bystander, daemon, home, sandbox
+from tests.faults.world import bystander, daemon, guests_home, sandbox
 
-__all__ = ["bystander", "daemon", "home", "sandbox"]
+__all__ = ["bystander", "daemon", "guests_home", "sandbox"]

@@ -1,6 +1,6 @@
 """What tests of bad input and bad luck stand on: one daemon for the whole run, a fresh clone for each test.
 
-    home → daemon → bystander (one sandbox that lives through all of it) → sandbox (the one that is ill-treated)
+    guests_home → daemon → bystander (one sandbox that lives through all of it) → sandbox (the one that is ill-treated)
 
 After each test the bystander has to answer: whatever a guest or a client did, the daemon still serves.
 """
@@ -22,13 +22,13 @@ AGENT_ANSWER_S = 1.0  # what an agent whose guest has just been through somethin
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def guests_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return new_home(tmp_path_factory.mktemp("casemate"))
 
 
 @pytest.fixture(scope="session")
-def daemon(home: Path) -> Iterator[Daemon]:
-    with run_daemon(home) as daemon:
+def daemon(guests_home: Path) -> Iterator[Daemon]:
+    with run_daemon(guests_home) as daemon:
         build_image(daemon)
         yield daemon
 
