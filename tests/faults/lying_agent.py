@@ -7,8 +7,8 @@ from pathlib import Path
 
 import casemate
 
-# An exec of ["lie", base64, times] is accepted and then answered with those bytes; ["lie-still"] stops the agent;
-# ["lie-ping"] sends pings as fast as they are answered. A HELLO with the variable LIE is answered with a lie.
+# An exec of ["lie", base64, times] is accepted and then answered with those bytes; ["lie-still"] stops the agent.
+# A HELLO with the variable LIE is answered with a lie.
 _ON_OPENED = """
     def _on_opened(self, event: wire.Opened) -> None:
         argv = event.params.get("argv") or [""]
@@ -16,7 +16,7 @@ _ON_OPENED = """
             import time
 
             time.sleep(3600)
-        elif argv[0] in ("lie", "lie-ping"):
+        elif argv[0] == "lie":
             self.connection.accept(event.channel, {"exec_id": "e", "pid": 2})
             self._lie(event.channel, argv)
         else:
@@ -25,16 +25,8 @@ _ON_OPENED = """
     def _lie(self, channel: int, argv: list[str]) -> None:
         import binascii
 
-        queue = self.connection._control
-        if argv[0] == "lie":
-            said = binascii.a2b_base64(argv[1]).replace(bytes.fromhex("7e57c0de"), channel.to_bytes(4, "big"))
-            queue.extend([said] * int(argv[2]))
-        elif len(queue) < 100:
-            from casemate.wire import frames
-
-            queue.extend([frames.pack(frames.PING, 0, bytes(8))] * 100)
-        if argv[0] == "lie-ping":
-            self.reactor.call_later(0, lambda: self._lie(channel, argv))
+        said = binascii.a2b_base64(argv[1]).replace(bytes.fromhex("7e57c0de"), channel.to_bytes(4, "big"))
+        self.connection._control.extend([said] * int(argv[2]))
 
     def _on_opened_honestly(self, event: wire.Opened) -> None:
 """
