@@ -1,4 +1,4 @@
-"""One home of their own for all tests of faults, whose daemons come and go. Its snapshot is built once."""
+"""Two homes: one whose daemons come and go, and one whose one daemon serves ill-treated guests (``world.py``)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 from fault_world import SEED, SOAK, daemon_on
+from tests.faults.world import bystander, daemon, guests_home, sandbox
 from tests.vm.vm_world import Daemon, build_image, new_home
+
+__all__ = ["bystander", "daemon", "guests_home", "home", "sandbox"]
 
 
 def pytest_report_header() -> str:

@@ -14,7 +14,7 @@ from typing import Protocol
 from casemate.guest.reactor import Callback, Timer
 
 ROOT = "/sys/fs/cgroup"
-RESERVE_BYTES = 48 << 20  # what user processes never get: the kernel, the agent and its spawner live in it
+RESERVE_BYTES = 32 << 20  # of what is to be had, user processes never get this: the agent works in it
 PIDS_MAX = 4096
 _SWEEP_AFTER_S = 0.5
 
@@ -127,14 +127,18 @@ class Groups:
         if self._sweep is None:
             self._sweep = self._loop.call_later(_SWEEP_AFTER_S, self._remove_dead)
 
-    def limit(self, taken_bytes: int) -> None:
-        """Bound the whole tree: all memory but our reserve and *taken_bytes*, and a number of processes."""
+    def limit(self) -> None:
+        """Bound the whole tree: the memory that can be had by now but our reserve, and a number of processes.
+
+        Over what can be had there is no memory but the pages of programs that run, the agent's among them: a limit
+        above that is never reached, because the guest spends its time reading those pages again and again.
+        """
         if self._user is None:
             return
-        total = next(
-            int(line.split()[1]) for line in _read("/proc/meminfo").splitlines() if line.startswith("MemTotal")
+        available = next(
+            int(line.split()[1]) for line in _read("/proc/meminfo").splitlines() if line.startswith("MemAvailable")
         )
-        most = max(total * 1024 - RESERVE_BYTES - taken_bytes, RESERVE_BYTES)
+        most = max(available * 1024 - RESERVE_BYTES, RESERVE_BYTES)
         if os.path.exists(self._user + "/memory.max"):
             _write(self._user + "/memory.max", str(most))
         if os.path.exists(self._user + "/pids.max"):

@@ -139,7 +139,7 @@ class Exec:
         for number in self._streams:
             self._read_on(number)
         if self._killed:
-            group.kill()
+            self.kill()
         if self.timeout_s is not None:
             self._timer = self._reactor.call_later(self.timeout_s, self._time_out)
 
@@ -168,10 +168,12 @@ class Exec:
             self._reactor.call_later(LINGER_S, self._stop_lingering)
 
     def kill(self) -> None:
-        """SIGKILL to everything of the exec's."""
+        """SIGKILL to everything of the exec's; to its leader also by its pid, for root can leave the group."""
         self._killed = True
         if self._group is not None:
             self._group.kill()
+            if self.end is None:
+                os.kill(self.pid, signal.SIGKILL)  # not reaped yet, so the number is still its
 
     def signal(self, number: int) -> None:
         """To the exec's process group. Raises StateConflict when there is none any more."""

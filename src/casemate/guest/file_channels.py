@@ -73,7 +73,7 @@ class FileChannel(Conversation):
                 data = os.read(fd, count)
             except OSError as error:
                 self._stop_reading()
-                self.reset(FileRefused.code, files.refusal(error).message)
+                self._break_off(files.refusal(error))
                 return
             if not data:
                 break
@@ -115,7 +115,7 @@ class FileChannel(Conversation):
                 self._replacement.write(event.data)
             except OSError as error:
                 self._give_up()
-                self.reset(FileRefused.code, files.refusal(error).message)
+                self._break_off(files.refusal(error))
 
     def on_finished(self) -> None:
         replacement = self._replacement
@@ -126,7 +126,7 @@ class FileChannel(Conversation):
                 replacement.commit()
         except FileRefused as error:
             self._give_up()
-            self.reset(FileRefused.code, error.message)
+            self._break_off(error)
             return
         self._replacement = None
         self.connection.send_message(self.number, {"event": "written", "size": replacement.written})
@@ -144,6 +144,10 @@ class FileChannel(Conversation):
                     replacement.give_up()
             except FileRefused:
                 return  # its folder has gone, and it with that
+
+    def _break_off(self, error: FileRefused) -> None:
+        """A reset has room for a code and a hint: the kernel's reason goes first in the hint."""
+        self.reset(error.code, f"{error.evidence['errno']}: {error.message}")
 
     # --------------------------------------------------------------- other acts
 

@@ -24,6 +24,8 @@ _PERMISSIONS = 0o7777
 _MESSAGE_BYTES = 32_000  # the last entry may take as much again
 _ENTRY_BYTES = 200
 _JSON_GROWTH = 12  # a character beyond the first 65,536 is written as twelve
+_LOOK_EVERY_BYTES = 4 << 20
+_MEMORY_KEPT_BYTES = 16 << 20  # half of what cgroups.py keeps from user processes
 
 
 @contextmanager
@@ -98,6 +100,8 @@ class Replacement:
 
     def write(self, data: bytes) -> None:
         """Raises OSError. The rights were checked at the opening."""
+        if self.written // _LOOK_EVERY_BYTES != (self.written + len(data)) // _LOOK_EVERY_BYTES:
+            _check_memory()
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
@@ -122,6 +126,14 @@ def entry(path: str, name: str | None = None, follow: bool = False) -> dict[str,
     """What stat says of *path*, links not followed unless *follow*. Raises OSError."""
     shown = name if name is not None else os.path.basename(path.rstrip("/")) or "/"
     return _entry(path, shown, os.stat(path, follow_symlinks=follow))
+
+
+def _check_memory() -> None:
+    """A file on tmpfs is memory, and what the agent writes counts against nobody's limit. Raises OSError."""
+    with open("/proc/meminfo") as file:
+        available = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+    if available < _MEMORY_KEPT_BYTES:
+        raise OSError(errno.ENOMEM, "the guest's memory is full")
 
 
 def entries(path: str) -> Iterator[dict[str, Any]]:

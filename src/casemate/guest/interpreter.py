@@ -244,13 +244,14 @@ class Interpreter:
 
     def _died(self, context: _Context, status: int) -> None:
         context.gone = True
+        reason = "out of memory" if context.child.group.usage().oom_kills else _reason(status)
         context.child.group.kill()  # what the context started does not outlive it
         if self._cell is None:
             self._drop(context)
         elif context.end is None:
             self._from_context(context)  # its last word may be in the socket still
         if self._cell is not None and context.end is None:
-            self._finish(context, {"end": {"kind": "died", "reason": _reason(status)}, "text": None})
+            self._finish(context, {"end": {"kind": "died", "reason": reason}, "text": None})
 
     def _drop(self, context: _Context) -> None:
         if self._context is not context:

@@ -14,6 +14,7 @@ from casemate.guest.marked import Marked
 
 PORT_LIMIT_S = 10.0
 OPEN_FILES = 65_536
+MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4  # Source: asm-generic/mman.h
 
 
 def main() -> NoReturn:
@@ -38,6 +39,16 @@ def _protect() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("-1000")
+    _keep_in_memory()
+
+
+def _keep_in_memory() -> None:
+    """Programs that use up the guest's memory must not push out what it takes to end them."""
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "mlockall")
 
 
 def _serve() -> None:
@@ -57,7 +68,7 @@ def _serve() -> None:
     reactor = Reactor()
     reaper = Reaper(reactor)
     groups = Groups(reactor)
-    groups.limit(0)
+    groups.limit()
     spawner = Spawner(reactor, reaper, groups)
     spawner.start()
     execs = ExecTable(reactor, spawner)

@@ -51,7 +51,7 @@ class Warmth:
             Rehearsal(self._reactor, self._spawner, self._surroundings, lambda: done(about)).begin()
 
         if not zygote:
-            self._groups.limit(0)
+            self._groups.limit()
             rehearse({"zygote": None})
         elif not os.access(PYTHON, os.X_OK):
             failed(f"the image has no {PYTHON}")
@@ -69,7 +69,7 @@ class Warmth:
             self._execs.zygote = zygote
             if self.interpreter is None:
                 self.interpreter = Interpreter(self._reactor, zygote)
-            self._groups.limit(_own_memory_bytes(zygote.root_pid))
+            self._groups.limit()
             done({"zygote": zygote.about})
 
         def on_failed(reason: str) -> None:
@@ -85,13 +85,3 @@ class Warmth:
 
 def _ignore(_told: object) -> None:
     """Nobody waits for a restarted zygote; its reasons are on the console."""
-
-
-def _own_memory_bytes(pid: int) -> int:
-    """What only this process holds: its share of the files it maps can be dropped by the kernel."""
-    try:
-        with open(f"/proc/{pid}/status") as file:
-            fields = dict(line.split(":", 1) for line in file)
-    except FileNotFoundError:
-        return 0
-    return int(fields["RssAnon"].split()[0]) << 10

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
+from casemate.guest.cgroups import Usage
 from casemate.guest.peer import Peer, PeerGone, PeerLied
 
 # Beside the libraries themselves, what is imported only when a table is printed, a figure saved:
@@ -60,6 +61,8 @@ class Group(Protocol):
         """Move the process into the group. Raises OSError (ESRCH) when it is gone."""
 
     def kill(self) -> None: ...
+
+    def usage(self) -> Usage: ...
 
     def close(self) -> None:
         """Give the group back: nothing of ours runs in it any more."""

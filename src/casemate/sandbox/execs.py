@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import anyio
 
 from casemate import wire
-from casemate.errors import GuestError, InvalidSpec, ProtocolViolation, StateConflict
+from casemate.errors import AgentSilent, GuestError, InvalidSpec, ProtocolViolation, StateConflict
 from casemate.sandbox import parse
 from casemate.sandbox.link import Channel, Link
 
@@ -24,6 +25,7 @@ START_TIMEOUT_S = 30.0  # an overloaded emulated guest spawns slowly
 DETACH_TIMEOUT_S = 10.0
 MAX_WINDOW = 65_535
 TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,63}")
+OVERDUE_S = 30.0  # how long after its time-out a guest may keep the end of an exec to itself
 SIGNALS = frozenset({"HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "TSTP", "WINCH"})
 
 
@@ -159,8 +161,9 @@ class Ended:
 class Exec:
     """An exec somebody is attached to. One task reads it; others may feed it meanwhile."""
 
-    def __init__(self, channel: Channel, asked: Mapping[Stream, int]) -> None:
+    def __init__(self, channel: Channel, asked: Mapping[Stream, int], timeout_s: float | None = None) -> None:
         body = channel.accepted
+        self._due_at = None if timeout_s is None else time.monotonic() + timeout_s
         self.exec_id = parse.text(body, "exec_id", 64)
         self.pid = parse.whole(body, "pid")
         self.asked = asked
@@ -177,7 +180,7 @@ class Exec:
 
         Raises GuestError when the exec was cut off, or its whole machine.
         """
-        item = await self._channel.receive()
+        item = await self._receive()
         match item:
             case wire.Data(sub=1 | 2):
                 stream = STREAMS[item.sub]
@@ -192,6 +195,18 @@ class Exec:
                 raise GuestError(f"the agent let go of exec {self.exec_id} before its end")
             case _:
                 raise ProtocolViolation(f"exec {self.exec_id}: a message nobody sends")
+
+    async def _receive(self) -> wire.Data | wire.Message | None:
+        """The guest ends an exec at its time-out; we don't wait for ever for one that does not."""
+        if self._due_at is None:
+            return await self._channel.receive()
+        try:
+            with anyio.fail_after(max(self._due_at - time.monotonic(), 0) + OVERDUE_S):
+                return await self._channel.receive()
+        except TimeoutError as error:
+            raise AgentSilent(
+                f"exec {self.exec_id} should have ended {OVERDUE_S:g} s ago", hint="kill the sandbox"
+            ) from error
 
     async def feed(self, data: bytes | memoryview) -> None:
         """Write to its standard input; waits while it does not read. Pieces of two tasks do not mix."""
@@ -241,7 +256,7 @@ async def start(link: Link, spec: ExecSpec) -> AsyncIterator[Exec]:
     Raises ExecRefused with the guest kernel's errno, NotFound for a user, AgentSilent (it may have started).
     """
     async with link.open("exec", spec.params(new_exec_id()), timeout_s=START_TIMEOUT_S) as channel:
-        yield Exec(channel, {"stdout": 0, "stderr": 0})
+        yield Exec(channel, {"stdout": 0, "stderr": 0}, spec.timeout_s)
 
 
 @asynccontextmanager

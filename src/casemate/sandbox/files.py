@@ -16,6 +16,7 @@ from casemate.sandbox.link import Channel, Link
 
 ANSWER_TIMEOUT_S = 30.0  # a guest may have to write back what it has been given
 MAX_ENTRIES = 200_000  # of one folder; more is refused rather than held in memory
+MAX_LISTING_BYTES = 64 * 2**20  # of its names and paths on the wire, which a guest may make as long as it likes
 MAX_PATH_CHARS = 4096
 
 
@@ -100,13 +101,15 @@ async def listed(link: Link, path: str, *, user: str | None = None) -> list[Entr
     """The entries of a folder by name."""
     async with link.open("file", {"op": "list", "path": checked_path(path), "user": user}) as channel:
         channel.finish()
-        found = _entries(channel.accepted)
+        found, size = _entries(channel.accepted), 0
         while item := await _next(channel):
             if not isinstance(item, wire.Message):
                 raise ProtocolViolation("file: bytes where entries belong")
             found += _entries(item.body)
-            if len(found) > MAX_ENTRIES:
-                raise InvalidSpec(f"{path!r} has over {MAX_ENTRIES} entries", hint="list it with an exec")
+            size += item.size
+            if len(found) > MAX_ENTRIES or size > MAX_LISTING_BYTES:
+                limits = f"{MAX_ENTRIES} entries or {MAX_LISTING_BYTES >> 20} MiB of them"
+                raise InvalidSpec(f"{path!r} has over {limits}", hint="list it with an exec")
     return sorted(found, key=lambda entry: entry.name)
 
 

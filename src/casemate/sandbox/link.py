@@ -2,13 +2,14 @@
 
 The stream's bytes come from hostile code. They are parsed by ``wire.Connection`` alone; the
 first bad one ends the link with ProtocolViolation and the supervisor kills the machine. Each
-turn reads a bounded piece and then lets the event loop go on, so that a flooding guest slows
-only itself.
+turn reads a bounded piece and then lets the event loop go on; a guest whose bytes are costly to
+parse (many small frames) gets smaller pieces and as much pause as its turn took: it slows only itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import socket
 import time
@@ -21,8 +22,11 @@ import anyio
 
 from casemate import errors, wire
 
-READ_BYTES = 262_144  # one turn's share of the event loop, well under a millisecond of parsing
+READ_BYTES = 262_144  # one turn's share of the event loop: of an honest guest, under a millisecond of parsing
+LEAST_READ_BYTES = 4096
+TURN_S = 0.001
 PING_EVERY_S = 5.0
+_ERRNO = re.compile(r"(E[A-Z0-9]{1,18}): ")
 E = TypeVar("E", bound=BaseException)
 ChannelEvent = (
     wire.Data | wire.Message | wire.Finished | wire.Accepted | wire.Denied | wire.Writable | wire.Reset | wire.Closed
@@ -157,6 +161,8 @@ class Link:
         self.ended = asyncio.Event()
         self.last_traffic = time.monotonic()
         self._silence_s = silence_s
+        self._asked_at = self.last_traffic  # since when an answer is waited for
+        self._doubted = False  # somebody gave up waiting, and nothing was heard since
         self._channels: dict[int, Channel] = {}
         self._pongs: dict[bytes, asyncio.Event] = {}
         self._wake = asyncio.Event()
@@ -219,6 +225,7 @@ class Link:
         """Milliseconds until the agent echoed a token. Raises AgentSilent."""
         token, answered, started = secrets.token_bytes(8), asyncio.Event(), time.perf_counter()
         self._pongs[token] = answered
+        self._expect()
         try:
             self.connection.ping(token)
             self.wake()
@@ -239,6 +246,7 @@ class Link:
         if self.failure is not None:
             raise self.failure
         number = self.connection.open(kind, dict(params))
+        self._expect()
         channel = self._channels[number] = Channel(self, number)
         self.wake()
         try:
@@ -246,6 +254,7 @@ class Link:
                 with anyio.fail_after(timeout_s):
                     await channel.wait_answer()
             except TimeoutError as error:
+                self._doubt()
                 raise errors.AgentSilent(
                     f"sandbox {self.guest_id}: {kind} was not answered within {timeout_s:g} s",
                     hint="the guest may be out of CPU; try again or kill the sandbox",
@@ -260,32 +269,48 @@ class Link:
             with anyio.fail_after(timeout_s):
                 await event.wait()
         except TimeoutError as error:
+            self._doubt()
             raise errors.AgentSilent(f"sandbox {self.guest_id}: {what} within {timeout_s:g} s") from error
+
+    def _expect(self) -> None:
+        """An answer is waited for from now on, unless one was already."""
+        if not self._channels and not self._doubted:
+            self._asked_at = time.monotonic()
+
+    def _doubt(self) -> None:
+        if self.last_traffic < self._asked_at:
+            self._doubted = True
 
     async def _read(self, stream: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while data := await loop.sock_recv(stream, READ_BYTES):
-            self.last_traffic = time.monotonic()
+        share = READ_BYTES
+        # Closed under us when a machine ends before its link, as when its hand-shake was refused
+        while stream.fileno() >= 0 and (data := await loop.sock_recv(stream, share)):
+            self.last_traffic, began = time.monotonic(), time.thread_time()
+            self._doubted = False
             for event in self.connection.receive(data):
                 self._dispatch(event)
             self.wake()  # pongs and credits the parsing called for
-            await asyncio.sleep(0)
+            took_s = time.thread_time() - began
+            costly = took_s > TURN_S
+            share = max(share // 2, LEAST_READ_BYTES) if costly else min(share * 2, READ_BYTES)
+            await asyncio.sleep(took_s if costly else 0)
 
     async def _write(self, stream: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while chunk := self.connection.outgoing():
+            while stream.fileno() >= 0 and (chunk := self.connection.outgoing()):
                 await loop.sock_sendall(stream, chunk)
 
     async def _watch(self) -> None:
-        """While anybody waits for the guest, ask it now and then whether it lives."""
+        """While anybody waits for the guest, or did so in vain, ask it now and then whether it lives."""
         while True:
-            await anyio.sleep(PING_EVERY_S)
-            if not self._channels:
+            await anyio.sleep(min(PING_EVERY_S, self._silence_s / 2))
+            if not self._channels and not self._doubted:
                 continue
-            silent_s = time.monotonic() - self.last_traffic
+            silent_s = time.monotonic() - max(self.last_traffic, self._asked_at)
             if silent_s > self._silence_s:
                 raise errors.AgentSilent(f"sandbox {self.guest_id}: its agent said nothing for {silent_s:.0f} s")
             self.connection.ping(bytes(8))
@@ -336,7 +361,10 @@ def _giving_up(event: wire.Reset) -> errors.CasemateError:
     """A refusal that came after the agent had accepted, such as a full disk; its hint is the message."""
     kind = _DENIALS.get(event.code)
     if kind is not None:
-        return kind(event.hint[:2000] or f"the guest refused: {event.code[:80]}")
+        evidence, hint = {}, event.hint[:2000]
+        if named := _ERRNO.match(hint):  # files begin with the kernel's reason
+            evidence, hint = {"errno": named[1]}, hint[named.end() :]
+        return kind(hint or f"the guest refused: {event.code[:80]}", evidence=evidence)
     return errors.GuestError(f"the agent gave up: {event.code[:80]}", hint=event.hint[:2000])
 
 

@@ -353,7 +353,10 @@ class Supervisor:
             race.start_soon(first, machine.wait_exit)
             race.start_soon(first, until_overdue)
         if handle._stop.is_set():
-            return None
+            # Who held a channel may have found the lie before us, and asked for the end
+            why = handle._why
+            lied = why is not None and why.code == Reason.PROTOCOL_VIOLATION
+            return errors.ProtocolViolation(why.message) if why is not None and lied else None
         with anyio.move_on_after(0.5):  # a VMM that ends closes the stream first; its end is the better reason
             vmm_end = await machine.wait_exit()
             return errors.VmmExited(

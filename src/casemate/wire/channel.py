@@ -74,6 +74,8 @@ class Channel:
 
     def credited(self, count: int) -> bool:
         """Note *count* more credit; whether a sender that was refused may go on."""
+        if count < MIN_COST:  # our own ends give back a quarter of the window at a time; less is a flood of frames
+            raise ProtocolViolation(f"a credit of {count} bytes")
         self.credit += count
         if self.credit > self.window:
             raise ProtocolViolation("credit beyond the window")

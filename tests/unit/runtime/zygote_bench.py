@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+from casemate.guest.cgroups import NO_USAGE, Usage
 from casemate.guest.interpreter import Interpreter
 from casemate.guest.zygote import Identity, Job, Zygote
 
@@ -108,6 +109,9 @@ class ProcessGroup:
                 os.killpg(self.pid, signal.SIGKILL)
             except ProcessLookupError:
                 self.pid = 0
+
+    def usage(self) -> Usage:
+        return NO_USAGE
 
     def close(self) -> None:
         pass
