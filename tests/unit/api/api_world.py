@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,14 +101,41 @@ class FakeSandboxes:
         return await self.get(tenant, ref).kill()
 
 
+def _check_image(tenant: str, ref: str) -> None:
+    if ref != "python@1" and (ref, tenant) != ("mine", "local"):
+        raise errors.NotFound(f"there is no image {ref[:80]!r}")
+
+
 class FakeImages:
     async def list(self, tenant: str) -> list[dict[str, Any]]:
         return [{"name": "python", "version": version, "labels": {"v": str(version)}} for version in (1, 2, 3)]
 
     async def get(self, tenant: str, ref: str) -> dict[str, Any]:
-        if ref != "python@1" and (ref, tenant) != ("mine", "local"):
-            raise errors.NotFound(f"there is no image {ref[:80]!r}")
+        _check_image(tenant, ref)
         return {"name": "python", "version": 1, "artifacts": {}}
+
+    async def verify(self, tenant: str, ref: str, progress: object) -> dict[str, Any]:
+        _check_image(tenant, ref)
+        return {"ok": True, "files": []}
+
+    async def remove(self, tenant: str, ref: str, force: bool) -> dict[str, Any]:
+        _check_image(tenant, ref)
+        return {"dry_run": False, "removed": [], "size_bytes": 0}
+
+    async def prune(self, tenant: str, dry_run: bool) -> dict[str, Any]:
+        return {"dry_run": dry_run, "removed": [], "size_bytes": 0}
+
+    @asynccontextmanager
+    async def export(self, tenant: str, ref: str):
+        _check_image(tenant, ref)
+
+        async def pieces():
+            yield b"a bundle"
+
+        yield 8, pieces()
+
+    async def receive(self, tenant: str, name: str | None, pieces: AsyncIterator[bytes]) -> dict[str, Any]:
+        return {"name": name or "python", "version": len(b"".join([piece async for piece in pieces]))}
 
     async def build(
         self, tenant: str, name: str, force: bool, progress: Callable[[str, str, float | None], None]

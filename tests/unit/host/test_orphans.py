@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,8 @@ def test_a_launcher_is_killed_if_it_was_started_for_this_home(
         with theirs:
             env = os.environ | {"CASEMATE_HOME": str(home)}
             process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=env)
+        while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            time.sleep(0.001)  # Popen returns when the exec is certain, a moment before the kernel knows its words
         told = sweep_kernel(settings).processes
         assert told == ([f"launcher (pid {process.pid})"] if same_home else [])
     assert process.wait(20) == (-9 if same_home else 0)

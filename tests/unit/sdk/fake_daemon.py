@@ -133,7 +133,7 @@ class FakeDaemon:
         labels = [label.partition("=")[::2] for label in asked.getlist("label")]
         shown = [b.info for b in self.boxes.values() if "all" in asked or not b.ended.is_set()]
         shown = [i for i in shown if all(i["labels"].get(name) == value for name, value in labels)]
-        begin, end = int(asked.get("cursor", 0)), int(asked.get("cursor", 0)) + min(int(asked["limit"]), 3)
+        begin, end = int(asked.get("cursor", 0)), int(asked.get("cursor", 0)) + min(int(asked.get("limit", 100)), 3)
         following = str(end) if end < len(shown) else None  # a daemon may give less than was asked for
         return JSONResponse({"sandboxes": shown[begin:end], "next": following})
 
