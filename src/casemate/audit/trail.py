@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,8 +38,11 @@ class Trail:
         subject: str,
         actor: str = "host",
         detail: Mapping[str, Any] | None = None,
+        along: Callable[[sa.Connection], object] | None = None,
     ) -> Event:
         """Add one event; when this returns it is in the database. Cancelled: it is still added.
+
+        *along* is done in the same transaction: both or neither.
 
         Raises HostError when the database refuses; ValueError for a kind of event there is not.
         """
@@ -54,21 +57,11 @@ class Trail:
             detail=_cut(detail or {}),
             prev_hash="",
         )
-        return await self.database.write(_append, unchained)
+        return await self.database.write(_append, unchained, along)
 
-    async def intend(
-        self,
-        event: EventKind | str,
-        *,
-        tenant: str,
-        subject: str,
-        actor: str = "host",
-        detail: Mapping[str, Any] | None = None,
-    ) -> Event:
-        """As record, for what is about to be done: when this returns a power cut keeps the event, too."""
-        intent = await self.record(event, tenant=tenant, subject=subject, actor=actor, detail=detail)
+    async def settle(self) -> None:
+        """When this returns, a power cut keeps what was recorded before, too. Raises HostError."""
         await self.database.settle()
-        return intent
 
     async def verify(self) -> Broken | None:
         """Read the whole chain; None when every event is as it was written."""
@@ -79,7 +72,9 @@ class Trail:
         return await self.database.read(_listed, tenant, limit)
 
 
-def _append(connection: sa.Connection, unchained: Event) -> Event:
+def _append(connection: sa.Connection, unchained: Event, along: Callable[[sa.Connection], object] | None) -> Event:
+    if along is not None:
+        along(connection)
     newest = sa.select(table.c.id, table.c.hash).order_by(table.c.id.desc()).limit(1)
     last_id, last_hash = connection.execute(newest).one_or_none() or (0, FIRST_PREV_HASH)
     event = replace(unchained, id=last_id + 1, prev_hash=last_hash)
