@@ -93,7 +93,8 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    example = re.search(r"^  Example:\n    (?:[A-Z_]+=\S+ |(?:export )?\S+=\$\()?casemate " + verb, done.stdout, re.MULTILINE)
+    before = r"(?:[A-Z_]+=\S+ |(?:export )?\S+=\$\()?"
+    example = re.search(rf"^  Example:\n    {before}casemate {verb}", done.stdout, re.MULTILINE)
     assert example, done.stdout
     assert "\x1b" not in done.stdout
 

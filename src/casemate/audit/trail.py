@@ -10,10 +10,15 @@ Not found: a host's owner who writes the whole chain anew, and the anchor too. A
 from __future__ import annotations
 
 import time
+<<<<<<< HEAD
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+=======
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+>>>>>>> recovery
 from typing import Any
 
 import sqlalchemy as sa
@@ -66,8 +71,11 @@ class Trail:
         subject: str,
         actor: str = "host",
         detail: Mapping[str, Any] | None = None,
+        along: Callable[[sa.Connection], object] | None = None,
     ) -> Event:
         """Add one event; when this returns it is in the database. Cancelled: it is still added.
+
+        *along* is done in the same transaction: both or neither.
 
         Raises HostError when the database refuses; ValueError for a kind of event there is not.
         """
@@ -82,24 +90,18 @@ class Trail:
             detail=_cut(detail or {}),
             prev_hash="",
         )
+<<<<<<< HEAD
         act = partial(_append, unchained=unchained, anchor_path=self.anchor)
         recorded = await self.database.write_then(act, self._set_anchor)
         self.news.tell()
         return recorded
+=======
+        return await self.database.write(_append, unchained, along)
+>>>>>>> recovery
 
-    async def intend(
-        self,
-        event: EventKind | str,
-        *,
-        tenant: str,
-        subject: str,
-        actor: str = "host",
-        detail: Mapping[str, Any] | None = None,
-    ) -> Event:
-        """As record, for what is about to be done: when this returns a power cut keeps the event, too."""
-        intent = await self.record(event, tenant=tenant, subject=subject, actor=actor, detail=detail)
+    async def settle(self) -> None:
+        """When this returns, a power cut keeps what was recorded before, too. Raises HostError."""
         await self.database.settle()
-        return intent
 
     async def verify(self) -> Broken | None:
         """Read the whole chain; None when every event is as it was written and none is missing."""
@@ -134,7 +136,13 @@ class Trail:
         anchor.write(self.anchor, Mark(event.id, event.hash()))
 
 
+<<<<<<< HEAD
 def _append(connection: sa.Connection, unchained: Event, anchor_path: Path) -> Event:
+=======
+def _append(connection: sa.Connection, unchained: Event, along: Callable[[sa.Connection], object] | None) -> Event:
+    if along is not None:
+        along(connection)
+>>>>>>> recovery
     newest = sa.select(table.c.id, table.c.hash).order_by(table.c.id.desc()).limit(1)
     last_id, last_hash = connection.execute(newest).one_or_none() or (0, FIRST_PREV_HASH)
     mark = anchor.read(anchor_path)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy import Connection
 
 from casemate.sandbox.spec import SandboxInfo
 from casemate.storage import Database, SandboxRow, sandboxes
@@ -15,7 +19,11 @@ class Index:
 
     async def put(self, info: SandboxInfo) -> None:
         """Raises StateConflict when another live sandbox of the tenant has its name."""
-        await self.database.write(sandboxes.put, self._row(info))
+        await self.database.write(self.putting(info))
+
+    def putting(self, info: SandboxInfo) -> Callable[[Connection], None]:
+        """The same as an act, to be one with another in a transaction."""
+        return partial(sandboxes.put, row=self._row(info))
 
     async def listed(self, tenant: str) -> list[SandboxInfo]:
         """Everything of a tenant that is remembered, oldest first."""

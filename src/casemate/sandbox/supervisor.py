@@ -17,6 +17,7 @@ from pathlib import Path
 import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
+from sqlalchemy import Connection
 
 from casemate import errors
 from casemate.audit import EventKind, Trail
@@ -36,6 +37,7 @@ from casemate.vmm import Driver, Machine
 
 log = structlog.get_logger()
 WATCH_EVERY_S = 1.0
+Tell = Callable[[Callable[[Connection], object]], Awaitable[None]]  # an event, and the row that changes with it
 SPARE_DISK_MIB = 64  # left free on the host's disk: records, logs and the other sandboxes go on being written
 
 
@@ -125,7 +127,11 @@ class Boot:
     _beside: TaskGroup | None = None
     _machine: Machine | None = None
     _link: Link | None = None
+<<<<<<< HEAD
     attestation: Mapping[str, object] | None = None
+=======
+    intended: asyncio.Event = field(default_factory=asyncio.Event)
+>>>>>>> recovery
     restored_ms: float = 0.0
 
     @property
@@ -218,9 +224,9 @@ class Supervisor:
             for info in list(self.unrecorded.values()):  # their names are taken until then
                 await self.index.put(info)
                 self.unrecorded.pop(info.id, None)
-            detail = {"image": boot.handle.info.image, "name": boot.handle.info.name}
-            await self._audit(self.trail.intend, EventKind.SANDBOX_CREATE, boot, detail)
-            await self.index.put(boot.handle.info)
+            info = boot.handle.info
+            detail = {"image": info.image, "name": info.name}
+            await self._audit(EventKind.SANDBOX_CREATE, boot, detail, along=self.index.putting(info))
             yield
         except BaseException as error:
             boot.failure = boot.failure or _ours(error)
@@ -236,10 +242,15 @@ class Supervisor:
 
     @asynccontextmanager
     async def _record_beside(self, boot: Boot) -> AsyncIterator[None]:
-        """The first record is written beside the restore, which takes longer."""
+        """The first record is written, and the intent made durable, beside the copy of the disk and the restore."""
         async with anyio.create_task_group() as boot._beside:
+            boot.beside.start_soon(self._settle_intent, boot)
             boot.beside.start_soon(self._record, boot.handle)
             yield
+
+    async def _settle_intent(self, boot: Boot) -> None:
+        await self.trail.settle()
+        boot.intended.set()
 
     @asynccontextmanager
     async def _disk(self, boot: Boot) -> AsyncIterator[None]:
@@ -250,6 +261,7 @@ class Supervisor:
     @asynccontextmanager
     async def _restore(self, boot: Boot) -> AsyncIterator[None]:
         spec = boot.snapshot.machine(boot.id, self.folders / boot.id / "disk")
+        await boot.intended.wait()  # the deed; if the intent cannot be made durable this is cancelled
         async with self.driver.restore(spec, boot.snapshot.files) as boot._machine:
             yield
 
@@ -294,8 +306,13 @@ class Supervisor:
         handle._link, handle._machine = boot.link, machine
         if fresh_mib := private_mib(machine.pid):
             self.admission.learn(boot.snapshot.id, fresh_mib)
+<<<<<<< HEAD
         await self._edge(handle, Action.STARTED, timings=timings, pid=machine.pid, attestation=boot.attestation)
         await self._audit(self.trail.record, EventKind.SANDBOX_CREATED, boot, {"pid": machine.pid})
+=======
+        tell = partial(self._audit, EventKind.SANDBOX_CREATED, boot, {"pid": machine.pid})
+        await self._edge(handle, Action.STARTED, tell, timings=timings, pid=machine.pid)
+>>>>>>> recovery
         handle.touch()
         async with own(f"the record of sandbox {boot.id}", partial(self._terminate, boot), limit_s=10.0):
             yield
@@ -304,7 +321,8 @@ class Supervisor:
         handle = boot.handle
         reason = self._reason(handle, boot.failure)
         try:
-            await self._audit(self.trail.intend, EventKind.SANDBOX_TERMINATE, boot, {"reason": reason.code})
+            await self._audit(EventKind.SANDBOX_TERMINATE, boot, {"reason": reason.code})
+            await self.trail.settle()
             await self._edge(handle, Action.TERMINATE, state_reason=reason)
         except (errors.HostError, errors.CapacityError) as error:
             log.error("the end of a sandbox could not be recorded beforehand", sandbox=boot.id, error=str(error))
@@ -317,18 +335,22 @@ class Supervisor:
         detail = {"reason": reason.code, "message": reason.message} if reason else {}
         try:
             if isinstance(failure, errors.ProtocolViolation):
-                await self._audit(self.trail.record, EventKind.PROTOCOL_VIOLATION, boot, {"message": failure.message})
-            await self.index.put(handle.info)
-            await self._audit(self.trail.record, EventKind.SANDBOX_TERMINATED, boot, detail)
+                await self._audit(EventKind.PROTOCOL_VIOLATION, boot, {"message": failure.message})
+            along = self.index.putting(handle.info)
+            await self._audit(EventKind.SANDBOX_TERMINATED, boot, detail, along=along)
         except (errors.HostError, errors.CapacityError) as error:
             log.error("the end of a sandbox could not be recorded", sandbox=boot.id, error=str(error), **detail)
             self.unrecorded[boot.id] = handle.info
 
     async def _audit(
-        self, write: Callable[..., Awaitable[object]], kind: EventKind, boot: Boot, detail: Mapping[str, object]
+        self,
+        kind: EventKind,
+        boot: Boot,
+        detail: Mapping[str, object],
+        along: Callable[[Connection], object] | None = None,
     ) -> None:
-        info = boot.handle.info
-        await write(kind, tenant=info.tenant, subject=info.id, actor=boot.handle.actor, detail=detail)
+        info, actor = boot.handle.info, boot.handle.actor
+        await self.trail.record(kind, tenant=info.tenant, subject=info.id, actor=actor, detail=detail, along=along)
 
     # --------------------------------------------------------------------------------- while it runs
 
@@ -377,20 +399,23 @@ class Supervisor:
                 code = Reason.GUEST_SILENT
         return StateReason(code.value, failure.message)
 
-    async def _edge(self, handle: Handle, action: Action, **changes: object) -> None:
+    async def _edge(self, handle: Handle, action: Action, tell: Tell | None = None, **changes: object) -> None:
         """One step of the life: the info changes, then the folder's record and the index follow."""
         handle.info = replace(_moved(handle.info, action), **changes)  # type: ignore[arg-type]
         handle.changed.set()
         handle.changed.clear()
-        await self._record(handle)
+        await self._record(handle, tell)
 
-    async def _record(self, handle: Handle) -> None:
+    async def _record(self, handle: Handle, tell: Tell | None = None) -> None:
         """Write down what it is by now; one at a time, so that an older state never comes after a newer one."""
         async with handle._recording:
             info = handle.info
             with refusals_named(f"the record of sandbox {info.id}"):
                 await anyio.to_thread.run_sync(write_meta, self.folders / info.id, info)
-            await self.index.put(info)
+            if tell is None:
+                await self.index.put(info)
+            else:
+                await tell(self.index.putting(info))
 
 
 async def _give_up_boot(handle: Handle, scope: anyio.CancelScope) -> None:
