@@ -10,15 +10,10 @@ Not found: a host's owner who writes the whole chain anew, and the anchor too. A
 from __future__ import annotations
 
 import time
-<<<<<<< HEAD
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-=======
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
->>>>>>> recovery
 from typing import Any
 
 import sqlalchemy as sa
@@ -90,14 +85,10 @@ class Trail:
             detail=_cut(detail or {}),
             prev_hash="",
         )
-<<<<<<< HEAD
-        act = partial(_append, unchained=unchained, anchor_path=self.anchor)
+        act = partial(_append, unchained=unchained, anchor_path=self.anchor, along=along)
         recorded = await self.database.write_then(act, self._set_anchor)
         self.news.tell()
         return recorded
-=======
-        return await self.database.write(_append, unchained, along)
->>>>>>> recovery
 
     async def settle(self) -> None:
         """When this returns, a power cut keeps what was recorded before, too. Raises HostError."""
@@ -136,13 +127,14 @@ class Trail:
         anchor.write(self.anchor, Mark(event.id, event.hash()))
 
 
-<<<<<<< HEAD
-def _append(connection: sa.Connection, unchained: Event, anchor_path: Path) -> Event:
-=======
-def _append(connection: sa.Connection, unchained: Event, along: Callable[[sa.Connection], object] | None) -> Event:
+def _append(
+    connection: sa.Connection,
+    unchained: Event,
+    anchor_path: Path,
+    along: Callable[[sa.Connection], object] | None,
+) -> Event:
     if along is not None:
         along(connection)
->>>>>>> recovery
     newest = sa.select(table.c.id, table.c.hash).order_by(table.c.id.desc()).limit(1)
     last_id, last_hash = connection.execute(newest).one_or_none() or (0, FIRST_PREV_HASH)
     mark = anchor.read(anchor_path)

@@ -2,6 +2,7 @@
 
 from casemate.sandbox.admission import Admission, Amount
 from casemate.sandbox.faults import parse_fault
+from casemate.sandbox.handle import Handle
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.ids import is_id, is_name, new_id
 from casemate.sandbox.link import Channel, Link
@@ -10,7 +11,7 @@ from casemate.sandbox.service import Sandboxes, open_sandboxes
 from casemate.sandbox.snapshot import Snapshot, machine_spec
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, StateReason
 from casemate.sandbox.states import Reason, State
-from casemate.sandbox.supervisor import Handle, Supervisor, introduce
+from casemate.sandbox.supervisor import Supervisor, introduce
 
 __all__ = [
     "Admission",

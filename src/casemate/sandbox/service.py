@@ -11,12 +11,13 @@ import anyio
 from anyio.abc import TaskGroup
 
 from casemate import errors
+from casemate.sandbox.handle import Handle
 from casemate.sandbox.ids import new_id
 from casemate.sandbox.index import Index
 from casemate.sandbox.snapshot import Snapshot
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape
 from casemate.sandbox.states import Reason, State
-from casemate.sandbox.supervisor import Handle, Supervisor, stopping
+from casemate.sandbox.supervisor import Supervisor, stopping
 
 DRAIN_S = 45.0  # of the 60 s a daemon has to stop in; the rest is for its connections and the launcher
 REMEMBER_S = 86_400  # a terminated sandbox is listed for a day

@@ -16,8 +16,8 @@ import anyio
 
 from casemate import errors
 from casemate.sandbox import parse
+from casemate.sandbox.handle import Handle
 from casemate.sandbox.states import Reason
-from casemate.sandbox.supervisor import Handle
 
 ANSWER_S = 2.0
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
