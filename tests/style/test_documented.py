@@ -144,3 +144,14 @@ def test_the_example_names_its_source() -> None:
     rows = (HERE / "examples" / "co2.csv").read_text().splitlines()
     assert len(rows) == 2285
     assert rows[0] == "date,co2"
+
+
+@pytest.mark.parametrize("page", ["SPECIFICATION.md", "THREATS.md"])
+def test_every_test_that_a_promise_names_is_there(page: str) -> None:
+    text = (HERE / "docs" / page).read_text()
+    named = set(re.findall(r"`((?:unit|vm|faults|style|conformance)/[^`]*)`", text))
+    assert named
+    for test in named:
+        path, _, name = test.partition("::")
+        assert (HERE / "tests" / path).exists(), test
+        assert not name or f"def {name}(" in (HERE / "tests" / path).read_text(), test
