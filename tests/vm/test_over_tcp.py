@@ -82,7 +82,9 @@ def test_a_key_opens_its_tenants_sandboxes_and_no_others(
                         body = {"code": "1", "signal": "TERM"}
                         named = {name: body[name] for name in body if url.endswith(name)}
                         given = {"json": named} if method == "POST" and not url.endswith("stdin") else {}
-                        answer = http.request(method, f"{url}?path=/etc/hostname" if "/files" in url else url, **given)
+                        query = {"path": "/etc/hostname"} if "/files" in url else {}
+                        query |= {"to": "/tmp/x"} if url.endswith("/move") else {}
+                        answer = http.request(method, url, params=query, **given)
                         assert answer.status_code == 404, (method, url, answer.text)
         assert box.refresh().state == "running"
 

@@ -23,7 +23,7 @@ pytestmark = [
     ),
 ]
 FILL = """
-x = bytearray(300 << 20)
+x = bytearray(250 << 20)
 for i in range(0, len(x), 4096):
     x[i] = i & 255
 print(len(x))
@@ -38,7 +38,7 @@ def folder(sandbox: Sandbox, daemon: Daemon, controller: str) -> tuple[Path, int
 
 def test_a_guest_that_uses_its_memory_and_disk_does_not_end_its_vmm(sandbox: Sandbox, daemon: Daemon) -> None:
     """The limit is above the guest's memory and what QEMU needs beside it; page cache makes room by itself."""
-    assert sandbox.commands.run(["python3", "-c", FILL], timeout_s=120).stdout == f"{300 << 20}\n"
+    assert sandbox.commands.run(["python3", "-c", FILL], timeout_s=120).stdout == f"{250 << 20}\n"
     sandbox.commands.run("dd if=/dev/zero of=/home/user/x bs=1M count=600 && sync", timeout_s=120)
     assert sandbox.commands.run(["echo", "alive"]).stdout == "alive\n"
     group, version = folder(sandbox, daemon, "memory")

@@ -84,6 +84,9 @@ def summary(report: Report) -> str:
         return f"No sandbox can run here yet: {', '.join(failing)}."
     warnings = sum(check.status is Status.WARN for check in report.checks)
     remark = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
+    if report.isolation == "hardware":
+        served = "this host could isolate them by hardware, which this version does not serve yet"
+        return f"Sandboxes can run here, emulated ({report.vmm}); {served}{remark}."
     return f"Sandboxes can run here: isolation {report.isolation} ({report.vmm}, {report.accelerator}){remark}."
 
 

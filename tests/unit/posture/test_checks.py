@@ -12,6 +12,7 @@ import pytest
 
 from casemate.posture import kernel, programs, space
 from casemate.posture.check import Status
+from casemate.posture.report import Report, summary
 
 STATUSES = {"pass", "warn", "fail", "skip"}
 
@@ -34,6 +35,14 @@ def test_cgroups(mounts: str, status: Status, word: str) -> None:
 @pytest.mark.parametrize(("mib", "status"), [(500, Status.FAIL), (1500, Status.WARN), (8000, Status.PASS)])
 def test_memory(mib: int, status: Status) -> None:
     assert space.check_memory(f"MemTotal: 9000000 kB\nMemAvailable: {mib * 1024} kB").status is status
+
+
+def test_the_verdict_promises_no_more_than_is_served() -> None:
+    """A host that could do better is told so, and is not told that it gets it."""
+    assert "isolation emulated" in summary(Report("emulated", "tcg", "qemu 10.0.2", ()))
+    able = summary(Report("hardware", "kvm", "qemu 10.0.2", ()))
+    assert "emulated" in able
+    assert "not serve yet" in able
 
 
 def test_swap() -> None:
