@@ -2,7 +2,7 @@
 
     launcher (keeps the privilege) ← socketpair → daemon (its own uid) ← unix socket → SDK and CLI
 
-Started by the SDK on demand (``python -m casemate.daemon --idle-exit-s 600 --ready-fd N``) or by
+Started by the SDK on demand (``python -m casemate.daemon --on-demand --ready-fd N``) or by
 ``casemate serve``. On the descriptor it writes one line: ready, or the error that kept it from it.
 """
 
@@ -352,7 +352,8 @@ class Report:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m casemate.daemon", description="Run the daemon in the foreground.")
-    parser.add_argument("--idle-exit-s", type=float, help="end after so many seconds without a sandbox or a request")
+    parser.add_argument("--on-demand", action="store_true", help="end after idle_exit_s without a sandbox or a request")
+    parser.add_argument("--idle-exit-s", type=float, help="set idle_exit_s, and as --on-demand")
     parser.add_argument("--ready-fd", type=int, help="write one line of JSON to this descriptor when ready or failed")
     parser.add_argument("--listen", metavar="HOST:PORT", help="answer over TCP too, to who has an API key")
     parser.add_argument("--tls-cert", metavar="FILE", help="a certificate in PEM, for --listen")
@@ -388,7 +389,9 @@ def main(arguments: list[str] | None = None) -> int:
             enter_view(settings)
             process = start_launcher(settings)
             drop_privilege(settings)
-            arguments_of_serve = settings, process, swept, options.idle_exit_s, report, listener, found
+            on_demand = options.on_demand or options.idle_exit_s is not None
+            idle_exit_s = settings.idle_exit_s if on_demand else None
+            arguments_of_serve = settings, process, swept, idle_exit_s, report, listener, found
             anyio.run(serve, *arguments_of_serve, backend_options={"use_uvloop": True})
     except errors.CasemateError as error:
         report.failed(error)

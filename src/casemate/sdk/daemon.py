@@ -25,7 +25,7 @@ from casemate.sdk.target import Connectable, Target
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 65.0  # a daemon drains within 60 s
 WINNER_S = 1.0  # how long the holder of the lock may take to listen, before it is taken for one that is ending
-COMMAND = (sys.executable, "-m", "casemate.daemon", "--idle-exit-s", "600")
+COMMAND = (sys.executable, "-m", "casemate.daemon", "--on-demand")
 MAX_LOG_BYTES = 2**20
 MAX_LINE_BYTES = 2**20
 _UCRED = struct.Struct("iii")  # pid, uid, gid. Source: unix(7)
