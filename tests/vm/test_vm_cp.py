@@ -226,3 +226,15 @@ def test_ranges_folders_and_moves(sandbox: Sandbox, daemon: Daemon) -> None:
         past = client.get(path, params={"path": "a/b/g"}, headers={"range": "bytes=1000000-"})
         assert (past.status_code, past.headers["content-range"]) == (416, "bytes */1000000")
         assert client.get(path, params={"path": "a/b/g"}, headers={"range": "lines=1-2"}).status_code == 400
+
+
+def test_a_folder_that_is_more_than_the_guests_memory_is_refused(sandbox: Sandbox, tmp_path: Path) -> None:
+    """/tmp is memory there, and what the agent writes counts against nobody's limit but its own."""
+    sandbox.commands.run("head -c 200M /dev/zero > /dev/shm/x", check=True)
+    (tmp_path / "big").mkdir()
+    with (tmp_path / "big/zeros").open("wb") as file:
+        file.truncate(240 << 20)
+    done = cp(str(tmp_path / "big"), f"{sandbox.id}:/tmp")
+    assert done.returncode == 1
+    assert b"memory" in done.stderr
+    assert sandbox.commands.run("rm -r /tmp/big /dev/shm/x; echo alive").stdout == "alive\n"

@@ -40,6 +40,7 @@ class ArchiveChannel(Conversation):
                 new = not os.path.lexists(path)
                 os.makedirs(path, exist_ok=True)
                 root = os.open(path, _FOLDER)
+            self._memory = files.Memory()
             self._unpacker = Unpacker(root, outward_links=True, new_root=new)
             self.accept()
         else:
@@ -81,6 +82,7 @@ class ArchiveChannel(Conversation):
 
     def _unpack(self, unpacker: Unpacker, data: bytes) -> None:
         with self._acting():
+            self._memory.take(len(data))
             unpacker.feed(data)
 
     def on_finished(self) -> None:

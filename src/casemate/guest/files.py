@@ -85,6 +85,7 @@ class Replacement:
         self._mode = self._mode_of_old(mode)
         self._temporary = os.path.join(folder, f".{name[:200]}.{os.urandom(8).hex()}")
         self._fd = os.open(self._temporary, _CREATE, 0o600)
+        self._memory = Memory()
         self.written = 0
 
     def _mode_of_old(self, mode: int | None) -> int:
@@ -100,8 +101,7 @@ class Replacement:
 
     def write(self, data: bytes) -> None:
         """Raises OSError. The rights were checked at the opening."""
-        if self.written // _LOOK_EVERY_BYTES != (self.written + len(data)) // _LOOK_EVERY_BYTES:
-            _check_memory()
+        self._memory.take(len(data))
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
@@ -128,12 +128,22 @@ def entry(path: str, name: str | None = None, follow: bool = False) -> dict[str,
     return _entry(path, shown, os.stat(path, follow_symlinks=follow))
 
 
-def _check_memory() -> None:
-    """A file on tmpfs is memory, and what the agent writes counts against nobody's limit. Raises OSError."""
-    with open("/proc/meminfo") as file:
-        available = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
-    if available < _MEMORY_KEPT_BYTES:
-        raise OSError(errno.ENOMEM, "the guest's memory is full")
+class Memory:
+    """A file on tmpfs is memory, and what the agent writes counts against nobody's limit: so it looks by itself."""
+
+    def __init__(self) -> None:
+        self._unlooked = 0
+
+    def take(self, count: int) -> None:
+        """Say that so many bytes will be written. Raises OSError (ENOMEM) where there is no room for more."""
+        self._unlooked += count
+        if self._unlooked < _LOOK_EVERY_BYTES:
+            return
+        self._unlooked = 0
+        with open("/proc/meminfo") as file:
+            available = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+        if available < _MEMORY_KEPT_BYTES:
+            raise OSError(errno.ENOMEM, "the guest's memory is full")
 
 
 def entries(path: str) -> Iterator[dict[str, Any]]:
