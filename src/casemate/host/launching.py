@@ -32,7 +32,6 @@ ATTEST_TIMEOUT_S = 10.0
 SWEEP_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 10.0
 SUBJECTS = ("spawned", "failed", "exited", "attested", "unattested", "swept")  # whom a message is about
-Progress = Callable[[str, str, float | None], None]
 
 
 class NamedRecipe(Protocol):
@@ -172,14 +171,15 @@ class Launcher:
         finally:
             del self._asked[key]
 
-    def bootstrap(self, recipe: NamedRecipe, out: Path, progress: Progress) -> None:
+    def bootstrap(self, recipe: NamedRecipe, out: Path, on_line: Callable[[str], None]) -> None:
         """Have mmdebstrap write the root disk of a built-in recipe to the new file *out*. For worker threads.
 
+        *on_line* gets each line it says, in the event loop.
         Raises ToolFailed (evidence: its last lines).
         """
-        anyio.from_thread.run(self._bootstrap, recipe.name, out, progress)
+        anyio.from_thread.run(self._bootstrap, recipe.name, out, on_line)
 
-    async def _bootstrap(self, name: str, out: Path, progress: Progress) -> None:
+    async def _bootstrap(self, name: str, out: Path, on_line: Callable[[str], None]) -> None:
         child = Spawned(secrets.token_hex(8))
         lines: list[str] = []
         log_read, log_write = os.pipe2(os.O_CLOEXEC)
@@ -193,8 +193,7 @@ class Launcher:
                 with anyio.fail_after(BOOTSTRAP_TIMEOUT_S):
                     async for line in _lines(log):
                         lines = [*lines[-200:], line]
-                        if line.startswith("I: "):
-                            progress("root", line[3:], None)
+                        on_line(line)
                     await child.exited.wait()
             except TimeoutError as error:
                 raise errors.ToolFailed(

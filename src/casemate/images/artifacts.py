@@ -35,8 +35,8 @@ KERNEL_PARTS = ("kernel", "initrd")
 Made = dict[str, str]
 """What the index holds of one part: names of artifacts and their digests, and a few words on their origin."""
 
-Bootstrap = Callable[[rootfs.Recipe, Path, Progress], None]
-"""Runs ``rootfs.bootstrap_argv`` of a recipe; the daemon has its launcher do it."""
+Bootstrap = Callable[[rootfs.Recipe, Path, Callable[[str], None]], None]
+"""Runs ``rootfs.bootstrap_argv`` of a recipe and hands on each line it says; the daemon has its launcher do it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Workshop:
         with self._bench(part, progress) as folder:
             if not force and (known := self._recall(part, key, ("root",))):
                 return known
-            bootstrap(recipe, folder / "disk", progress)
+            bootstrap(recipe, folder / "disk", rootfs.Watcher(progress))
             progress("root", "taking the digest", None)
             digest = self.store.take(folder / "disk")
             return self._note(part, key, {"root": digest})
@@ -222,9 +222,9 @@ def _recipe(image: str) -> rootfs.Recipe:
     return rootfs.RECIPES[image]
 
 
-def bootstrap_directly(recipe: rootfs.Recipe, out: Path, progress: Progress) -> None:
+def bootstrap_directly(recipe: rootfs.Recipe, out: Path, on_line: Callable[[str], None]) -> None:
     """Make the root disk by running mmdebstrap from this very process, as whoever it is."""
     argv = rootfs.bootstrap_argv(recipe, out, as_root=os.geteuid() == 0)
-    run(argv, timeout_s=rootfs.BOOTSTRAP_TIMEOUT_S, cwd=Path("/"), on_line=rootfs.Watcher(progress))
+    run(argv, timeout_s=rootfs.BOOTSTRAP_TIMEOUT_S, cwd=Path("/"), on_line=on_line)
     if not out.is_file():
         raise ToolFailed("mmdebstrap ended well but left no disk", evidence={"argv": argv})

@@ -24,7 +24,7 @@ from casemate import errors, wire
 
 READ_BYTES = 262_144  # one turn's share of the event loop: of an honest guest, under a millisecond of parsing
 LEAST_READ_BYTES = 4096
-TURN_S = 0.001
+TURN_S = 0.004  # an honest guest that sends a file stays below it
 PING_EVERY_S = 5.0
 _ERRNO = re.compile(r"(E[A-Z0-9]{1,18}): ")
 E = TypeVar("E", bound=BaseException)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,5 +118,5 @@ async def open_world(home: Path, *, shape_budget_mib: int = 4096, boot_timeout_s
         database.close()
 
 
-def no_bootstrap(recipe: Recipe, out: Path, progress: Progress) -> None:
+def no_bootstrap(recipe: Recipe, out: Path, on_line: Callable[[str], None]) -> None:
     raise AssertionError("nothing here makes a root disk")

@@ -12,8 +12,6 @@ from casemate.errors import HostError, NotFound, ToolFailed
 from casemate.images import RECIPES, Recipe, Workshop
 from casemate.images.locks import held
 
-Progress = Callable[[str, str, float | None], None]
-
 
 @pytest.fixture
 def workshop(tmp_path: Path) -> Workshop:
@@ -27,7 +25,7 @@ class Bootstrapper:
         self.content = content
         self.asked: list[str] = []
 
-    def __call__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
+    def __call__(self, recipe: Recipe, out: Path, on_line: Callable[[str], None]) -> None:
         self.asked.append(recipe.name)
         assert not out.exists(), "the bootstrapper makes the file"
         out.write_bytes(self.content)
@@ -68,7 +66,7 @@ def test_an_unknown_image_names_those_there_are(workshop: Workshop) -> None:
 
 
 def test_a_build_that_fails_leaves_nothing(workshop: Workshop) -> None:
-    def fail(recipe: Recipe, out: Path, progress: Progress) -> None:
+    def fail(recipe: Recipe, out: Path, on_line: Callable[[str], None]) -> None:
         out.write_bytes(b"half a disk")
         raise ToolFailed("mmdebstrap failed")
 
@@ -89,7 +87,7 @@ def test_what_a_dead_builder_left_is_swept_of_that_part_only(workshop: Workshop)
 def test_two_builders_take_turns_and_the_second_finds_the_work_done(workshop: Workshop) -> None:
     begun, go_on, told = threading.Event(), threading.Event(), []
 
-    def slow(recipe: Recipe, out: Path, progress: Progress) -> None:
+    def slow(recipe: Recipe, out: Path, on_line: Callable[[str], None]) -> None:
         begun.set()
         assert go_on.wait(10)
         out.write_bytes(b"a disk")
