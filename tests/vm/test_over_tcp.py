@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import httpx
 import pytest
 from starlette.routing import Route
 from vm_world import Daemon, build_image, new_home, run_daemon
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
 from casemate.api.native.app import routes_only
 from casemate.api.native.openapi import handlers_of
@@ -53,6 +56,14 @@ def over_tcp(remote: Daemon) -> Iterator[Callable[[str], Client]]:
     yield open_client
     for client in made:
         client.close()
+
+
+def hear_all(opened: ClientConnection) -> None:
+    """Until it is closed; TimeoutError when it is not and says nothing for ten seconds (it keeps alive every four)."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        opened.recv(timeout=10)
+    raise TimeoutError("it was not closed")
 
 
 def wait_until(condition: Callable[[], object], within_s: float) -> None:
@@ -155,6 +166,32 @@ def test_a_revoked_key_loses_its_attached_sandbox(remote: Daemon, key: Callable[
             with pytest.raises(httpx.RemoteProtocolError):
                 list(lines)
         assert http.get("/v1/health").status_code == 401
+
+
+def test_a_terminal_needs_a_good_key_and_ends_with_it(
+    no_trace: None, remote: Daemon, key: Callable[..., str], over_tcp: Callable[[str], Client]
+) -> None:
+    """A WebSocket comes through the same door as everything else, and goes out by it."""
+    text = key("alice")
+    address = f"ws://{remote.listen}"
+    with Client(remote.url) as local, Sandbox.create(client=over_tcp(key("alice"))) as box:
+        path = f"/v1/sandboxes/{box.id}/terminal"
+        for headers, status in (
+            ({}, 401),
+            ({"authorization": f"Bearer {text}", "origin": "http://evil.example"}, 403),
+            ({"authorization": f"Bearer {key('alice', 'sandboxes:read')}"}, 403),
+        ):
+            with pytest.raises(InvalidStatus) as refused:
+                connect(address + path, additional_headers=headers)
+            assert refused.value.response.status_code == status, headers
+        with connect(address + path, additional_headers={"authorization": f"Bearer {text}"}) as opened:
+            body = {"argv": ["sleep", "600"], "stdin": True, "pty": {"rows": 24, "cols": 80, "term": "xterm"}}
+            opened.send(json.dumps(body))
+            assert json.loads(opened.recv(timeout=30))["event"] == "started"
+            Keys(local).revoke(text.split("_")[1])
+            with pytest.raises(ConnectionClosed):
+                hear_all(opened)
+        wait_until(lambda: "sleep" not in box.commands.run("ps -e -o comm").stdout, 10)
 
 
 def test_what_happened_is_on_record_and_the_record_is_whole(remote: Daemon, key: Callable[..., str]) -> None:
