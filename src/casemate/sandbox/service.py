@@ -184,6 +184,8 @@ class Sandboxes:
             updated_at=now,
             idle_timeout_s=spec.idle_timeout_s,
             on_idle=spec.on_idle,
+            park_after_s=spec.park_after_s,
+            auto_resume=spec.auto_resume,
             max_duration_s=spec.max_duration_s,
             network=spec.network,
             attached=spec.attached,

@@ -12,7 +12,7 @@ from casemate.sandbox.ids import is_name
 from casemate.sandbox.states import State
 from casemate.vmm import Accelerator, Isolation
 
-OnIdle = Literal["kill", "keep"]
+OnIdle = Literal["kill", "keep", "suspend"]
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 MAX_ENV_BYTES = 32_768  # the hand-shake carries it in one frame of 64 KiB
@@ -44,6 +44,8 @@ class SandboxSpec:
     max_duration_s: float | None = None
     idle_timeout_s: float | None = 900
     on_idle: OnIdle = "kill"
+    park_after_s: float | None = 5  # frozen when it had nothing to do for so long; None: never
+    auto_resume: bool = True  # any call resumes it when it is suspended
     network: str = "none"
     attached: bool = False
     create_timeout_s: float = 60
@@ -57,13 +59,14 @@ class SandboxSpec:
                 f"name {self.name[:80]!r} is not valid",
                 hint="up to 63 of a-z, 0-9 and -, not starting with -",
             )
-        if self.on_idle not in ("kill", "keep"):
-            raise NotSupported(f"on_idle={self.on_idle!r} is not served", hint="use 'kill' or 'keep'")
+        if self.on_idle not in ("kill", "keep", "suspend"):
+            raise NotSupported(f"on_idle={self.on_idle!r} is not served", hint="use 'kill', 'keep' or 'suspend'")
         _within("vcpus", self.vcpus, 1, 32)
         _within("memory_mib", self.memory_mib, 128, 65_536)
         _within("disk_mib", self.disk_mib, 64, 1_048_576)
         _within("max_duration_s", self.max_duration_s, 0.1, 30 * 86_400)
         _within("idle_timeout_s", self.idle_timeout_s, 0.1, 30 * 86_400)
+        _within("park_after_s", self.park_after_s, 0.1, 30 * 86_400)
         _within("create_timeout_s", self.create_timeout_s, 0.1, 3600)
         _check_env(self.env)
         _check_labels(self.labels)
@@ -107,6 +110,22 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class SuspendedFacts:
+    """A suspended sandbox on the disk. *written_bytes*: blocks of its disk beyond the image's.
+
+    *pause_ms*: from the stop of its vCPUs until all was stored; *took_ms* from the request on, until its memory was
+    given back.
+    """
+
+    at: float
+    stored_bytes: int
+    dirty_bytes: int  # pages that its guest wrote, as the kernel counts them
+    written_bytes: int
+    pause_ms: float
+    took_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxInfo:
     """A sandbox as it is at one moment; ``meta.json`` and the API show just this."""
 
@@ -133,10 +152,13 @@ class SandboxInfo:
     timings: Timings = field(default_factory=Timings)
     pid: int | None = None
     attestation: Mapping[str, Any] | None = None  # as Attestation.to_json has it; None until it ran
+    park_after_s: float | None = None
+    auto_resume: bool = True
+    suspended: SuspendedFacts | None = None  # only while it is suspended
 
     def terminated(self, reason: StateReason) -> SandboxInfo:
         """The same sandbox after an end nobody was there to record."""
-        return replace(self, state=State.TERMINATED, state_reason=reason, pid=None)
+        return replace(self, state=State.TERMINATED, state_reason=reason, pid=None, suspended=None)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"state": self.state.value}
@@ -144,12 +166,13 @@ class SandboxInfo:
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
         """Raises KeyError, TypeError or ValueError for what this version did not write."""
-        reason = body["state_reason"]
+        reason, suspended = body["state_reason"], body.get("suspended")
         return cls(
             **{
                 **body,
                 "state": State(body["state"]),
                 "state_reason": StateReason(**reason) if reason else None,
                 "timings": Timings(**body["timings"]),
+                "suspended": SuspendedFacts(**suspended) if suspended else None,
             }
         )
