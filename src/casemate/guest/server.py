@@ -64,6 +64,7 @@ class Server:
         self.reactor, self.groups, self.execs = reactor, groups, execs
         self.surroundings = surroundings
         self.connection = wire.Connection(wire.Side.GUEST)
+        self._nowhere = wire.Connection(wire.Side.GUEST)  # knows no channel, so swallows all that is said on one
         self._introduction, self._warmth = introduction, warmth
         self._conversations: dict[int, Conversation] = {}
         self._on_event: dict[type[Any], Callable[[Any], None]] = {
@@ -100,8 +101,9 @@ class Server:
         self.connection.lost()
 
     def forget(self, conversation: Conversation) -> None:
-        """*conversation* was denied or reset by its owner."""
-        self._conversations.pop(conversation.number, None)
+        """*conversation* was denied or reset by its owner, or has said all."""
+        if self._conversations.get(conversation.number) is conversation:
+            del self._conversations[conversation.number]
 
     def _start_anew(self, data: bytes, violation: ProtocolViolation) -> None:
         print(violation, file=sys.stderr)
@@ -113,6 +115,7 @@ class Server:
     def _drop_all(self) -> None:
         conversations, self._conversations = self._conversations, {}
         for conversation in conversations.values():
+            conversation.connection = self._nowhere  # its number is another channel's in the next connection
             self._guard(conversation, lambda talk=conversation: talk.on_closed(True))  # type: ignore[misc]
 
     # ------------------------------------------------------------- connection
