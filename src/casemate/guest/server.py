@@ -21,6 +21,7 @@ from casemate.guest.conversation import Conversation
 from casemate.guest.exec_channels import ExecChannel
 from casemate.guest.file_channels import FileChannel
 from casemate.guest.port_channels import PortChannel
+from casemate.guest.timer_list import UserTimers
 from casemate.wire.frames import HEADER_BYTES, MAGIC
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Warmth(Protocol):
 
     def prepare(self, zygote: bool, done: Callable[[dict[str, Any]], None], failed: Callable[[str], None]) -> None: ...
 
+    def rehearse(self, done: Callable[[], None]) -> None: ...
+
 
 class Server:
     """Owns the conversations. The transport hands it bytes and takes its bytes."""
@@ -64,6 +67,7 @@ class Server:
         self.reactor, self.groups, self.execs = reactor, groups, execs
         self.surroundings = surroundings
         self.connection = wire.Connection(wire.Side.GUEST)
+        self.timers = UserTimers(groups.processes)
         self._nowhere = wire.Connection(wire.Side.GUEST)  # knows no channel, so swallows all that is said on one
         self._introduction, self._warmth = introduction, warmth
         self._conversations: dict[int, Conversation] = {}
@@ -84,6 +88,9 @@ class Server:
 
     def prepare(self, zygote: bool, done: Callable[[dict[str, Any]], None], failed: Callable[[str], None]) -> None:
         self._warmth.prepare(zygote, done, failed)
+
+    def rehearse(self, done: Callable[[], None]) -> None:
+        self._warmth.rehearse(done)
 
     def receive(self, data: bytes) -> None:
         """Bytes from the host."""
