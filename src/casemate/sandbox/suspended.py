@@ -7,6 +7,7 @@ resume, which checks the host's seal and every digest before a VMM gets any of i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -27,7 +28,8 @@ from casemate.vmm import Platform, SnapshotFiles
 FORMAT = 1
 FOLDER, NEW, DROPPED = "suspended", "suspended.new", "suspended.dropped"
 PARTS = ("state", "difference", "disk")
-HASH_BYTES = 4 << 20
+BLOCK_BYTES = 4096
+READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,44 +195,42 @@ def digest_of_part(folder: Path, name: str) -> str:
 
 
 def digest_of_data(path: Path) -> str:
-    """sha256 of a sparse file: of its size, and of each piece of it that is not zero with its place. Blocks."""
+    """sha256 of a sparse file: of its size, and of each block of it that is not zero with its place. Blocks.
+
+    Blocks are at fixed places and zeros left out, so where a file system keeps its holes does not matter.
+    """
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         digest.update(size.to_bytes(8, "little"))
-        for start, end in data_of(file.fileno(), size):
-            _add(digest.update, file.fileno(), start, end)
+        for start, end in _data_of(file.fileno(), size):
+            for at in range(start, end, READ_BYTES):
+                _add(digest.update, os.pread(file.fileno(), min(READ_BYTES, end - at), at), at)
     return digest.hexdigest()
 
 
-def _add(update: Callable[[bytes], object], descriptor: int, start: int, end: int) -> None:
-    """In blocks at fixed places, zeros left out: where a file system keeps its holes does not matter."""
-    start -= start % HASH_BYTES
-    while start < end:
-        piece = os.pread(descriptor, HASH_BYTES, start)
-        if not piece:
-            return
-        for offset in range(0, len(piece), 65_536):
-            block = piece[offset : offset + 65_536]
-            if block.strip(b"\0"):
-                update((start + offset).to_bytes(8, "little"))
-                update(block)
-        start += HASH_BYTES
+def _add(update: Callable[[bytes], object], piece: bytes, at: int) -> None:
+    for offset in range(0, len(piece), BLOCK_BYTES):
+        block = piece[offset : offset + BLOCK_BYTES]
+        if block.count(0) != len(block):
+            update((at + offset).to_bytes(8, "little"))
+            update(block)
 
 
-def data_of(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where a sparse file has data, merged to whole hashing blocks, each once."""
+def _data_of(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a sparse file has data, in whole blocks, in order, none twice."""
     at = 0
     while at < size:
         try:
             start = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: holes to the end
-            return
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # a hole to the end
         end = os.lseek(descriptor, start, os.SEEK_HOLE)
-        start = max(at, start - start % HASH_BYTES)
-        end = min(size, -(-end // HASH_BYTES) * HASH_BYTES)
-        yield start, end
-        at = end
+        start = max(at, start - start % BLOCK_BYTES)
+        at = min(size, -(-end // BLOCK_BYTES) * BLOCK_BYTES)
+        yield start, at
 
 
 def stored_bytes(folder: Path) -> int:
