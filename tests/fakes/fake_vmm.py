@@ -24,7 +24,7 @@ from casemate.host import Account
 from casemate.host.ownership import own
 from casemate.vmm import Accelerator, Drive, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles, VmmExit
 
-PLATFORM = Platform("fake", "1", "0" * 64, "one line", "no CPU", "tcg")
+PLATFORM = Platform("fake", "1", "0" * 64, "one line", "no CPU", "tcg", "a b", 0)
 
 
 ACCOUNT = Account(
