@@ -58,6 +58,7 @@ from casemate.sandbox import (
     Supervisor,
     Sweeper,
     open_sandboxes,
+    open_seal,
     parse_fault,
     recover,
 )
@@ -132,6 +133,7 @@ class Service:
             "home": str(self.settings.home),
             "admission": self.admission.to_json(),
             "recovered": self.recovered.to_json(),
+            "stored": self.images.upkeep.to_json(),
         }
 
 
@@ -149,6 +151,10 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
             workshop=Workshop(settings.home),
             bootstrap=launcher.bootstrap,
             snapshots=settings.home / "snapshots",
+            sandboxes=settings.home / "sandboxes",
+            vmm_builds=settings.home / "vmm",
+            upkeep_report=settings.run / "upkeep.json",
+            seal=await anyio.to_thread.run_sync(open_seal, settings.home),
             verified=Identities(settings.run / "verified"),
             host_id=here,
             default_shape=shape,
@@ -240,10 +246,11 @@ async def serve(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(doors.accepted.run)
                 tasks.start_soon(doors.refused.run)
+                tasks.start_soon(service.images.upkeep.run)
                 tasks.start_soon(stop_on_signal, server, service.sandboxes)
                 tasks.start_soon(stop_when_gone, server, launcher)
                 if idle_exit_s is not None:
-                    tasks.start_soon(stop_when_idle, server, busy, service.sandboxes, idle_exit_s)
+                    tasks.start_soon(stop_when_idle, server, busy, service, idle_exit_s)
                 async with anyio.create_task_group() as serving:
                     remote = Server(busy, limits, listener.tls) if listener else None
                     if remote is not None and listener is not None:
@@ -298,8 +305,8 @@ async def stop_when_gone(server: Server, launcher: Launcher) -> None:
     server.should_exit = True
 
 
-async def stop_when_idle(server: Server, busy: Busy, sandboxes: Sandboxes, idle_exit_s: float) -> None:
-    while busy.idle_s() < idle_exit_s or sandboxes.count_live():
+async def stop_when_idle(server: Server, busy: Busy, service: Service, idle_exit_s: float) -> None:
+    while busy.idle_s() < idle_exit_s or service.sandboxes.count_live() or service.images.shapes.building:
         await anyio.sleep(IDLE_CHECK_S)
     server.should_exit = True
 

@@ -2,6 +2,6 @@
 
 from casemate.build.host import BuildHost
 from casemate.build.service import Images, forget_unfinished, open_images
-from casemate.build.snapshot import Recipe, build_snapshot
+from casemate.build.snapshot import Place, Recipe, build_snapshot
 
-__all__ = ["BuildHost", "Images", "Recipe", "build_snapshot", "forget_unfinished", "open_images"]
+__all__ = ["BuildHost", "Images", "Place", "Recipe", "build_snapshot", "forget_unfinished", "open_images"]

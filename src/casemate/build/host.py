@@ -7,7 +7,7 @@ from pathlib import Path
 
 from casemate.build.snapshot import Progress
 from casemate.images import Artifacts, Bootstrap, Identities, Workshop
-from casemate.sandbox import Shape
+from casemate.sandbox import Seal, Shape
 from casemate.storage import Database, VersionRow
 from casemate.vmm import Driver
 
@@ -21,6 +21,10 @@ class BuildHost:
     workshop: Workshop
     bootstrap: Bootstrap
     snapshots: Path
+    sandboxes: Path  # below it, what suspended ones are stored as
+    vmm_builds: Path  # vmm/<sha256>/
+    upkeep_report: Path
+    seal: Seal
     verified: Identities
     host_id: str
     default_shape: Shape

@@ -19,6 +19,7 @@ from casemate.build.removal import Removal, to_json
 from casemate.build.shapes import Shapes
 from casemate.build.snapshot import BUILDING, Progress
 from casemate.build.transfer import Transfer
+from casemate.build.upkeep import Upkeep
 from casemate.build.verify import verified
 from casemate.host import remove_folder
 from casemate.sandbox import Shape, Snapshot
@@ -39,6 +40,7 @@ class Images:
         self.shapes = shapes
         self.removal = Removal(host, shapes)
         self.transfer = Transfer(host, self.removal)
+        self.upkeep = Upkeep(host, shapes, host.upkeep_report)
         self._building: dict[str, anyio.Lock] = {}
 
     # ------------------------------------------------------------------ what a create asks for
@@ -199,6 +201,7 @@ class Images:
             "size_bytes": version.size_bytes,
             "digest": version.artifacts.get("root"),
             "snapshots": shown,
+            "rebuilds": self.upkeep.of(version),
         }
 
 

@@ -25,6 +25,7 @@ from casemate.host import own, own_folder, private_mib
 from casemate.images import copy_disk
 from casemate.sandbox.admission import RETRY_AFTER_S, Admission
 from casemate.sandbox.attestation import attest
+from casemate.sandbox.fitness import Here, check_fit
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.index import Index
@@ -185,6 +186,9 @@ class Supervisor:
     @asynccontextmanager
     async def _restore(self, boot: Boot) -> AsyncIterator[None]:
         spec = boot.snapshot.machine(boot.id, self.folders / boot.id / "disk")
+        disks = (boot.snapshot.root, boot.snapshot.agent)
+        here = Here(await self.driver.platform(), disks)
+        check_fit(boot.snapshot.made, here, "image-snapshot", f"snapshot {boot.snapshot.id}")
         await boot.intended.wait()  # the deed; if the intent cannot be made durable this is cancelled
         async with self.driver.restore(spec, boot.snapshot.files) as boot._machine:
             yield

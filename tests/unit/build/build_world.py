@@ -14,7 +14,7 @@ from casemate import storage
 from casemate.build import BuildHost, Images, open_images
 from casemate.images import Identities, Progress, Workshop
 from casemate.images.rootfs import Recipe
-from casemate.sandbox import Shape
+from casemate.sandbox import Shape, open_seal
 from casemate.storage import Database, SandboxRow, VersionRow
 from casemate.storage import images as rows
 from casemate.storage import sandboxes as sandbox_rows
@@ -96,7 +96,8 @@ class World:
 
 @asynccontextmanager
 async def open_world(home: Path, *, shape_budget_mib: int = 4096, boot_timeout_s: float = 10) -> AsyncIterator[World]:
-    (home / "snapshots").mkdir(parents=True, exist_ok=True)
+    for name in ("snapshots", "sandboxes", "vmm", "seal"):
+        (home / name).mkdir(parents=True, exist_ok=True)
     database = storage.open(home / "casemate.db")
     driver, bench = SlowDriver(), Bench(home)
     host = BuildHost(
@@ -105,6 +106,10 @@ async def open_world(home: Path, *, shape_budget_mib: int = 4096, boot_timeout_s
         workshop=bench,
         bootstrap=no_bootstrap,
         snapshots=home / "snapshots",
+        sandboxes=home / "sandboxes",
+        vmm_builds=home / "vmm",
+        upkeep_report=home / "run" / "upkeep.json",
+        seal=open_seal(home),
         verified=Identities(home / "run" / "verified"),
         host_id="host",
         default_shape=DEFAULT,
