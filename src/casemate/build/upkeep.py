@@ -44,6 +44,7 @@ class Upkeep:
         self._shapes = shapes
         self._report = report
         self._stranded: Sequence[Stranded] = ()
+        self._writing = anyio.Lock()
         shapes.on_rebuild = self._write
 
     async def run(self) -> None:
@@ -62,6 +63,7 @@ class Upkeep:
         await self._write()
         for version, shape in await self._stale():
             await self._shapes.rebuild(version, shape)
+        await self._write()
 
     async def _stale(self) -> list[tuple[VersionRow, Shape]]:
         """The default shape first: it is what most creates ask for."""
@@ -102,9 +104,10 @@ class Upkeep:
         return [_said(rebuild) for rebuild in self._shapes.rebuilds.values() if rebuild.version.id == version.id]
 
     async def _write(self) -> None:
-        body = json.dumps(self.to_json() | {"at": time.time()}, indent=1)
         try:
-            await anyio.to_thread.run_sync(_replace, self._report, body)
+            async with self._writing:  # else an older one could come last
+                body = json.dumps(self.to_json() | {"at": time.time()}, indent=1)
+                await anyio.to_thread.run_sync(_replace, self._report, body)
         except OSError as error:  # doctor says less, and nothing depends on it
             log.warning("the report for doctor could not be written", path=str(self._report), error=str(error))
 

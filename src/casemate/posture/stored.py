@@ -19,7 +19,8 @@ NAMED = 10
 MAX_BYTES = 1 << 20
 
 
-def check_stored(settings: Settings) -> Check:
+def check_stored(settings: Settings, qemu: str | None = None) -> Check:
+    """*qemu* is the installed binary; None: look for it."""
     name, home = "stored-machines", settings.home
     if not home.is_dir():
         return skipped(name, f"{home} is not there yet")
@@ -28,7 +29,7 @@ def check_stored(settings: Settings) -> Check:
     except PermissionError:
         return skipped(name, "only the daemon's uid and root may look at suspended sandboxes")
     told = _told(settings.run / "upkeep.json")
-    foreign, kept = _foreign(builds, home / "vmm")
+    foreign, kept = _foreign(builds, home / "vmm", qemu or find_program(QEMU))
     stranded = {str(one["sandbox"]): one for one in told.get("suspended", ()) if one["sandbox"] in builds}
     lost = sorted((foreign - kept) | {sandbox for sandbox, one in stranded.items() if not one["kept"]})
     wrong, advice = [], []
@@ -62,9 +63,8 @@ def _build_of(manifest: Path) -> str:
     return str(platform.get("vmm_sha256", "")) if isinstance(platform, dict) else ""
 
 
-def _foreign(builds: dict[str, str], vmm: Path) -> tuple[set[str], set[str]]:
+def _foreign(builds: dict[str, str], vmm: Path, binary: str | None) -> tuple[set[str], set[str]]:
     """(made with another build than the installed one, those of them whose build is kept)"""
-    binary = find_program(QEMU)
     if not builds or binary is None:  # that there is no QEMU is another check's to say
         return set(), set()
     with open(binary, "rb") as file:
