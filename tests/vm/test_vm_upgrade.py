@@ -45,10 +45,14 @@ def until(condition: Callable[[], object], limit_s: float = 120) -> None:
         time.sleep(0.05)
 
 
+def ids(home: Path) -> set[str]:
+    """Of the whole ones."""
+    return {path.name for path in (home / "snapshots").iterdir() if not path.name.startswith(".")}
+
+
 def snapshots(home: Path) -> dict[str, dict[str, Any]]:
-    """The whole ones, by id: their manifests."""
-    folders = [path for path in (home / "snapshots").iterdir() if not path.name.startswith(".")]
-    return {path.name: json.loads((path / "manifest.json").read_bytes()) for path in folders}
+    """Their manifests."""
+    return {name: json.loads((home / "snapshots" / name / "manifest.json").read_bytes()) for name in ids(home)}
 
 
 def log_of(home: Path) -> list[dict[str, Any]]:
@@ -82,23 +86,23 @@ def test_an_upgrade_is_rebuilt_once_while_creates_wait(
     seen: list[bool] = []  # whether the old one was there while the new one was not
 
     def look() -> None:
-        while before in (found := snapshots(home)) or not found:
+        while before in (found := ids(home)) or not found:
             seen.append(before in found)
             time.sleep(0.02)
 
     with run_daemon(home, PATH=another_qemu) as daemon, Client(daemon.url) as client, ThreadPoolExecutor(4) as threads:
         monkeypatch.setenv("CASEMATE_URL", daemon.url)
-        watcher = threading.Thread(target=look)
+        watcher = threading.Thread(target=look, daemon=True)
         watcher.start()
         until(lambda: client.health()["stored"]["rebuilding"])
         assert "rebuilding" in image_ls(daemon)
         assert "installed is QEMU" in client.health()["stored"]["rebuilding"][0]["why"]
 
-        def create(_: int) -> int:
+        def create(_: int) -> bool:
             with Sandbox.create(progress=lambda step, message, fraction: told.append(step)) as sandbox:
-                return sandbox.commands.run("true").exit_code or 0
+                return sandbox.commands.run("true").ok
 
-        assert list(threads.map(create, range(3))) == [0, 0, 0]
+        assert list(threads.map(create, range(3))) == [True, True, True]
         assert told.count("done") == 3
         watcher.join(10)
         assert seen
@@ -115,7 +119,7 @@ def test_an_upgrade_is_rebuilt_once_while_creates_wait(
         gone = Images(client).prune()["removed"]
         assert [item["name"] for item in gone if item["kind"] == "vmm"] == [build_before]
         with Sandbox.create() as sandbox:  # by the build that was kept
-            assert sandbox.commands.run("true").exit_code == 0
+            assert sandbox.commands.run("true").ok
     assert sum(line["event"] == "rebuilding a snapshot" for line in log_of(home)) == 1
 
 
@@ -131,6 +135,6 @@ def test_device_state_that_was_touched_is_never_loaded(old: tuple[Path, str], mo
     with run_daemon(home) as daemon:
         monkeypatch.setenv("CASEMATE_URL", daemon.url)
         with Sandbox.create() as sandbox:
-            assert sandbox.commands.run("true").exit_code == 0
-    assert before not in snapshots(home)
+            assert sandbox.commands.run("true").ok
+    assert before not in ids(home)
     assert [line["file"] for line in log_of(home) if line["event"] == "a snapshot's file was changed"][:1] == ["state"]
