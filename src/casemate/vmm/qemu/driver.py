@@ -30,7 +30,7 @@ from casemate.vmm.qemu.plan import FILTERS, STATE_SET, Plan, arguments_text, pla
 from casemate.vmm.qemu.tsc import host_tsc_khz
 
 SAVE_SET = 20  # the fdset that device state is saved to
-MAX_STATE_BYTES = 16 << 20  # some 25 KB are usual
+MAX_STATE_BYTES = 16 << 20  # a booted machine's has some 110 KB
 STATE_HEAD = struct.Struct(">4sIB")
 STATE_FORMAT, CONFIGURATION = (b"QEVM", 3), 7  # Source: QEMU's migration/savevm.h
 ERROR_BYTES = 16_384
