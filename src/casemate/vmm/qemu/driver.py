@@ -31,10 +31,11 @@ from casemate.vmm.qemu.plan import CPU_MODELS, FILTERS, STATE_SET, Plan, argumen
 from casemate.vmm.qemu.tsc import host_tsc_khz
 
 SAVE_SET = 20  # the fdset that device state is saved to
-MAX_STATE_BYTES = 16 << 20  # some 25 KB are usual
+MAX_STATE_BYTES = 16 << 20  # a booted machine's has some 110 KB
 STATE_HEAD = struct.Struct(">4sIB")
 STATE_FORMAT, CONFIGURATION = (b"QEVM", 3), 7  # Source: QEMU's migration/savevm.h
 ERROR_BYTES = 16_384
+EXIT_TOLD_S = 1.0
 CONSOLE_BYTES = 65_536
 
 
@@ -95,7 +96,13 @@ class QemuMachine:
         if (await self._monitor.execute("query-status"))["running"]:
             raise errors.StateConflict(f"process {self.pid}: its guest runs, so its memory cannot be saved")
         with await self._memory(memory) as process:
-            return await anyio.to_thread.run_sync(save, process, into, anyio.from_thread.check_cancelled)
+            try:
+                return await anyio.to_thread.run_sync(save, process, into, anyio.from_thread.check_cancelled)
+            except errors.HostError as error:
+                with anyio.move_on_after(EXIT_TOLD_S):  # it may have ended under our hands
+                    await self._spawned.exited.wait()
+                    raise errors.VmmExited(f"process {self.pid} ended while its memory was saved") from error
+                raise
 
     async def load_difference(self, memory: Path, difference: Path) -> None:
         """Before the device state is: nothing runs yet. Raises ImageBroken, HostError."""
