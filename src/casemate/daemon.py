@@ -133,7 +133,7 @@ class Service:
             "home": str(self.settings.home),
             "admission": self.admission.to_json(),
             "recovered": self.recovered.to_json(),
-            "stored": self.images.upkeep.to_json(),
+            "stored": self.images.upkeep.for_everybody(),
         }
 
 

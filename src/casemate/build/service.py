@@ -57,6 +57,15 @@ class Images:
         async with self.shapes.lend(version, shape, build=build, progress=progress) as snapshot:
             yield snapshot
 
+    @asynccontextmanager
+    async def snapshot_under(self, tenant: str, snapshot_id: str) -> AsyncIterator[Snapshot]:
+        """What a suspended sandbox of *tenant* stands on, its seal and its digests checked; kept for the block.
+
+        Raises ImageBroken, SealBroken.
+        """
+        async with self.shapes.lend_stored(snapshot_id, (tenant, BUILT_IN)) as snapshot:
+            yield snapshot
+
     async def build(self, tenant: str, name: str, force: bool, progress: Progress) -> dict[str, Any]:
         """Make image *name* usable: its artifacts, and a snapshot of the default shape; nothing twice.
 

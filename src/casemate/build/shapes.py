@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -113,9 +113,42 @@ class Shapes:
             await self._stamp(snapshot)
             yield snapshot
         finally:
-            self._lent[snapshot.id] -= 1
-            if not self._lent[snapshot.id]:
-                del self._lent[snapshot.id]
+            self._return(snapshot.id)
+
+    @asynccontextmanager
+    async def lend_stored(self, snapshot_id: str, owners: Sequence[str]) -> AsyncIterator[Snapshot]:
+        """The snapshot of that id, of one of the tenants *owners*, whatever it was made with: what is suspended
+        stands on it. It is not deleted while the block runs; whether it fits is for the borrower to ask.
+
+        Raises ImageBroken, SealBroken: then nothing of it may be given to a VMM.
+        """
+        self._lent[snapshot_id] += 1
+        try:
+            yield await anyio.to_thread.run_sync(self._read_whole, snapshot_id, owners)
+        finally:
+            self._return(snapshot_id)
+
+    def _read_whole(self, snapshot_id: str, owners: Sequence[str]) -> Snapshot:
+        folder = self._host.snapshots / snapshot_id
+        for number, owner in enumerate(owners, 1):
+            try:
+                snapshot = Snapshot.read(folder, self._host.seal, tenant=owner)
+            except errors.SealBroken:
+                if number == len(owners):
+                    raise
+                continue
+            if self._whole(snapshot) is None:
+                raise errors.ImageBroken(
+                    f"snapshot {snapshot_id} is not whole: a file of it is gone or was changed",
+                    hint="what stands on its memory cannot be resumed; casemate resume --cold starts it from its disk",
+                )
+            return snapshot
+        raise errors.ImageBroken(f"snapshot {snapshot_id} belongs to nobody who asks", hint="see casemate image ls")
+
+    def _return(self, snapshot_id: str) -> None:
+        self._lent[snapshot_id] -= 1
+        if not self._lent[snapshot_id]:
+            del self._lent[snapshot_id]
 
     async def _lent_one(self, version: VersionRow, shape: Shape, build: bool, progress: Progress | None) -> Snapshot:
         key = (version.id, shape)
@@ -143,6 +176,8 @@ class Shapes:
 
     async def rebuild(self, version: VersionRow, shape: Shape) -> None:
         """Find or build it, as for a create; what building raises is in ``rebuilds``, not raised."""
+        if version.id in self._retired:
+            return
         try:
             await self._join(version, shape).wait(None)
         except errors.CasemateError as error:
