@@ -41,7 +41,9 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(folder: Path, *, room: int = 50, wait_s: float = 0) -> AsyncIterator[World]:
+async def open_world(
+    folder: Path, *, room: int = 50, wait_s: float = 0, driver: FakeDriver | None = None
+) -> AsyncIterator[World]:
     """*room*: for how many sandboxes at once."""
     snapshot_folder, folders = folder / "snapshot", folder / "sandboxes"
     snapshot_folder.mkdir()
@@ -62,7 +64,7 @@ async def open_world(folder: Path, *, room: int = 50, wait_s: float = 0) -> Asyn
     try:
         index = Index(database, "host")
         admission = Admission(Amount(room * 100, 10_000), commit_ratio=0.25, wait_s=wait_s)
-        supervisor = Supervisor(FakeDriver(), index, folders, 10.0, audit.Trail(database, "host"), admission)
+        supervisor = Supervisor(driver or FakeDriver(), index, folders, 10.0, audit.Trail(database, "host"), admission)
         async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
             yield World(sandboxes, index, folders, admission)
     finally:
