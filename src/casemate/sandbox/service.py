@@ -119,6 +119,11 @@ class Sandboxes:
         except errors.NotFound:
             return await self.info(tenant, ref)
 
+    def is_parked(self, sandbox_id: str) -> bool:
+        """Whether it is frozen until somebody needs it; of one that is not live: no."""
+        handle = self._live.get(sandbox_id)
+        return handle is not None and handle.parked
+
     def count_live(self) -> int:
         return len(self._live)
 
