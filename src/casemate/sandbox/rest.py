@@ -75,7 +75,7 @@ class Rest:
         return max(self._since, self._worked_at, self._refused_at + AGAIN_S - self._idle_s) + self._idle_s
 
     def _begin_anew_if_used(self) -> None:
-        used_at = self._handle.used_at
+        used_at = self._handle.usage.used_at
         if used_at > self._since:
             self._since, self._step = used_at, 0
             self._next_at = used_at + self._pace_s / 2
@@ -97,7 +97,7 @@ class Rest:
         self._cpu = (now, activity.user_cpu_ms) if activity is not None else None
         self._step += 1
         self._next_at = self._after_look(activity, now)
-        if works or activity is None or self._step == 1 or self._handle.used_at > self._since:
+        if works or activity is None or self._step == 1 or self._handle.usage.used_at > self._since:
             return
         if now >= self._idle_at:
             await self._idled()
@@ -134,11 +134,11 @@ class Rest:
 
     async def _park(self, activity: Activity, now: float) -> None:
         due_s = math.inf if activity.next_timer_ms is None else activity.next_timer_ms / 1000
-        if due_s <= self._near_s or self._handle.connections:
+        if due_s <= self._near_s or self._handle.usage.connections:
             return
 
         def unused() -> bool:
-            return self._handle.used_at <= self._since and not self._handle.connections
+            return self._handle.usage.used_at <= self._since and not self._handle.usage.connections
 
         try:
             if not await self._handle.park(unused):
