@@ -28,7 +28,7 @@ ROWS = [
     "burst_20",
     "private_memory_idle",
 ]
-WITHOUT_FLOOR = ("suspend", "suspend_16mib_more", "resume_to_first_exec_16mib_more")
+WITHOUT_FLOOR = ("suspend", "suspend_16mib_more")
 
 
 @pytest.mark.vm

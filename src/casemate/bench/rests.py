@@ -16,7 +16,7 @@ from casemate.sdk import Client, Sandbox, SuspendedFacts
 
 PARK_AFTER_S = 0.2
 PARKED_WITHIN_S = 30.0
-DIRTY_BYTES = 16 << 20  # what a suspend has to store is told beside what it took; with more of it the slope shows
+MORE_BYTES = 16 << 20  # what a suspend has to store is told beside what it took; with more of it the slope shows
 Tell = Callable[[str], None]
 
 
@@ -38,7 +38,11 @@ class Stored:
 
 def rest_rows(client: Client, floor: Floor, n: int, tell: Tell) -> list[dict[str, Any]]:
     """*n* wakes, *n* suspends and resumes of one sandbox, and as many of one with 16 MiB more that it wrote."""
-    return [_wakes(client, floor, n, tell), *_suspends(client, floor, n, tell)]
+    return [
+        _wakes(client, floor, n, tell),
+        *_suspends(client, floor, n, tell),
+        *_suspends(client, floor, n, tell, "_16mib_more", MORE_BYTES),
+    ]
 
 
 def _wakes(client: Client, floor: Floor, n: int, tell: Tell) -> dict[str, Any]:
@@ -57,25 +61,23 @@ def _wakes(client: Client, floor: Floor, n: int, tell: Tell) -> dict[str, Any]:
     return found | more
 
 
-def _suspends(client: Client, floor: Floor, n: int, tell: Tell) -> list[dict[str, Any]]:
+def _suspends(
+    client: Client, floor: Floor, n: int, tell: Tell, name: str = "", more_bytes: int = 0
+) -> list[dict[str, Any]]:
     """The suspend is timed at its client; the resume is the one that a call to a suspended sandbox waits for."""
-    rows = []
-    for name, dirty_bytes in (("", 0), ("_16mib_more", DIRTY_BYTES)):
-        suspends, resumes, beneath, stored = Samples(), Samples(), Samples(), Stored()
-        with _sandbox(client, None) as sandbox:
-            if dirty_bytes:
-                sandbox.run_code(f"import os; kept = bytearray(os.urandom({dirty_bytes}))")
-            for number in range(n):
-                tell(f"suspend{name} {number + 1}/{n}")
-                _sample(suspends, _at_once, lambda: stored.facts.append(sandbox.suspend()))
-                _sample(resumes, _at_once, lambda: _true(sandbox))
-                if not name:
-                    floor.measure("create_to_first_exec", beneath)
-        rows += [
-            row(f"suspend{name}", suspends, Samples(), **stored.told()),
-            row(f"resume_to_first_exec{name}", resumes, beneath),
-        ]
-    return rows
+    suspends, resumes, beneath, stored = Samples(), Samples(), Samples(), Stored()
+    with _sandbox(client, None) as sandbox:
+        if more_bytes:
+            sandbox.run_code(f"import os; kept = bytearray(os.urandom({more_bytes}))")
+        for number in range(n):
+            tell(f"suspend{name} {number + 1}/{n}")
+            _sample(suspends, _at_once, lambda: stored.facts.append(sandbox.suspend()))
+            _sample(resumes, _at_once, lambda: _true(sandbox))
+            floor.measure("create_to_first_exec", beneath)
+    return [
+        row(f"suspend{name}", suspends, Samples(), **stored.told()),
+        row(f"resume_to_first_exec{name}", resumes, beneath),
+    ]
 
 
 @contextmanager

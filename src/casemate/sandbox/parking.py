@@ -17,7 +17,7 @@ SIGNAL_S = 10.0  # a frozen process is a signal away; this is for a host that ha
 
 
 class Parking:
-    """Whether one sandbox is parked. One change at a time: a call that comes while it is frozen thaws it right after."""
+    """Whether one sandbox is parked. One change at a time: who comes while it is being frozen thaws it."""
 
     def __init__(self) -> None:
         self.parked = False

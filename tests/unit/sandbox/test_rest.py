@@ -23,7 +23,7 @@ from casemate.vmm import MachineSpec
 IDLE: dict[str, Any] = {
     "execs_running": 0, "terminals_running": 0, "cells_running": 0, "user_cpu_ms": 5, "next_timer_ms": None,
 }  # fmt: skip
-PARK_S = 0.2
+PARK_S = 0.1
 WORK = [{"execs_running": 1}, {"cells_running": 1}, {"next_timer_ms": 900}, {"next_timer_ms": 0}]
 
 
@@ -47,7 +47,7 @@ class World:
 @asynccontextmanager
 async def open_world(*, near_s: float = 1.0, link: type[Link] = Link, **wish: Any) -> AsyncIterator[World]:
     machine = FakeMachine(MachineSpec("g", 1, 128, ()))
-    talk = link("g", silence_s=2)
+    talk = link("g", silence_s=0.8)
     handle = Handle(replace(INFO, state=State.RUNNING), SandboxSpec(**{"idle_timeout_s": None, **wish}))
     handle._link, handle._machine = talk, machine  # type: ignore[assignment]
     world = World(handle, machine)
@@ -110,7 +110,7 @@ def test_who_is_parked_is_not_asked_and_not_missed() -> None:
             with world.handle.usage.looking_on():
                 await until(lambda: world.handle.parked)
                 asked = world.asked
-                await never(lambda: world.handle.link.failure, 2.5)  # silence_s is 2, and a channel is open
+                await never(lambda: world.handle.link.failure, 1.5)  # silence_s is 0.8, and a channel is open
                 assert world.asked == asked
             await world.handle.awake()
             await never(lambda: world.handle.link.failure, 0.5)
@@ -170,12 +170,12 @@ def test_it_is_asked_ever_more_rarely() -> None:
 
 def test_it_is_awake_before_its_timer_is_due_and_parked_after_it() -> None:
     async def act(world: World) -> None:
-        due_at = time.monotonic() + 2.5
-        world.says(next_timer_ms=2500)
+        due_at = time.monotonic() + 1.6
+        world.says(next_timer_ms=1600)
         await until(lambda: world.handle.parked)
         world.says(next_timer_ms=500)
         await until(lambda: not world.handle.parked)
-        assert 0.4 < due_at - time.monotonic() < 1.2
+        assert 0.4 < due_at - time.monotonic() <= 1.0
         await never(lambda: world.handle.parked, due_at - time.monotonic())
         world.says()
         await until(lambda: world.handle.parked, 2)
@@ -211,13 +211,13 @@ def test_idle_it_is_killed_parked_or_not() -> None:
     async def act(world: World) -> None:
         began = time.monotonic()
         await until(lambda: world.handle.stopping)
-        assert 0.6 <= time.monotonic() - began < 1.5
+        assert 0.4 <= time.monotonic() - began < 1.5
         why = world.handle._why
         assert why is not None
         assert why.code == Reason.IDLE
 
-    scenario(act, park_after_s=PARK_S, idle_timeout_s=0.6)
-    scenario(act, park_after_s=None, idle_timeout_s=0.6)
+    scenario(act, park_after_s=PARK_S, idle_timeout_s=0.4)
+    scenario(act, park_after_s=None, idle_timeout_s=0.4)
 
 
 def test_idle_it_is_suspended_where_that_is_asked_for() -> None:
@@ -246,13 +246,13 @@ def test_idle_it_is_kept_where_that_is_asked_for() -> None:
 def test_what_works_is_not_idle(work: dict[str, int]) -> None:
     async def act(world: World) -> None:
         world.says(**work)
-        await never(lambda: world.handle.stopping, 2)
+        await never(lambda: world.handle.stopping, 1)
         world.says()
         began = time.monotonic()
         await until(lambda: world.handle.stopping)
-        assert time.monotonic() - began >= 0.5
+        assert time.monotonic() - began >= 0.3
 
-    scenario(act, park_after_s=None, idle_timeout_s=0.5)
+    scenario(act, park_after_s=None, idle_timeout_s=0.3)
 
 
 def test_a_timer_and_an_open_terminal_are_no_work() -> None:
@@ -265,14 +265,14 @@ def test_a_timer_and_an_open_terminal_are_no_work() -> None:
 
 def test_bytes_and_promises_put_it_off() -> None:
     async def act(world: World) -> None:
-        for _ in range(5):
-            await never(lambda: world.handle.stopping, 0.3)
+        for _ in range(4):
+            await never(lambda: world.handle.stopping, 0.2)
             world.handle.usage.touch()
-        world.handle.usage.keep(1)
-        await never(lambda: world.handle.stopping, 1.4)
+        world.handle.usage.keep(0.5)
+        await never(lambda: world.handle.stopping, 0.7)
         await until(lambda: world.handle.stopping, 2)
 
-    scenario(act, park_after_s=None, idle_timeout_s=0.5)
+    scenario(act, park_after_s=None, idle_timeout_s=0.3)
 
 
 def test_a_guest_that_lies_loses_its_machine() -> None:
@@ -289,7 +289,7 @@ def test_a_guest_that_lies_loses_its_machine() -> None:
 def test_an_agent_too_old_to_be_asked_is_never_parked_but_idles() -> None:
     async def act(world: World) -> None:
         world.machine.agent.activity = None
-        await never(lambda: world.handle.parked or world.handle.stopping, 0.9)
+        await never(lambda: world.handle.parked or world.handle.stopping, 0.45)
         await until(lambda: world.handle.stopping, 2)
 
-    scenario(act, park_after_s=PARK_S, idle_timeout_s=1)
+    scenario(act, park_after_s=PARK_S, idle_timeout_s=0.5)
