@@ -18,6 +18,7 @@ from casemate.sdk import Sandbox
 
 pytestmark = pytest.mark.vm
 PARK_S = 0.5
+SERVE = "import socket; s = socket.create_server(('', 8000)); c = s.accept()[0]; c.recv(1)"  # http.server polls
 
 
 def test_frozen_it_takes_no_cpu_and_looking_does_not_wake_it(daemon: Daemon, no_trace: None) -> None:
@@ -84,8 +85,7 @@ def test_not_while_it_works(daemon: Daemon, no_trace: None) -> None:
             sleeper = running.exec_id
         made["busy"].commands.run("nohup sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null &")
         made["timer"].commands.run("nohup sh -c 'while :; do sleep 1; done' >/dev/null 2>&1 </dev/null &")
-        serve = "nohup python3 -m http.server 8000 >/dev/null 2>&1 </dev/null &"
-        made["port"].commands.run(serve)
+        made["port"].commands.run(f"nohup python3 -c \"{SERVE}\" >/dev/null 2>&1 </dev/null &")
         wait_until(lambda: made["port"].ports.list())
         with made["port"].ports.connect(8000):
             never(lambda: [name for name, box in made.items() if is_parked(box)], 4)
