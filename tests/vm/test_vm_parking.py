@@ -85,7 +85,7 @@ def test_not_while_it_works(daemon: Daemon, no_trace: None) -> None:
             sleeper = running.exec_id
         made["busy"].commands.run("nohup sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null &")
         made["timer"].commands.run("nohup sh -c 'while :; do sleep 1; done' >/dev/null 2>&1 </dev/null &")
-        made["port"].commands.run(f"nohup python3 -c \"{SERVE}\" >/dev/null 2>&1 </dev/null &")
+        made["port"].commands.run(f'nohup python3 -c "{SERVE}" >/dev/null 2>&1 </dev/null &')
         wait_until(lambda: made["port"].ports.list())
         with made["port"].ports.connect(8000):
             never(lambda: [name for name, box in made.items() if is_parked(box)], 4)

@@ -59,6 +59,24 @@ class Amount:
 
 
 @dataclass(eq=False)
+class Reservation:
+    """What is set aside for one sandbox. Its memory is given back while it is suspended."""
+
+    admission: Admission
+    tenant: str
+    held: Amount
+
+    def give_back_memory(self) -> None:
+        self.admission.release(Amount(self.held.memory_mib, 0))
+        self.held = Amount(0, self.held.disk_mib)
+
+    async def take_memory(self, memory_mib: int) -> None:
+        """Raises HostFull after ``admission_wait_s``; then nothing is taken."""
+        await self.admission.wait_admitted(self.tenant, Amount(memory_mib, 0))
+        self.held += Amount(memory_mib, 0)
+
+
+@dataclass(eq=False)
 class _Waiting:
     amount: Amount
     admitted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -85,7 +103,7 @@ class Admission:
         self._clone_mib[snapshot] = max(private_mib, self._clone_mib.get(snapshot, 0))
 
     @asynccontextmanager
-    async def reserved_for(self, tenant: str, amount: Amount) -> AsyncIterator[None]:
+    async def reserved_for(self, tenant: str, amount: Amount) -> AsyncIterator[Reservation]:
         """*amount* is set aside until the block ends; for good where something opened inside has leaked.
 
         Raises HostFull after ``admission_wait_s``, at once when it could never fit. Cancelled: nothing is reserved.
@@ -96,16 +114,31 @@ class Admission:
                 hint="ask for less memory or disk, or raise memory_budget_mib or disk_budget_mib",
                 evidence=self._evidence(amount),
             )
+        await self.wait_admitted(tenant, amount)
+        async with self._owned(Reservation(self, tenant, amount)) as reservation:
+            yield reservation
 
+    @asynccontextmanager
+    async def taken_for(self, tenant: str, amount: Amount) -> AsyncIterator[Reservation]:
+        """As reserved_for, for what is in use already: nobody is asked whether it fits."""
+        self.reserved += amount
+        async with self._owned(Reservation(self, tenant, amount)) as reservation:
+            yield reservation
+
+    @asynccontextmanager
+    async def _owned(self, reservation: Reservation) -> AsyncIterator[Reservation]:
         async def release() -> None:
-            self.reserved -= amount
-            self._admit()
+            self.release(reservation.held)
 
-        await self._wait_admitted(tenant, amount)
-        async with own(f"a reservation of {amount}", release):
-            yield
+        async with own(f"a reservation of {reservation.held}", release):
+            yield reservation
 
-    async def _wait_admitted(self, tenant: str, amount: Amount) -> None:
+    def release(self, amount: Amount) -> None:
+        self.reserved -= amount
+        self._admit()
+
+    async def wait_admitted(self, tenant: str, amount: Amount) -> None:
+        """*amount* is reserved when this returns. Raises HostFull after ``admission_wait_s``."""
         with self._queued(tenant, amount) as waiting:
             with anyio.move_on_after(self._wait_s):
                 await waiting.admitted.wait()

@@ -114,7 +114,9 @@ class Rest:
     def _after_look(self, activity: Activity | None, now: float) -> float:
         if self._step == 1:
             return max(self._since + self._pace_s, now)
-        pause_s = min(self._pace_s * 2 ** (self._step - 2), max(self._idle_s / 4, self._pace_s), RAREST_S)
+        pause_s: float = min(
+            self._pace_s * 2.0 ** min(self._step - 2, 20), max(self._idle_s / 4, self._pace_s), RAREST_S
+        )
         due_ms = activity.next_timer_ms if activity is not None else None
         if due_ms is not None and due_ms <= self._near_s * 1000:
             pause_s = max(pause_s, due_ms / 1000 + AFTER_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from casemate import errors
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.ids import new_id
 from casemate.sandbox.index import Index
+from casemate.sandbox.resuming import adopted
 from casemate.sandbox.snapshot import Snapshot
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape
 from casemate.sandbox.states import Reason, State
@@ -124,15 +125,44 @@ class Sandboxes:
         handle = self._live.get(sandbox_id)
         return handle is not None and handle.parked
 
+    async def suspend(self, tenant: str, ref: str, *, actor: str = "host") -> SandboxInfo:
+        """See Handle.suspend. Raises NotFound too."""
+        return await self.get(tenant, ref).suspend(actor)
+
+    async def resume(self, tenant: str, ref: str, *, cold: bool = False, actor: str = "host") -> SandboxInfo:
+        """See Handle.resume. Raises NotFound too."""
+        return await self.get(tenant, ref).resume(actor, cold=cold)
+
+    async def keep_alive(self, tenant: str, ref: str, for_s: float) -> SandboxInfo:
+        """See Handle.keep_alive. Raises NotFound too."""
+        return await self.get(tenant, ref).keep_alive(for_s)
+
+    def adopt(self, info: SandboxInfo) -> Handle:
+        """A sandbox that an earlier daemon suspended is live again, and rests."""
+        handle = adopted(info, self._supervisor.records.folders)
+        self._live[info.id] = handle
+        self._tasks.start_soon(self._look_after, handle)
+        return handle
+
+    async def _look_after(self, handle: Handle) -> None:
+        try:
+            await self._supervisor.look_after(handle)
+        finally:
+            self._live.pop(handle.info.id, None)
+
     def count_live(self) -> int:
-        return len(self._live)
+        """Those that a daemon has to be there for: the suspended ones wait for the next one, too."""
+        return sum(handle.info.state is not State.SUSPENDED for handle in self._live.values())
 
     @property
     def draining(self) -> bool:
         return self._draining
 
     async def drain(self) -> None:
-        """No new ones; end all, at once and together, those that are only being made too. Takes at most 45 s."""
+        """No new ones; end all, at once and together, those that are only being made too. Takes at most 45 s.
+
+        What is suspended stays so, for the next daemon.
+        """
         self._draining = True
         for handle in self._live.values():
             handle.ask_stop(Reason.DAEMON_STOPPED, "the daemon was stopped")
@@ -171,7 +201,7 @@ class Sandboxes:
             h.info.name == spec.name and h.info.tenant == tenant for h in self._live.values()
         ):
             raise errors.StateConflict(f"a sandbox named {spec.name!r} is alive", hint="kill it, or take another name")
-        driver, now = self._supervisor.driver, time.time()
+        driver, now = self._supervisor.starter.driver, time.time()
         return SandboxInfo(
             id=new_id(),
             tenant=tenant,
@@ -199,12 +229,21 @@ class Sandboxes:
 
 @asynccontextmanager
 async def open_sandboxes(
-    supervisor: Supervisor, index: Index, find_snapshot: FindSnapshot, default_shape: Shape
+    supervisor: Supervisor,
+    index: Index,
+    find_snapshot: FindSnapshot,
+    default_shape: Shape,
+    suspended: Sequence[SandboxInfo] = (),
 ) -> AsyncIterator[Sandboxes]:
-    """What an earlier daemon left has been swept before (``recover``); at the end every sandbox is terminated."""
+    """What an earlier daemon left has been swept before (``recover``), the *suspended* ones are adopted.
+
+    At the end every sandbox is terminated, but those that are suspended stay so.
+    """
     await index.forget(time.time() - REMEMBER_S)
     async with anyio.create_task_group() as tasks:
         sandboxes = Sandboxes(supervisor, index, find_snapshot, default_shape, tasks)
+        for info in suspended:
+            sandboxes.adopt(info)
         try:
             yield sandboxes
         finally:
