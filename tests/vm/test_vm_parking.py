@@ -14,7 +14,7 @@ from resting import clocks, cpu_s, is_frozen, is_parked, never, wait_parked, wai
 from vm_world import Daemon
 
 from casemate.errors import CasemateError
-from casemate.sdk import Sandbox
+from casemate.sdk import Sandbox, TimedOut
 
 pytestmark = pytest.mark.vm
 PARK_S = 0.5
@@ -113,6 +113,21 @@ def test_a_terminal_left_open_is_parked_and_goes_on_at_the_next_key(daemon: Daem
             if b"gone on" in seen:
                 break
         assert not is_frozen(sandbox)
+
+
+def test_the_time_out_of_a_terminal_nobody_looks_at_holds(daemon: Daemon, no_trace: None) -> None:
+    with Sandbox.create(park_after_s=PARK_S) as sandbox:
+        with sandbox.commands.terminal(["sleep", "100"], timeout_s=9, detach=True) as terminal:
+            began = time.monotonic()
+        wait_parked(sandbox, 5)
+        wait_until(lambda: not is_frozen(sandbox), 9)
+        never(lambda: is_parked(sandbox), 9.3 - (time.monotonic() - began))
+        wait_parked(sandbox, 10)
+        with sandbox.commands.attach_terminal(terminal.exec_id) as again:
+            assert list(again.output()) == []
+        assert again.end is not None
+        assert again.end.end == TimedOut(9)
+        assert again.end.duration_ms == pytest.approx(9000, abs=500)
 
 
 @pytest.mark.parametrize("end", ["kill", "vmm"])

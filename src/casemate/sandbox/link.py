@@ -70,6 +70,11 @@ class Channel:
         return self._answer is None and self._failure is None
 
     @property
+    def guest_time(self) -> float:
+        """Seconds that go on when the guest's do: not while it is suspended."""
+        return self._link.guest_time
+
+    @property
     def accepted(self) -> dict[str, Any]:
         """What the agent said when it accepted."""
         return self._answer or {}
@@ -183,10 +188,16 @@ class Link:
         self._sending = False
         self._resting = False
         self._still = False  # nobody expects an answer
+        self._rested_at = 0.0
+        self._rested_s = 0.0  # in all, before this rest
         self.held = 0  # who wants to open a channel meanwhile
         self._received = 0
         self._hellos: deque[_Hello] = deque()  # said, not answered yet
         self.begin()
+
+    @property
+    def guest_time(self) -> float:
+        return (self._rested_at if self._resting else time.monotonic()) - self._rested_s
 
     def consumed(self, number: int, count: int) -> None:
         self.connection.consumed(number, count)
@@ -210,6 +221,7 @@ class Link:
         Never raises for what the guest does; cancellation ends it at once.
         """
         if self._resting:
+            self._rested_s += time.monotonic() - self._rested_at
             self._resting = self._doubted = False
             self.speak()
         try:
@@ -268,7 +280,7 @@ class Link:
 
     def rest(self) -> None:
         """The end of ``run`` is not the end of the conversation."""
-        self._resting = True
+        self._resting, self._rested_at = True, time.monotonic()
 
     def speak(self) -> None:
         self.last_traffic = self._asked_at = time.monotonic()  # it could not speak either
