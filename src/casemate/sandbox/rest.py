@@ -27,6 +27,7 @@ NEAR_S = 60.0
 EARLY_S = 1.0
 AFTER_S = 0.5  # a timer that is due has fired by then
 BUSY_SHARE = 0.02  # of one processor: when the user's programs take more, they work
+SLACK_MS = 15  # beside that: two looks may be close to each other, and the guest's account of CPU time is coarse
 RAREST_S = 60.0  # between two looks
 AGAIN_S = 60.0  # after a suspend that was refused
 UNKNOWN = Activity(execs_running=0, terminals_running=0, cells_running=0, user_cpu_ms=0, next_timer_ms=0)
@@ -109,7 +110,7 @@ class Rest:
         if self._step == 0 or self._cpu is None:
             return False
         at, cpu_ms = self._cpu
-        return activity.user_cpu_ms - cpu_ms > (now - at) * 1000 * BUSY_SHARE
+        return activity.user_cpu_ms - cpu_ms > (now - at) * 1000 * BUSY_SHARE + SLACK_MS
 
     def _after_look(self, activity: Activity | None, now: float) -> float:
         if self._step == 1:

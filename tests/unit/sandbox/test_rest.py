@@ -137,7 +137,7 @@ def test_it_is_not_parked_while_its_programs_compute() -> None:
         began = time.monotonic()
 
         def compute() -> bool:
-            world.says(user_cpu_ms=int((time.monotonic() - began) * 500))
+            world.says(user_cpu_ms=int((time.monotonic() - began) * 1000))
             return world.handle.parked
 
         await never(compute)
