@@ -137,7 +137,7 @@ class Rest:
 
     async def _park(self, activity: Activity, now: float) -> None:
         due_s = math.inf if activity.next_timer_ms is None else activity.next_timer_ms / 1000
-        if due_s <= self._near_s or self._handle.usage.connections:
+        if due_s <= self._near_s:
             return
 
         def unused() -> bool:

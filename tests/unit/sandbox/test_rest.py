@@ -6,11 +6,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
-import pytest
 from tests.fakes.fake_vmm import FakeMachine
 from tests.unit.sandbox.test_spec import INFO
 
@@ -24,7 +24,7 @@ IDLE: dict[str, Any] = {
     "execs_running": 0, "terminals_running": 0, "cells_running": 0, "user_cpu_ms": 5, "next_timer_ms": None,
 }  # fmt: skip
 PARK_S = 0.1
-WORK = [{"execs_running": 1}, {"cells_running": 1}, {"next_timer_ms": 900}, {"next_timer_ms": 0}]
+WORK: list[dict[str, int]] = [{"execs_running": 1}, {"cells_running": 1}, {"next_timer_ms": 2500}, {"next_timer_ms": 0}]
 
 
 @dataclass
@@ -63,13 +63,20 @@ async def open_world(*, near_s: float = 1.0, link: type[Link] = Link, **wish: An
             await machine.close()
 
 
-def scenario(act: Callable[[World], Awaitable[None]], **wish: Any) -> None:
-    async def main() -> None:
-        with anyio.fail_after(20):
-            async with open_world(**wish) as world:
-                await act(world)
+def scenario(*acts: Callable[[World], Awaitable[None]], **wish: Any) -> None:
+    """Each in a world of its own, at once: most of it is waiting."""
 
-    anyio.run(main)
+    async def main(act: Callable[[World], Awaitable[None]]) -> None:
+        async with open_world(**wish) as world:
+            await act(world)
+
+    async def all_of_them() -> None:
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                for act in acts:
+                    tasks.start_soon(main, act)
+
+    anyio.run(all_of_them)
 
 
 async def until(condition: Callable[[], object], within_s: float = 5) -> None:
@@ -110,7 +117,7 @@ def test_who_is_parked_is_not_asked_and_not_missed() -> None:
             with world.handle.usage.looking_on():
                 await until(lambda: world.handle.parked)
                 asked = world.asked
-                await never(lambda: world.handle.link.failure, 1.5)  # silence_s is 0.8, and a channel is open
+                await never(lambda: world.handle.link.failure, 1.2)  # silence_s is 0.8, and a channel is open
                 assert world.asked == asked
             await world.handle.awake()
             await never(lambda: world.handle.link.failure, 0.5)
@@ -121,15 +128,14 @@ def test_who_is_parked_is_not_asked_and_not_missed() -> None:
 EXEC = {"exec_id": "e", "argv": ["cat"], "stdin": True, "on_disconnect": "kill"}
 
 
-@pytest.mark.parametrize("work", WORK, ids=str)
-def test_it_is_not_parked_while_it_has_to_do(work: dict[str, int]) -> None:
-    async def act(world: World) -> None:
+def test_it_is_not_parked_while_it_has_to_do() -> None:
+    async def act(work: dict[str, int], world: World) -> None:
         world.says(**work)
         await never(lambda: world.handle.parked)
         world.says()
         await until(lambda: world.handle.parked)
 
-    scenario(act, park_after_s=PARK_S)
+    scenario(*(partial(act, work) for work in WORK), park_after_s=PARK_S, near_s=3)
 
 
 def test_it_is_not_parked_while_its_programs_compute() -> None:
@@ -191,11 +197,10 @@ def test_a_call_while_it_is_being_frozen_finds_it_awake() -> None:
 
     async def act(world: World) -> None:
         world.machine.__class__ = Slow
-        parking = world.handle.parking
-        await until(parking._turn.locked)
-        await call(world.handle)
-        assert not world.frozen
-        assert not world.handle.parked
+        await until(world.handle.parking._turn.locked)
+        async with world.handle.reach() as link:
+            await never(lambda: world.frozen, 0.4)
+            await link.ping(timeout_s=2)
 
     scenario(act, park_after_s=PARK_S)
 
@@ -236,15 +241,14 @@ def test_idle_it_is_suspended_where_that_is_asked_for() -> None:
 
 def test_idle_it_is_kept_where_that_is_asked_for() -> None:
     async def act(world: World) -> None:
-        await never(lambda: world.handle.stopping, 1)
+        await never(lambda: world.handle.stopping, 0.7)
         assert world.asked == 0
 
     scenario(act, park_after_s=None, idle_timeout_s=0.3, on_idle="keep")
 
 
-@pytest.mark.parametrize("work", [{"execs_running": 1}, {"cells_running": 1}], ids=str)
-def test_what_works_is_not_idle(work: dict[str, int]) -> None:
-    async def act(world: World) -> None:
+def test_what_works_is_not_idle() -> None:
+    async def act(work: dict[str, int], world: World) -> None:
         world.says(**work)
         await never(lambda: world.handle.stopping, 1)
         world.says()
@@ -252,7 +256,7 @@ def test_what_works_is_not_idle(work: dict[str, int]) -> None:
         await until(lambda: world.handle.stopping)
         assert time.monotonic() - began >= 0.3
 
-    scenario(act, park_after_s=None, idle_timeout_s=0.3)
+    scenario(*(partial(act, work) for work in WORK[:2]), park_after_s=None, idle_timeout_s=0.3)
 
 
 def test_a_timer_and_an_open_terminal_are_no_work() -> None:
