@@ -45,6 +45,7 @@ class Handle:
     info: SandboxInfo
     spec: SandboxSpec
     actor: str = "host"  # whose key asked for it
+    parked: bool = False  # frozen until somebody needs it; running all the same
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _link: Link | None = None

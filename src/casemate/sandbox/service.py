@@ -141,6 +141,11 @@ class Sandboxes:
         finally:
             self._live.pop(handle.info.id, None)
 
+    def is_parked(self, sandbox_id: str) -> bool:
+        """Whether it is frozen until somebody needs it; of one that is not live: no."""
+        handle = self._live.get(sandbox_id)
+        return handle is not None and handle.parked
+
     def count_live(self) -> int:
         """Those that a daemon has to be there for: the suspended ones wait for the next one, too."""
         return sum(handle.info.state is not State.SUSPENDED for handle in self._live.values())

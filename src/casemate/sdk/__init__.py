@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Output,
         SandboxInfo,
         Signaled,
+        SuspendedFacts,
         TimedOut,
     )
     from casemate.sdk.stats import SandboxStats
@@ -59,6 +60,7 @@ __all__ = [
     "SandboxInfo",
     "SandboxStats",
     "Signaled",
+    "SuspendedFacts",
     "TimedOut",
 ]
 
