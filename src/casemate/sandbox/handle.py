@@ -78,8 +78,9 @@ class Handle:
         """
         with self.busy():
             await self._settled()
-            if self.info.state is State.SUSPENDED and self.info.auto_resume:
+            while self.info.state is State.SUSPENDED and self.info.auto_resume:
                 await self.resume(self.actor)
+                await self._settled()  # somebody may have had it suspended again at once
             yield self.link
 
     async def console(self) -> bytes:
@@ -179,8 +180,10 @@ class Handle:
             await self._wished.wait()
         return self._wish
 
-    def forget_wish(self) -> None:
-        self._wish = None
+    def forget_wish(self, wish: Wish) -> None:
+        """It is granted or refused; what somebody has asked for since stays."""
+        if self._wish is wish:
+            self._wish = None
 
     async def _want(self, wish: Wish) -> None:
         if self._wish is not None and self._wish.action is wish.action:

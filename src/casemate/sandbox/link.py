@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import re
 import secrets
 import socket
 import struct
@@ -27,28 +26,17 @@ from typing import Any, TypeVar
 import anyio
 
 from casemate import errors, wire
+from casemate.sandbox.denials import denial, giving_up
 
 READ_BYTES = 262_144  # one turn's share of the event loop: of an honest guest, under a millisecond of parsing
 LEAST_READ_BYTES = 4096
 TURN_S = 0.004  # an honest guest that sends a file stays below it
 PING_EVERY_S = 5.0
 LOOK_EVERY_S = 0.001  # whether the VMM has taken or sent more: nobody tells
-_ERRNO = re.compile(r"(E[A-Z0-9]{1,18}): ")
 E = TypeVar("E", bound=BaseException)
 ChannelEvent = (
     wire.Data | wire.Message | wire.Finished | wire.Accepted | wire.Denied | wire.Writable | wire.Reset | wire.Closed
 )
-_DENIALS: dict[str, type[errors.CasemateError]] = {
-    "archive-refused": errors.ArchiveRefused,
-    "exec-refused": errors.ExecRefused,
-    "file-refused": errors.FileRefused,
-    "port-refused": errors.PortRefused,
-    "not-found": errors.NotFound,
-    "not-served": errors.NotSupported,
-    "not-supported": errors.NotSupported,
-    "invalid-spec": errors.InvalidSpec,
-    "state-conflict": errors.StateConflict,
-}
 
 
 class Channel:
@@ -141,11 +129,11 @@ class Channel:
             case wire.Accepted():
                 self._answer = event.body
             case wire.Denied():
-                self.on_failure(_denial(event))
+                self.on_failure(denial(event))
             case wire.Writable():
                 self._writable.set()
             case wire.Reset():
-                self.on_failure(_giving_up(event))
+                self.on_failure(giving_up(event))
             case wire.Closed():
                 self._closed = True
                 self._writable.set()  # who still wants to send learns that nobody listens
@@ -182,7 +170,7 @@ class Link:
         self._speaking.set()
         self._sending = False
         self._resting = False
-        self.held = 0  # who wants to open a channel meanwhile
+        self._held: set[_Held] = set()  # who wants to open a channel meanwhile
         self._received = 0
         self._hellos: deque[_Hello] = deque()  # said, not answered yet
         self.begin()
@@ -272,7 +260,31 @@ class Link:
 
     def speak(self) -> None:
         self._speaking.set()
+        for held in self._held:
+            held.over.set()
         self.wake()
+
+    @property
+    def held(self) -> int:
+        """How many wait for it to speak again."""
+        return len(self._held)
+
+    def turn_away(self, failure: errors.CasemateError) -> None:
+        """It rests on: who is held is told why. What is under way waits on."""
+        for held in self._held:
+            held.failure = failure
+            held.over.set()
+
+    async def _until_speaking(self) -> None:
+        while not self._speaking.is_set():
+            held = _Held()
+            self._held.add(held)
+            try:
+                await held.over.wait()
+            finally:
+                self._held.discard(held)
+            if held.failure is not None:
+                raise held.failure
 
     def close(self) -> None:
         """The end of one that rests."""
@@ -315,13 +327,9 @@ class Link:
         """A channel the agent has accepted; what is still open at the end of the block is reset.
 
         Raises the error a denial stands for (ExecRefused, FileRefused, NotFound, NotSupported, …),
-        AgentSilent when no answer came in *timeout_s*; a link at rest is waited for.
+        AgentSilent when no answer came in *timeout_s*; a link at rest is waited for, and why it stays so is raised.
         """
-        self.held += 1
-        try:
-            await self._speaking.wait()
-        finally:
-            self.held -= 1
+        await self._until_speaking()
         if self.failure is not None:
             raise self.failure
         number = self.connection.open(kind, dict(params))
@@ -426,13 +434,21 @@ class Link:
 
     def _fail(self, error: errors.CasemateError) -> None:
         self.failure = self.failure or error
-        self._speaking.set()  # who waits to speak learns that it is over
+        self.speak()  # who waits to speak learns that it is over
         for channel in self._channels.values():
             channel.on_failure(self.failure)
         for waiting in self._pongs.values():
             waiting.set()
         for said in self._hellos:
             said.over.set()
+
+
+class _Held:
+    """One who waits for a link at rest."""
+
+    def __init__(self) -> None:
+        self.failure: errors.CasemateError | None = None
+        self.over = asyncio.Event()
 
 
 class _Hello:
@@ -454,24 +470,6 @@ def _unread_by_us(stream: socket.socket) -> int:
 
 def _count(stream: socket.socket, request: int) -> int:
     return int(struct.unpack("i", fcntl.ioctl(stream, request, bytes(4)))[0])
-
-
-def _denial(event: wire.Denied) -> errors.CasemateError:
-    kind = _DENIALS.get(event.code, errors.RequestError)
-    message = str(event.body.get("message") or f"the guest refused: {event.code}")
-    evidence = {k: v for k, v in event.body.items() if k in ("errno", "code", "path") and isinstance(v, str)}
-    return kind(message[:2000], hint=event.hint[:2000], evidence=evidence)
-
-
-def _giving_up(event: wire.Reset) -> errors.CasemateError:
-    """A refusal that came after the agent had accepted, such as a full disk; its hint is the message."""
-    kind = _DENIALS.get(event.code)
-    if kind is not None:
-        evidence, hint = {}, event.hint[:2000]
-        if named := _ERRNO.match(hint):  # files begin with the kernel's reason
-            evidence, hint = {"errno": named[1]}, hint[named.end() :]
-        return kind(hint or f"the guest refused: {event.code[:80]}", evidence=evidence)
-    return errors.GuestError(f"the agent gave up: {event.code[:80]}", hint=event.hint[:2000])
 
 
 def _first(group: BaseExceptionGroup[E]) -> E:

@@ -88,8 +88,8 @@ class Resumer:
         """On record before anything is made; and that it has failed, if it has: then it is suspended as before."""
         handle = boot.handle
         boot.sealed, boot.born = False, time.perf_counter()
-        await self.starter.records.edge(handle, Action.RESUME, EventKind.SANDBOX_RESUME)
         try:
+            await self.starter.records.edge(handle, Action.RESUME, EventKind.SANDBOX_RESUME)
             yield
         except BaseException as error:
             if handle.info.state is State.RESUMING:
@@ -164,14 +164,20 @@ class Resumer:
 
     @asynccontextmanager
     async def _run_again(self, boot: Boot) -> AsyncIterator[None]:
-        """It runs, and that is on record; from the moment on that what was stored is dropped there is no way back."""
+        """It runs, and that is on record; from the moment on that what was stored is dropped there is no way back.
+
+        So it runs also where there is no room to say so: to end it for that would be to lose it.
+        """
         handle, machine = boot.handle, boot.machine
         async with self.starter.running(boot):
             await anyio.to_thread.run_sync(boot.place.drop)
             pid = {"pid": machine.pid}
             changes = {"pid": machine.pid, "attestation": boot.attestation, "suspended": None}
             async with own(f"the record of sandbox {boot.id}", partial(self.starter.terminate, boot), limit_s=10.0):
-                await self.starter.records.edge(handle, Action.RESUMED, EventKind.SANDBOX_RESUMED, pid, **changes)
+                try:
+                    await self.starter.records.edge(handle, Action.RESUMED, EventKind.SANDBOX_RESUMED, pid, **changes)
+                except (errors.HostError, errors.CapacityError) as refused:
+                    log.error("a resume could not be recorded", sandbox=boot.id, error=str(refused))
                 handle.touch()
                 yield
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -152,15 +153,22 @@ class Place:
             os.fsync(file.fileno())
         sync_folder(self.new)
         self.new.rename(self.kept)
-        sync_folder(self.folder)
-        self.disk.unlink()
+        try:
+            sync_folder(self.folder)
+        except OSError:  # it runs on, and then nothing that is older may pass for it
+            self.kept.rename(self.new)
+            raise
+        with suppress(OSError):  # tidy and the next resume remove it too
+            self.disk.unlink()
 
     def drop(self) -> None:
-        """It runs again: from one rename on it is suspended no more."""
+        """It runs again: from one rename on it is suspended no more, whatever comes of the rest."""
         gone = self.folder / DROPPED
-        self.kept.rename(gone)
-        sync_folder(self.folder)
         remove_folder(gone)
+        self.kept.rename(gone)
+        with suppress(OSError):  # a crash of the host may find it suspended; what it did since is lost then anyhow
+            sync_folder(self.folder)
+            remove_folder(gone)
 
     def tidy(self) -> None:
         """Remove what an earlier daemon left beside what it had stored."""

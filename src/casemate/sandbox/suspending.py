@@ -83,9 +83,9 @@ class Suspender:
     @asynccontextmanager
     async def _record(self, saving: Saving) -> AsyncIterator[None]:
         """On record before anything changes; and that it has failed, if it has."""
-        boot, actor = saving.boot, saving.wish.actor
-        await self.records.edge(boot.handle, Action.SUSPEND, EventKind.SANDBOX_SUSPEND, {"asked_by": actor})
+        boot, detail = saving.boot, {"asked_by": saving.wish.actor}
         try:
+            await self.records.edge(boot.handle, Action.SUSPEND, EventKind.SANDBOX_SUSPEND, detail)
             yield
         except BaseException as error:
             await self._failed(boot, error)
