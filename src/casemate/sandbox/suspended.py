@@ -7,14 +7,16 @@ resume, which checks the host's seal and every digest before a VMM gets any of i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from casemate.errors import ImageBroken, SealBroken
 from casemate.host import remove_folder
@@ -29,6 +31,7 @@ FORMAT = 1
 FOLDER, NEW, DROPPED = "suspended", "suspended.new", "suspended.dropped"
 PARTS = ("state", "difference", "disk")
 HASH_BYTES = 4 << 20
+MAX_MANIFEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,8 @@ class Suspended:
     def read(cls, folder: Path) -> Self:
         """What is in the sandbox's *folder*, unchecked. Raises ImageBroken where no whole manifest is."""
         try:
-            body = json.loads((folder / FOLDER / "manifest.json").read_bytes())
+            with opened(folder / FOLDER, "manifest.json") as file:
+                body = json.loads(file.read(MAX_MANIFEST))
             if body.pop("format") != FORMAT:
                 raise ValueError("another format")
             parts = {
@@ -107,7 +111,7 @@ class Suspended:
                 "agent": Path(body["agent"]),
             }
             return cls(**{**body, **parts})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _broken(folder.name, error) from error
 
 
@@ -194,20 +198,30 @@ def check_parts(place: Place, found: Suspended) -> None:
 
 def digest_of_part(folder: Path, name: str) -> str:
     """Blocks. Raises OSError."""
-    if name == "disk":
-        return digest_of_data(folder / name)
-    with (folder / name).open("rb") as file:
-        return digest_of(file.fileno())
+    with opened(folder, name) as file:
+        return digest_of_data(file) if name == "disk" else digest_of(file.fileno())
 
 
-def digest_of_data(path: Path) -> str:
+@contextmanager
+def opened(folder: Path, name: str) -> Iterator[BinaryIO]:
+    """The file *name* in *folder* itself: through no link, and nothing that a reader would wait for. Raises OSError."""
+    within = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=within)
+    finally:
+        os.close(within)
+    with open(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, f"{name} is no file")
+        yield file
+
+
+def digest_of_data(file: BinaryIO) -> str:
     """sha256 of a sparse file: of its size, and of each piece of it that is not zero with its place. Blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        digest.update(size.to_bytes(8, "little"))
-        for start, end in data_of(file.fileno(), size):
-            _add(digest.update, file.fileno(), start, end)
+    digest, size = hashlib.sha256(), os.fstat(file.fileno()).st_size
+    digest.update(size.to_bytes(8, "little"))
+    for start, end in data_of(file.fileno(), size):
+        _add(digest.update, file.fileno(), start, end)
     return digest.hexdigest()
 
 

@@ -25,7 +25,7 @@ from casemate.sandbox.records import Records
 from casemate.sandbox.seal import Seal
 from casemate.sandbox.spec import SuspendedFacts
 from casemate.sandbox.states import Action
-from casemate.sandbox.suspended import Suspended, digest_of_data, stored_bytes, sync_file
+from casemate.sandbox.suspended import Suspended, digest_of_part, stored_bytes, sync_file
 from casemate.vmm import Difference
 
 log = structlog.get_logger()
@@ -174,7 +174,7 @@ class Suspender:
         place = saving.boot.place
         await anyio.to_thread.run_sync(place.take_disk)
         await anyio.to_thread.run_sync(sync_file, place.new / "disk")
-        saving.digests["disk"] = await anyio.to_thread.run_sync(digest_of_data, place.new / "disk")
+        saving.digests["disk"] = await anyio.to_thread.run_sync(digest_of_part, place.new, "disk")
         yield
 
     @asynccontextmanager
