@@ -62,6 +62,9 @@ class Channel:
         """What the agent said when it accepted."""
         return self._answer or {}
 
+    def clock(self) -> float:
+        return self._link.clock()
+
     async def receive(self) -> wire.Data | wire.Message | None:
         """The next piece in order; None when the guest has said all. Safe to cancel.
 
@@ -170,6 +173,7 @@ class Link:
         self._speaking.set()
         self._sending = False
         self._resting = False
+        self._rested_at = self._rested_s = 0.0
         self._held: set[_Held] = set()  # who wants to open a channel meanwhile
         self._received = 0
         self._hellos: deque[_Hello] = deque()  # said, not answered yet
@@ -198,6 +202,7 @@ class Link:
         """
         if self._resting:
             self.last_traffic = self._asked_at = time.monotonic()
+            self._rested_s += self.last_traffic - self._rested_at
             self._resting = self._doubted = False
             self.speak()
         try:
@@ -256,7 +261,11 @@ class Link:
 
     def rest(self) -> None:
         """The end of ``run`` is not the end of the conversation."""
-        self._resting = True
+        self._resting, self._rested_at = True, time.monotonic()
+
+    def clock(self) -> float:
+        """Seconds; it stands still while the guest's clocks do."""
+        return (self._rested_at if self._resting else time.monotonic()) - self._rested_s
 
     def speak(self) -> None:
         self._speaking.set()
