@@ -52,6 +52,7 @@ class Guest:
         self.stats: dict[str, Any] = {}  # what it answers to control stats
         self.running = asyncio.Event()  # whether its vCPUs run; it hears and says nothing while they don't
         self.running.set()
+        self.kept = False  # it is saved: its programs outlive its machine
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -67,7 +68,8 @@ class Guest:
         except OSError:
             pass
         finally:
-            for task in {writer, *self._tasks, *(p.task for p in self.programs.values() if p.task)}:
+            programs = {*self._tasks, *(p.task for p in self.programs.values() if p.task)}
+            for task in {writer} if self.kept else {writer, *programs}:
                 task.cancel()
             self._stream.close()
             self.host_end.close()

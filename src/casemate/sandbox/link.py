@@ -175,6 +175,7 @@ class Link:
         self._resting = False
         self._rested_at = self._rested_s = 0.0
         self._held: set[_Held] = set()  # who wants to open a channel meanwhile
+        self._wanted = asyncio.Event()
         self._received = 0
         self._hellos: deque[_Hello] = deque()  # said, not answered yet
         self.begin()
@@ -273,10 +274,11 @@ class Link:
             held.over.set()
         self.wake()
 
-    @property
-    def held(self) -> int:
-        """How many wait for it to speak again."""
-        return len(self._held)
+    async def until_held(self) -> None:
+        """Until somebody waits for it to speak again."""
+        while all(held.over.is_set() for held in self._held):
+            self._wanted.clear()
+            await self._wanted.wait()
 
     def turn_away(self, failure: errors.CasemateError) -> None:
         """It rests on: who is held is told why. What is under way waits on."""
@@ -288,6 +290,7 @@ class Link:
         while not self._speaking.is_set():
             held = _Held()
             self._held.add(held)
+            self._wanted.set()
             try:
                 await held.over.wait()
             finally:

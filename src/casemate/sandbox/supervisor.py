@@ -217,10 +217,16 @@ class Supervisor:
     async def _until_resumed(self, boot: Boot) -> Wish | None:
         """Who wants it back; None when its end is wanted."""
         handle, wishes = boot.handle, list[Wish]()
-        if handle._stop.is_set():
-            return None
-        if boot._link is not None and boot.link.held and handle.info.auto_resume:
-            return Wish(Action.RESUME, handle.actor)  # a call came while it was being suspended
+
+        async def until_held() -> None:
+            """A call that had reached it before it was suspended, and goes on now."""
+            while boot._link is not None:
+                await boot.link.until_held()
+                if handle.info.auto_resume:
+                    wishes.append(Wish(Action.RESUME, handle.actor))
+                    race.cancel_scope.cancel()
+                    return
+                boot.link.turn_away(errors.StateConflict(f"sandbox {boot.id} is suspended", hint="resume it first"))
 
         async def until_wished() -> None:
             while True:
@@ -243,6 +249,7 @@ class Supervisor:
 
         async with anyio.create_task_group() as race:
             race.start_soon(until_wished)
+            race.start_soon(until_held)
             race.start_soon(until_stopped)
             race.start_soon(until_too_old)
         return wishes[0] if wishes and not handle._stop.is_set() else None

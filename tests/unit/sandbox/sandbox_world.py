@@ -27,6 +27,7 @@ from casemate.sandbox import (
     open_sandboxes,
 )
 from casemate.sandbox.index import Index
+from casemate.sandbox.plan import Reach, pass_by
 
 TENANT = "t"
 SHAPE = Shape(1, 128, 64)
@@ -53,15 +54,17 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(folder: Path, *, room: int = 50, wait_s: float = 0) -> AsyncIterator[World]:
-    """*room*: for how many sandboxes at once."""
+async def open_world(
+    folder: Path, *, room: int = 50, wait_s: float = 0, reach: Reach = pass_by, agent_timeout_s: float = 10
+) -> AsyncIterator[World]:
+    """*room*: for how many sandboxes at once. *reach*: what happens at the steps of the plans."""
     snapshot_folder, folders = folder / "snapshot", folder / "sandboxes"
     snapshot_folder.mkdir()
     folders.mkdir()
     for name in ("memory", "state", "disk", "root", "agent"):
         (snapshot_folder / name).write_bytes(name.encode())
     root, agent = snapshot_folder / "root", snapshot_folder / "agent"
-    snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, {})
+    snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, {"memory": "0" * 64})
     database = storage.open(folder / "casemate.db")
 
     @asynccontextmanager
@@ -75,12 +78,12 @@ async def open_world(folder: Path, *, room: int = 50, wait_s: float = 0) -> Asyn
         index = Index(database, "host")
         admission = Admission(Amount(room * 100, 10_000), commit_ratio=0.25, wait_s=wait_s)
         records = Records(index, audit.Trail(database, "host"), folders)
-        starter, seal = Starter(FakeDriver(), records, admission, 10.0), Seal(bytes(32))
+        starter, seal = Starter(FakeDriver(), records, admission, agent_timeout_s), Seal(bytes(32))
 
         async def base(_snapshot_id: str) -> Snapshot:
             return snapshot
 
-        supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, base))
+        supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, base), reach)
         async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
             yield World(sandboxes, index, folders, admission)
     finally:
