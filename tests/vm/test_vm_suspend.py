@@ -150,7 +150,7 @@ def test_twenty_rounds_and_nothing_is_lost(daemon: Daemon, no_trace: None) -> No
                 took_s = time.monotonic() - began
                 assert sandbox.info.pid not in (None, pid)
                 assert await wall_clock_error_s(sandbox) < CLOCK_S, f"round {n}"
-                assert await reserved_mib(sandbox) >= before_mib - 1
+                assert await reserved_mib(sandbox) > before_mib - 100
                 await connection.send(b"round %d\n" % n)
                 await terminal.feed(b"x=$((x+1)); echo at$x.\n")
                 assert await connection.receive() == b"round %d\n" % n

@@ -100,6 +100,8 @@ class Suspended:
         """What is in the sandbox's *folder*, unchecked. Raises ImageBroken where no whole manifest is."""
         try:
             with opened(folder / FOLDER, "manifest.json") as file:
+                if os.fstat(file.fileno()).st_size > MAX_MANIFEST:
+                    raise ValueError("too long")
                 body = json.loads(file.read(MAX_MANIFEST))
             if body.pop("format") != FORMAT:
                 raise ValueError("another format")

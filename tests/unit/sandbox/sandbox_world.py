@@ -39,6 +39,7 @@ class World:
     index: Index
     folders: Path
     admission: Admission
+    driver: FakeDriver
     known: list[str] = field(default_factory=list)  # whose create has returned: their callers have to kill them
 
     async def settle(self) -> None:
@@ -78,13 +79,14 @@ async def open_world(
         index = Index(database, "host")
         admission = Admission(Amount(room * 100, 10_000), commit_ratio=0.25, wait_s=wait_s)
         records = Records(index, audit.Trail(database, "host"), folders)
-        starter, seal = Starter(FakeDriver(), records, admission, agent_timeout_s), Seal(bytes(32))
+        driver = FakeDriver()
+        starter, seal = Starter(driver, records, admission, agent_timeout_s), Seal(bytes(32))
 
         async def base(_snapshot_id: str) -> Snapshot:
             return snapshot
 
         supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, base), reach)
         async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
-            yield World(sandboxes, index, folders, admission)
+            yield World(sandboxes, index, folders, admission, driver)
     finally:
         database.close()

@@ -1,0 +1,262 @@
+"""The VMM is killed, or the disk runs full, at every named step of a suspend and of a resume.
+
+The daemon stops itself at each step (``stop:``), so that the harm is done at that very moment; then it goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from fault_world import Running, daemon_on, folders, until, vmms
+
+from casemate.errors import CasemateError
+from casemate.sandbox import Resumer, Starter, Suspender
+from casemate.sdk import Client, Sandbox
+
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
+NOTHING = object()
+STARTER = Starter(NOTHING, NOTHING, NOTHING, 1.0)  # type: ignore[arg-type]
+SUSPEND = [step.name for step in Suspender(NOTHING, NOTHING).plan()]  # type: ignore[arg-type]
+RESUME = [step.name for step in Resumer(STARTER, NOTHING, NOTHING).resume_plan()]  # type: ignore[arg-type]
+COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
+SMALL_MIB = 400
+Act = Callable[[], object]
+
+
+class Stepper:
+    """Continues a daemon each time that it has stopped itself; before that, at the *n*-th step, does harm."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._over = threading.Event()
+        self.stops = 0
+        self.at = -1
+        self.harm: Act = lambda: None
+
+    def __enter__(self) -> Stepper:
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def arm(self, at: int, harm: Act) -> None:
+        self.stops, self.at, self.harm = 0, at, harm
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            if _is_stopped(self._pid):
+                if self.stops == self.at:
+                    self.harm()
+                self.stops += 1
+                os.kill(self._pid, signal.SIGCONT)
+                while _is_stopped(self._pid):
+                    time.sleep(0.0005)
+            time.sleep(0.001)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
+class Follower:
+    """One who follows a counting program, over a connection of its own."""
+
+    def __init__(self, url: str, sandbox_id: str) -> None:
+        self.text = bytearray()
+        self.failure: CasemateError | None = None
+        self._thread = threading.Thread(target=self._follow, args=(url, sandbox_id))
+        self._thread.start()
+        until(lambda: self.lines, "it counts")
+
+    def _follow(self, url: str, sandbox_id: str) -> None:
+        try:
+            with (
+                Client(url) as client,
+                Sandbox.connect(sandbox_id, client=client).commands.start(["sh", "-c", COUNT]) as running,
+            ):
+                for piece in running.output():
+                    self.text += piece.data
+        except CasemateError as error:
+            self.failure = error
+
+    @property
+    def lines(self) -> list[bytes]:
+        return bytes(self.text).split(b"\n")[:-1]
+
+    def goes_on(self) -> None:
+        was = len(self.lines)
+        until(lambda: len(self.lines) > was or self.failure, "the follower goes on")
+        assert self.failure is None, self.failure
+        assert self.lines == [b"%d" % n for n in range(1, len(self.lines) + 1)]
+
+    def wait_end(self) -> CasemateError | None:
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        return self.failure
+
+
+def kill_vmm(home: Path, sandbox_id: str) -> None:
+    for pid, name in vmms(home).items():
+        if name == sandbox_id:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_the_vmm_is_killed_in_a_suspend(home: Path, no_trace: None) -> None:
+    """It ends as any whose VMM dies; sealed before, it is suspended: then nobody needs the VMM any more."""
+    with daemon_on(home, CASEMATE_FAULT="stop:suspend-*") as running, Stepper(running.process.pid) as stepper:
+        for n, step in enumerate(SUSPEND):
+            sandbox = Sandbox.create(client=running.client)
+            follower = Follower(str(running.client.target), sandbox.id)
+            stepper.arm(n, lambda sandbox=sandbox: kill_vmm(home, sandbox.id))
+            try:
+                sandbox.suspend()
+            except CasemateError:
+                until(lambda sandbox=sandbox: sandbox.refresh().state == "terminated", f"{step}: its end")
+                reason = sandbox.refresh().state_reason
+                assert reason is not None
+                assert reason.code in ("vmm-died", "guest-silent"), (step, reason)
+                assert follower.wait_end() is not None
+                assert sandbox.id not in folders(home), step
+            else:
+                assert step == "suspend-seal", step
+                assert sandbox.resume().state == "running"
+                follower.goes_on()
+                sandbox.kill()
+                follower.wait_end()
+            assert stepper.stops > n, step
+            assert not vmms(home), step
+            assert running.client.health()["admission"]["memory_reserved_mib"] == 0
+
+
+@pytest.mark.timeout(300)
+def test_the_vmm_is_killed_in_a_resume(home: Path, no_trace: None) -> None:
+    """It stays suspended, and the next resume is as good as the first."""
+    with daemon_on(home, CASEMATE_FAULT="stop:resume-*") as running, Stepper(running.process.pid) as stepper:
+        sandbox = Sandbox.create(client=running.client)
+        follower = Follower(str(running.client.target), sandbox.id)
+        sandbox.commands.run("echo kept > plain", check=True)
+        sandbox.suspend()
+        for n, step in enumerate(RESUME):
+            stepper.arm(n, lambda: kill_vmm(home, sandbox.id))
+            if n <= RESUME.index("resume-machine"):  # there is none yet
+                continue
+            with pytest.raises(CasemateError) as raised:
+                sandbox.resume()
+            if step != "resume-run":
+                assert sandbox.refresh().state == "suspended", (step, raised.value)
+                assert not vmms(home), step
+        until(lambda: sandbox.refresh().state in ("suspended", "terminated"), "its end")
+        stepper.arm(-1, lambda: None)
+        if sandbox.refresh().state == "suspended":
+            sandbox.resume()
+            assert sandbox.commands.run("cat plain").stdout == "kept\n"
+            assert len(sandbox.commands.list()) >= 1
+            sandbox.kill()
+        follower.wait_end()
+        assert folders(home) == set()
+
+
+def refusal(act: Act) -> str | None:
+    """The code of the error that it raises."""
+    try:
+        act()
+    except CasemateError as error:
+        return error.code
+    return None
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a disk that is soon full")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_MIB}m,mode=0700", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path) -> None:
+    free = os.statvfs(folder)
+    with (folder / "filler").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+
+
+def unfill(folder: Path) -> None:
+    (folder / "filler").unlink(missing_ok=True)
+
+
+@pytest.mark.timeout(300)
+def test_the_disk_runs_full_in_a_suspend_and_in_a_resume(home: Path, no_trace: None) -> None:
+    with small_disk(home / "sandboxes") as disk:
+        with full_disk_daemon(home, "stop:suspend-*") as (running, stepper):
+            sandbox = Sandbox.create(client=running.client)
+            follower = Follower(str(running.client.target), sandbox.id)
+            refused = 0
+            for n, step in enumerate(SUSPEND):
+                stepper.arm(n, lambda: fill(disk))
+                if refusal(sandbox.suspend) == "host-full":
+                    assert sandbox.refresh().state == "running", step
+                    assert {p.name for p in (disk / sandbox.id).iterdir()} <= {"meta.json", "disk", "meta.json.tmp"}
+                    refused += 1
+                else:
+                    unfill(disk)
+                    stepper.arm(-1, lambda: None)
+                    sandbox.resume()
+                unfill(disk)
+                follower.goes_on()
+                assert sandbox.commands.run("echo here").stdout == "here\n", step
+            assert refused >= 5
+            sandbox.suspend()
+            sandbox.resume()
+            follower.goes_on()
+            sandbox.kill()
+            follower.wait_end()
+        with full_disk_daemon(home, "stop:resume-*") as (running, stepper):
+            sandbox = Sandbox.create(client=running.client)
+            follower = Follower(str(running.client.target), sandbox.id)
+            sandbox.suspend()
+            refused = 0
+            for n, step in enumerate(RESUME):
+                stepper.arm(n, lambda: fill(disk))
+                if refusal(sandbox.resume) == "host-full":
+                    assert sandbox.refresh().state == "suspended", step
+                    refused += 1
+                else:
+                    assert sandbox.refresh().state == "running", step
+                    follower.goes_on()
+                unfill(disk)
+                stepper.arm(-1, lambda: None)
+                sandbox.suspend()
+            assert refused >= 3
+            sandbox.resume()
+            follower.goes_on()
+            sandbox.kill()
+            follower.wait_end()
+            assert not list(disk.iterdir())
+
+
+@contextmanager
+def full_disk_daemon(home: Path, fault: str) -> Iterator[tuple[Running, Stepper]]:
+    with (
+        daemon_on(home, CASEMATE_FAULT=fault, CASEMATE_DISK_BUDGET_MIB="9999") as running,
+        Stepper(running.process.pid) as stepper,
+    ):
+        yield running, stepper
