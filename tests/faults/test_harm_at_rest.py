@@ -56,12 +56,12 @@ class Stepper:
     def _run(self) -> None:
         while not self._over.is_set():
             if _is_stopped(self._pid):
-                if self.stops == self.at:
-                    self.harm()
-                self.stops += 1
-                os.kill(self._pid, signal.SIGCONT)
-                while _is_stopped(self._pid):
-                    time.sleep(0.0005)
+                try:
+                    if self.stops == self.at:
+                        self.harm()
+                finally:
+                    self.stops += 1
+                    os.kill(self._pid, signal.SIGCONT)  # it runs when this returns, and may soon stop again
             time.sleep(0.001)
 
 

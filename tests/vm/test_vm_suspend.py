@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import anyio
 import pytest
 from vm_world import Daemon
 
+from casemate.errors import GuestError, NotFound, StateConflict
 from casemate.sdk import AsyncClient, AsyncSandbox, Exited
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow]
@@ -168,5 +171,139 @@ def test_twenty_rounds_and_nothing_is_lost(daemon: Daemon, no_trace: None) -> No
             assert texts.split("\n")[:-1] == wanted
             counted.check()
             tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+
+
+MEGABYTES = 24
+NUMBERS = """
+import hashlib, sys
+seen = hashlib.sha256()
+for n in range(int(sys.argv[1]) * 16):
+    piece = hashlib.sha256(b'%d' % n).digest() * 2048
+    seen.update(piece)
+    sys.stdout.buffer.write(piece)
+print(seen.hexdigest(), file=sys.stderr)
+"""
+BOTH_WAYS = """
+import hashlib, socket
+with socket.create_server(('127.0.0.1', 7778)) as server:
+    print('ready', flush=True)
+    there, _ = server.accept()
+    while piece := there.recv(65536): there.sendall(piece)
+"""
+
+
+@pytest.mark.timeout(240)
+def test_what_is_under_way_both_ways_arrives_whole(daemon: Daemon, no_trace: None) -> None:
+    """An upload, a download, a flood of output and a busy connection, while it is suspended again and again."""
+
+    async def main() -> None:
+        async with sandbox_of(daemon) as sandbox:
+            data, results = os.urandom(1 << 20) * MEGABYTES, dict[str, bool]()
+            await sandbox.files.write("down", data)
+
+            async def upload() -> None:
+                await sandbox.files.write("up", data)
+                digest = (await said(sandbox, "sha256sum", "up")).split()[0]
+                results["upload"] = digest == hashlib.sha256(data).hexdigest()
+
+            async def download() -> None:
+                results["download"] = await sandbox.files.read("down") == data
+
+            async def flood() -> None:
+                seen, told = hashlib.sha256(), b""
+                async with sandbox.commands.start(["python3", "-c", NUMBERS, str(MEGABYTES)]) as running:
+                    async for piece in running.output():
+                        if piece.stream == "stdout":
+                            seen.update(piece.data)
+                        else:
+                            told += piece.data
+                results["flood"] = told.decode().strip() == seen.hexdigest()
+
+            async def converse() -> None:
+                sent, got = hashlib.sha256(), hashlib.sha256()
+                async with sandbox.commands.start(["python3", "-c", BOTH_WAYS]) as echoing:
+                    assert (await anext(echoing.output())).data == b"ready\n"
+                    async with sandbox.ports.connect(7778) as connection, anyio.create_task_group() as tasks:
+
+                        async def send() -> None:
+                            for start in range(0, len(data), 65_536):
+                                sent.update(data[start : start + 65_536])
+                                await connection.send(data[start : start + 65_536])
+                            await connection.end()
+
+                        tasks.start_soon(send)
+                        while piece := await connection.receive():
+                            got.update(piece)
+                results["connection"] = sent.digest() == got.digest()
+
+            async with anyio.create_task_group() as tasks:
+                for act in (upload, download, flood, converse):
+                    tasks.start_soon(act)
+                rests = 0
+                while len(results) < 4:
+                    await anyio.sleep(0.4)
+                    facts = await sandbox.suspend()
+                    await sandbox.resume()
+                    rests += 1
+                    print(rests, facts, results)
+            assert results == dict.fromkeys(("upload", "download", "flood", "connection"), True)
+            assert rests >= 3
+
+    anyio.run(main)
+
+
+@pytest.mark.timeout(60)
+def test_a_call_resumes_it_unless_that_is_forbidden(daemon: Daemon, no_trace: None) -> None:
+    async def main() -> None:
+        async with sandbox_of(daemon) as sandbox:
+            await said(sandbox, "touch", "there")
+            await sandbox.suspend()
+            assert (await sandbox.files.stat("there")).type == "file"
+            assert (await sandbox.refresh()).state == "running"
+        async with sandbox_of(daemon, auto_resume=False) as sandbox:
+            await sandbox.suspend()
+            with pytest.raises(StateConflict):
+                await sandbox.commands.run("true")
+            assert (await sandbox.refresh()).state == "suspended"
+            await sandbox.resume()
+            assert await said(sandbox, "echo", "here") == "here\n"
+
+    anyio.run(main)
+
+
+@pytest.mark.timeout(120)
+def test_many_clients_want_different_things_at_once(daemon: Daemon, no_trace: None) -> None:
+    async def main() -> None:
+        async with sandbox_of(daemon) as sandbox:
+            rests = 0
+
+            async def client(number: int) -> None:
+                nonlocal rests
+                async with AsyncClient(daemon.url) as own:
+                    ours = await AsyncSandbox.connect(sandbox.id, client=own)
+                    for turn in range(6):
+                        match (number + turn) % 3:
+                            case 0:
+                                rests += (await ours._lives("suspend", {}, 60)).state == "suspended"
+                            case 1:
+                                await ours.resume()
+                            case 2:
+                                assert await said(ours, "echo", str(number)) == f"{number}\n"
+
+            async with anyio.create_task_group() as tasks:
+                for number in range(6):
+                    tasks.start_soon(client, number)
+            assert rests >= 2
+            assert await said(sandbox, "echo", "here") == "here\n"
+
+            async def tolerant(act: Callable[[], Awaitable[object]]) -> None:
+                with suppress(StateConflict, NotFound, GuestError):
+                    await act()
+
+            async with anyio.create_task_group() as tasks:
+                for act in (sandbox.suspend, sandbox.resume, sandbox.kill, sandbox.suspend, sandbox.resume):
+                    tasks.start_soon(tolerant, act)
 
     anyio.run(main)

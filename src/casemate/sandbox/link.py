@@ -171,6 +171,7 @@ class Link:
         self._wake = asyncio.Event()
         self._speaking = asyncio.Event()  # not while it is hushed
         self._speaking.set()
+        self._holding = False  # from then on until it is known to be as before, or itself again
         self._sending = False
         self._resting = False
         self._rested_at = self._rested_s = 0.0
@@ -205,7 +206,8 @@ class Link:
             self.last_traffic = self._asked_at = time.monotonic()
             self._rested_s += self.last_traffic - self._rested_at
             self._resting = self._doubted = False
-            self.speak()
+            self._speaking.set()  # who is held waits for the hand-shake, too
+            self.wake()
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write, stream)
@@ -235,6 +237,7 @@ class Link:
                 while any(channel.unanswered for channel in self._channels.values()) or self._pongs:
                     await anyio.sleep(LOOK_EVERY_S)
                 self._speaking.clear()
+                self._holding = True
                 while self._sending or _unread_by_peer(stream):
                     await anyio.sleep(LOOK_EVERY_S)
         except TimeoutError as error:
@@ -269,7 +272,9 @@ class Link:
         return (self._rested_at if self._resting else time.monotonic()) - self._rested_s
 
     def speak(self) -> None:
+        """It goes on, for everybody."""
         self._speaking.set()
+        self._holding = False
         for held in self._held:
             held.over.set()
         self.wake()
@@ -287,7 +292,7 @@ class Link:
             held.over.set()
 
     async def _until_speaking(self) -> None:
-        while not self._speaking.is_set():
+        while self._holding:
             held = _Held()
             self._held.add(held)
             self._wanted.set()

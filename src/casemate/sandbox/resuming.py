@@ -178,6 +178,7 @@ class Resumer:
                     await self.starter.records.edge(handle, Action.RESUMED, EventKind.SANDBOX_RESUMED, pid, **changes)
                 except (errors.HostError, errors.CapacityError) as refused:
                     log.error("a resume could not be recorded", sandbox=boot.id, error=str(refused))
+                boot.link.speak()
                 handle.touch()
                 yield
 

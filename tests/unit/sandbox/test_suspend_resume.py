@@ -167,6 +167,26 @@ def test_the_disk_refuses_every_record_of_a_resume(
     run(tmp_path, main)
 
 
+def test_a_call_that_goes_on_with_one_at_rest_resumes_it(tmp_path: Path, no_trace: None) -> None:
+    """It had reached it before it was suspended, as a terminal has that opens a channel more."""
+
+    async def main(world: World, _: Failing) -> None:
+        handle = await lone(world)
+        link = handle.link
+        await handle.suspend()
+        async with link.open("exec", {"op": "list"}):
+            assert handle.info.state is State.RUNNING
+        kept = await lone(world, auto_resume=False)
+        link = kept.link
+        await kept.suspend()
+        with pytest.raises(errors.StateConflict):
+            async with link.open("exec", {"op": "list"}):
+                pass
+        assert kept.info.state is State.SUSPENDED
+
+    run(tmp_path, main)
+
+
 def test_a_held_call_is_told_why_it_cannot_be_resumed(tmp_path: Path, no_trace: None) -> None:
     async def main(world: World, _: Failing) -> None:
         handle = await lone(world)
