@@ -27,9 +27,9 @@ from fault_world import (
     until,
     vmms,
 )
+from rest_world import RESUME, SUSPEND
 
 from casemate.errors import CasemateError
-from casemate.sandbox import Resumer, Starter, Suspender
 from casemate.sdk import Sandbox
 
 pytestmark = [
@@ -38,10 +38,6 @@ pytestmark = [
     # httpcore leaves the socket of a refused connection to the garbage collector
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
-NOTHING = object()
-STARTER = Starter(NOTHING, NOTHING, NOTHING, 1.0)  # type: ignore[arg-type]
-SUSPEND = [step.name for step in Suspender(NOTHING, NOTHING).plan()]  # type: ignore[arg-type]
-RESUME = [step.name for step in Resumer(STARTER, NOTHING, NOTHING).resume_plan()]  # type: ignore[arg-type]
 AFTER_THE_SEAL = ("suspend-seal:done", "close-link", "kill-machine", "kill-machine:done")
 SLOW = {"suspend-memory": 60, "suspend-sync": 60, "suspend-seal": 20, "resume-machine": 80, "resume-run": 10}
 LEAVE = "echo kept > plain; echo synced > synced; sync synced; nohup sh -c 'while :; do echo x >> count; sleep 0.1; done' >/dev/null 2>&1 &"  # noqa: E501

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -277,7 +278,7 @@ def test_many_at_once_want_different_things(tmp_path: Path, no_trace: None) -> N
 
 @pytest.mark.parametrize("step", [*SUSPEND, *RESUME])
 def test_the_daemons_end_in_the_middle(tmp_path: Path, step: str, no_trace: None) -> None:
-    """What was asked for comes about, and what is suspended then stays so."""
+    """What was asked for comes about, and what is suspended then stays so, whoever is held meanwhile."""
     reached = anyio.Event()
 
     def reach(name: str, moment: Moment) -> None:
@@ -295,9 +296,16 @@ def test_the_daemons_end_in_the_middle(tmp_path: Path, step: str, no_trace: None
                 except errors.StateConflict:
                     return
 
+            async def hold() -> None:
+                with suppress(errors.CasemateError):
+                    async with link.open("exec", {"op": "list"}):
+                        pass
+
+            link = handle.link
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(rest)
                 await reached.wait()
+                tasks.start_soon(hold)
                 await world.sandboxes.drain()
                 tasks.cancel_scope.cancel()
             left = [p.name for p in world.folders.iterdir()]
