@@ -36,7 +36,7 @@ from casemate.vmm import (
 )
 
 DIFFERENCE = b"a guest that writes nothing"
-PLATFORM = Platform("fake", "1", "0" * 64, "one line", "no CPU", "tcg")
+PLATFORM = Platform("fake", "1", "0" * 64, "one line", "no CPU", "tcg", "a b", 0)
 
 
 ACCOUNT = Account(
@@ -224,7 +224,7 @@ class FakeDriver:
 
     def __init__(self) -> None:
         self._saved: dict[bytes, Agent] = {}  # guests as they were when their state was saved
-        self.restored = 0  # how often a VMM was started with somebody's state
+        self.restores = 0  # how often a VMM was started with somebody's state
 
     async def platform(self) -> Platform:
         return PLATFORM
@@ -251,7 +251,7 @@ class FakeDriver:
             raise errors.ToolMissing("that build of the fake VMM is not kept")
         if difference is not None and not difference.read_bytes().startswith(DIFFERENCE):
             raise errors.ImageBroken(f"{difference} is no difference")
-        self.restored += 1
+        self.restores += 1
         agent = None
         if difference is not None:
             agent = self._saved[snapshot.state.read_bytes()]

@@ -1,4 +1,4 @@
-"""For tests only: a daemon that kills or stops itself at a named step. Nothing happens unless ``CASEMATE_FAULT`` is set.
+"""For tests only: a daemon that kills or stops itself at a named step. Without ``CASEMATE_FAULT`` nothing happens.
 
 ``kill:STEP`` on entering it, ``kill:STEP:done`` when it is done, ``kill:STEP:MS`` so many milliseconds after
 entering it. ``stop:STEP`` and ``stop:STEP:done`` the same by SIGSTOP, so that a test can do harm at that very moment

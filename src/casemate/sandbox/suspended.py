@@ -21,22 +21,28 @@ from typing import Any, BinaryIO, Self
 from casemate.errors import ImageBroken, SealBroken
 from casemate.host import remove_folder
 from casemate.images import digest_of
-from casemate.sandbox.handshake import GENERATION
+from casemate.sandbox.fitness import Made
 from casemate.sandbox.seal import Seal
 from casemate.sandbox.snapshot import Snapshot
-from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, SuspendedFacts
-from casemate.vmm import Platform, SnapshotFiles
+from casemate.sandbox.spec import SandboxSpec, Shape, SuspendedFacts
+from casemate.vmm import Platform
 
 FORMAT = 1
 FOLDER, NEW, DROPPED = "suspended", "suspended.new", "suspended.dropped"
-PARTS = ("state", "difference", "disk")
-HASH_BYTES = 4 << 20
+PARTS = ("state", "difference", "disk")  # without a difference where the whole memory was saved
+SPARSE = ("disk", "memory")
+OWN_MEMORY = "memory-"
+BLOCK_BYTES = 4096
+READ_BYTES = 1 << 20
 MAX_MANIFEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """*base*: the sha256 of the memory under the difference. *spec*: env, user and cwd, for a boot from the disk."""
+    """*own_memory*: the file in its folder that is under the difference, None for its snapshot's; *base*: its sha256.
+
+    *spec*: with env, user and cwd, for a boot from the disk.
+    """
 
     id: str
     tenant: str
@@ -45,33 +51,33 @@ class Suspended:
     shape: Shape
     platform: Platform
     kernel_release: str
+    generation: int
     root: Path
     agent: Path
+    own_memory: str | None
     base: str
     digests: Mapping[str, str]
     facts: SuspendedFacts
     spec: Mapping[str, Any] = field(repr=False)
-    generation: int = GENERATION
     mac: str = ""
 
-    @classmethod
-    def of(
-        cls, info: SandboxInfo, spec: SandboxSpec, snapshot: Snapshot, digests: Mapping[str, str], facts: SuspendedFacts
-    ) -> Self:
-        return cls(
-            id=info.id,
-            tenant=info.tenant,
-            snapshot=snapshot.id,
-            image=snapshot.image,
-            shape=snapshot.shape,
-            platform=snapshot.platform,
-            kernel_release=snapshot.kernel_release,
-            root=snapshot.root,
-            agent=snapshot.agent,
-            base=snapshot.digests["memory"],
-            digests=digests,
-            facts=facts,
-            spec=asdict(spec),
+    @property
+    def made(self) -> Made:
+        return Made(self.platform, self.kernel_release, self.generation, self.root, self.agent)
+
+    def as_snapshot(self, folder: Path) -> Snapshot:
+        """What its machine is made of, where it stands on no snapshot any more."""
+        return Snapshot(
+            id=self.snapshot,
+            image=self.image,
+            shape=self.shape,
+            platform=self.platform,
+            kernel_release=self.kernel_release,
+            folder=folder,
+            root=self.root,
+            agent=self.agent,
+            digests={"memory": self.base},
+            generation=self.generation,
         )
 
     def sealed(self, seal: Seal) -> dict[str, Any]:
@@ -136,9 +142,6 @@ class Place:
     def kept(self) -> Path:
         return self.folder / FOLDER
 
-    def files(self, snapshot: Snapshot) -> SnapshotFiles:
-        return SnapshotFiles(memory=snapshot.files.memory, state=self.kept / "state")
-
     def begin(self) -> None:
         remove_folder(self.new)
         self.new.mkdir(mode=0o700)
@@ -167,7 +170,7 @@ class Place:
         with suppress(OSError):  # tidy and the next resume remove it too
             self.disk.unlink()
 
-    def drop(self) -> None:
+    def drop(self, own_memory: str | None) -> None:
         """It runs again: from one rename on it is suspended no more, whatever comes of the rest."""
         gone = self.folder / DROPPED
         remove_folder(gone)
@@ -175,22 +178,34 @@ class Place:
         with suppress(OSError):  # a crash of the host may find it suspended; what it did since is lost then anyhow
             sync_folder(self.folder)
             remove_folder(gone)
+            self.forget_memories(own_memory)
 
     def tidy(self) -> None:
         """Remove what an earlier daemon left beside what it had stored."""
         for name in (NEW, DROPPED):
             remove_folder(self.folder / name)
         self.disk.unlink(missing_ok=True)
+        try:
+            wanted = Suspended.read(self.folder).own_memory
+        except ImageBroken:  # who looks into it may want all of it
+            return
+        self.forget_memories(wanted)
+
+    def forget_memories(self, but: str | None) -> None:
+        """Remove what it was booted into before, or in vain."""
+        for path in self.folder.glob(f"{OWN_MEMORY}*"):
+            if path.name != but:
+                path.unlink()
 
 
 def check_parts(place: Place, found: Suspended) -> None:
     """Blocks. Raises SealBroken unless the files are those that the manifest has the digests of."""
-    for name in PARTS:
-        try:
-            digest = digest_of_part(place.kept, name)
-        except OSError as error:
-            raise _broken(found.id, error) from error
-        if digest != found.digests.get(name):
+    paths = {name: place.kept / name for name in PARTS if name in found.digests}
+    wanted = dict(found.digests)
+    if found.own_memory is not None:
+        paths["memory"], wanted["memory"] = place.folder / found.own_memory, found.base
+    for name, path in paths.items():
+        if _digest(path, name, found.id) != wanted[name]:
             raise SealBroken(
                 f"suspended sandbox {found.id}: its {name} is not what was stored",
                 hint="it is not given to a VMM; find out who can write in the home, and kill the sandbox",
@@ -198,10 +213,27 @@ def check_parts(place: Place, found: Suspended) -> None:
             )
 
 
-def digest_of_part(folder: Path, name: str) -> str:
+def check_disk(place: Place, found: Suspended) -> None:
+    """The same of the disk alone, for who needs no more of it."""
+    if _digest(place.kept / "disk", "disk", found.id) != found.digests.get("disk"):
+        raise SealBroken(
+            f"suspended sandbox {found.id}: its disk is not what was stored",
+            hint="find out who can write in the home, and kill the sandbox",
+            evidence={"what": "disk"},
+        )
+
+
+def _digest(path: Path, name: str, sandbox: str) -> str:
+    try:
+        return digest_of_part(path, sparse=name in SPARSE)
+    except OSError as error:
+        raise _broken(sandbox, error) from error
+
+
+def digest_of_part(path: Path, *, sparse: bool) -> str:
     """Blocks. Raises OSError."""
-    with opened(folder, name) as file:
-        return digest_of_data(file) if name == "disk" else digest_of(file.fileno())
+    with opened(path.parent, path.name) as file:
+        return digest_of_data(file) if sparse else digest_of(file.fileno())
 
 
 @contextmanager
@@ -219,42 +251,40 @@ def opened(folder: Path, name: str) -> Iterator[BinaryIO]:
 
 
 def digest_of_data(file: BinaryIO) -> str:
-    """sha256 of a sparse file: of its size, and of each piece of it that is not zero with its place. Blocks."""
+    """sha256 of a sparse file: of its size, and of each block of it that is not zero with its place. Blocks.
+
+    Blocks are at fixed places and zeros left out, so where a file system keeps its holes does not matter.
+    """
     digest, size = hashlib.sha256(), os.fstat(file.fileno()).st_size
     digest.update(size.to_bytes(8, "little"))
-    for start, end in data_of(file.fileno(), size):
-        _add(digest.update, file.fileno(), start, end)
+    for start, end in _data_of(file.fileno(), size):
+        for at in range(start, end, READ_BYTES):
+            _add(digest.update, os.pread(file.fileno(), min(READ_BYTES, end - at), at), at)
     return digest.hexdigest()
 
 
-def _add(update: Callable[[bytes], object], descriptor: int, start: int, end: int) -> None:
-    """In blocks at fixed places, zeros left out: where a file system keeps its holes does not matter."""
-    start -= start % HASH_BYTES
-    while start < end:
-        piece = os.pread(descriptor, HASH_BYTES, start)
-        if not piece:
-            return
-        for offset in range(0, len(piece), 65_536):
-            block = piece[offset : offset + 65_536]
-            if block.strip(b"\0"):
-                update((start + offset).to_bytes(8, "little"))
-                update(block)
-        start += HASH_BYTES
+def _add(update: Callable[[bytes], object], piece: bytes, at: int) -> None:
+    for offset in range(0, len(piece), BLOCK_BYTES):
+        block = piece[offset : offset + BLOCK_BYTES]
+        if block.count(0) != len(block):
+            update((at + offset).to_bytes(8, "little"))
+            update(block)
 
 
-def data_of(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where a sparse file has data, merged to whole hashing blocks, each once."""
+def _data_of(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a sparse file has data, in whole blocks, in order, none twice."""
     at = 0
     while at < size:
         try:
             start = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: holes to the end
-            return
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # a hole to the end
         end = os.lseek(descriptor, start, os.SEEK_HOLE)
-        start = max(at, start - start % HASH_BYTES)
-        end = min(size, -(-end // HASH_BYTES) * HASH_BYTES)
-        yield start, end
-        at = end
+        start = max(at, start - start % BLOCK_BYTES)
+        at = min(size, -(-end // BLOCK_BYTES) * BLOCK_BYTES)
+        yield start, at
 
 
 def stored_bytes(folder: Path) -> int:

@@ -15,6 +15,8 @@ from casemate import audit, storage
 from casemate.sandbox import (
     Admission,
     Amount,
+    Kit,
+    Made,
     Records,
     Resumer,
     Sandboxes,
@@ -28,6 +30,7 @@ from casemate.sandbox import (
 )
 from casemate.sandbox.index import Index
 from casemate.sandbox.plan import Reach, pass_by
+from casemate.vmm import Kernel
 
 TENANT = "t"
 SHAPE = Shape(1, 128, 64)
@@ -52,6 +55,25 @@ class World:
             self.known.clear()
             while self.sandboxes.count_live():
                 await anyio.sleep(0.001)
+
+
+@dataclass
+class FakeGround:
+    """What suspended sandboxes stand on, with nothing to judge."""
+
+    base: Snapshot
+
+    async def check(self, made: Made, what: str) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def snapshot(self, snapshot_id: str) -> Snapshot:
+        await anyio.lowlevel.checkpoint()
+        return self.base
+
+    async def kit(self, tenant: str, image: str) -> Kit:
+        base = self.base
+        kernel = Kernel(base.root, base.root, "")
+        return Kit(kernel, base.kernel_release, base.root, base.agent, base.platform)
 
 
 @asynccontextmanager
@@ -82,10 +104,7 @@ async def open_world(
         driver = FakeDriver()
         starter, seal = Starter(driver, records, admission, agent_timeout_s), Seal(bytes(32))
 
-        async def base(_snapshot_id: str) -> Snapshot:
-            return snapshot
-
-        supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, base), reach)
+        supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, FakeGround(snapshot)), reach)
         async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
             yield World(sandboxes, index, folders, admission, driver)
     finally:
