@@ -151,7 +151,7 @@ class FakeMachine:
     async def save_state(self, into: Path) -> None:
         await asyncio.sleep(0)
         self._alive()
-        token = os.urandom(8)
+        token = b"state " + os.urandom(8)
         self._saved[token] = self.agent
         self.agent.kept = True
         with into.open("xb") as file:
