@@ -224,6 +224,7 @@ class FakeDriver:
 
     def __init__(self) -> None:
         self._saved: dict[bytes, Agent] = {}  # guests as they were when their state was saved
+        self.latest: FakeMachine | None = None
         self.restores = 0  # how often a VMM was started with somebody's state
 
     async def platform(self) -> Platform:
@@ -265,7 +266,7 @@ class FakeDriver:
 
     @asynccontextmanager
     async def _machine(self, spec: MachineSpec, agent: Agent | None = None) -> AsyncIterator[FakeMachine]:
-        machine = FakeMachine(spec, self._saved, agent)
+        machine = self.latest = FakeMachine(spec, self._saved, agent)
         async with own("fake machine", machine.close):
             await asyncio.sleep(0)
             yield machine

@@ -27,27 +27,19 @@ class Stepper:
     """Continues a daemon each time that it has stopped itself; before that, at the *n*-th step, does harm."""
 
     def __init__(self, pid: int) -> None:
+        """Until the daemon's end: it may stop itself then, too."""
         self._pid = pid
-        self._over = threading.Event()
         self.stops = 0
         self.at = -1
         self.harm: Act = lambda: None
-
-    def __enter__(self) -> Stepper:
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def arm(self, at: int, harm: Act) -> None:
         self.stops, self.at, self.harm = 0, at, harm
 
     def _run(self) -> None:
-        while not self._over.is_set():
-            if _is_stopped(self._pid):
+        while (state := _state(self._pid)) not in ("Z", "X"):
+            if state == "T":
                 try:
                     if self.stops == self.at:
                         self.harm()
@@ -57,11 +49,11 @@ class Stepper:
             time.sleep(0.001)
 
 
-def _is_stopped(pid: int) -> bool:
+def _state(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "X"
 
 
 class Follower:

@@ -12,11 +12,8 @@ The conversation goes on, byte by byte, when ``run`` carries it over the resumed
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import secrets
 import socket
-import struct
-import termios
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -27,6 +24,7 @@ import anyio
 
 from casemate import errors, wire
 from casemate.sandbox.denials import denial, giving_up
+from casemate.sandbox.unread import unread_by_peer, unread_by_us
 
 READ_BYTES = 262_144  # one turn's share of the event loop: of an honest guest, under a millisecond of parsing
 LEAST_READ_BYTES = 4096
@@ -238,12 +236,14 @@ class Link:
                     await anyio.sleep(LOOK_EVERY_S)
                 self._speaking.clear()
                 self._holding = True
-                while self._sending or _unread_by_peer(stream):
+                while self.failure is None and (self._sending or unread_by_peer(stream)):
                     await anyio.sleep(LOOK_EVERY_S)
         except TimeoutError as error:
             raise errors.AgentSilent(
                 f"sandbox {self.guest_id}: it did not take what it was sent within {timeout_s:g} s"
             ) from error
+        if self.failure is not None:
+            raise self.failure
 
     async def drained(self, stream: socket.socket, ask: Callable[[], Awaitable[object]], *, timeout_s: float) -> None:
         """Take all that a stopped machine's VMM still has for us; *ask* is a round trip to the VMM.
@@ -253,11 +253,11 @@ class Link:
         try:
             with anyio.fail_after(timeout_s):
                 quiet = 0
-                while quiet < 2:
+                while quiet < 2 and self.failure is None:
                     before = self._received
                     await ask()
                     await anyio.sleep(LOOK_EVERY_S)
-                    quiet = quiet + 1 if before == self._received and not _unread_by_us(stream) else 0
+                    quiet = quiet + 1 if before == self._received and not unread_by_us(stream) else 0
         except TimeoutError as error:
             raise errors.AgentSilent(
                 f"sandbox {self.guest_id}: its stopped machine went on sending for {timeout_s:g} s"
@@ -474,19 +474,6 @@ class _Hello:
     def __init__(self) -> None:
         self.ready: dict[str, Any] | None = None
         self.over = asyncio.Event()
-
-
-def _unread_by_peer(stream: socket.socket) -> int:
-    """Bytes we sent over a unix socket that its other end has not read. Source: Linux unix_outq_len, SIOCOUTQ"""
-    return _count(stream, termios.TIOCOUTQ)
-
-
-def _unread_by_us(stream: socket.socket) -> int:
-    return _count(stream, termios.FIONREAD)
-
-
-def _count(stream: socket.socket, request: int) -> int:
-    return int(struct.unpack("i", fcntl.ioctl(stream, request, bytes(4)))[0])
 
 
 def _first(group: BaseExceptionGroup[E]) -> E:

@@ -183,8 +183,9 @@ class Resumer:
 
     @asynccontextmanager
     async def _connect_again(self, boot: Boot) -> AsyncIterator[None]:
-        """The conversation goes on where it stopped; with a new daemon it begins anew."""
-        if boot._link is None:
+        """The conversation goes on where it stopped; it begins anew with a new daemon, or where it had ended before
+        its machine was suspended: a VMM that has given all it had may die without harm."""
+        if boot._link is None or boot.link.ended.is_set():
             boot._link = Link(boot.id, silence_s=self.starter.agent_timeout_s)
             boot.link.begin(reopened=True)
         async with self._linked(boot):

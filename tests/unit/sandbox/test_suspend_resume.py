@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -138,6 +139,50 @@ def test_a_resume_that_finds_no_room_leaves_it_suspended(
         assert list(world.folders.iterdir()) == []
 
     run(tmp_path, main, agent_timeout_s=2)
+
+
+@pytest.mark.parametrize("step", [*SUSPEND, *RESUME])
+def test_the_vmm_dies_in_the_middle(tmp_path: Path, step: str, no_trace: None) -> None:
+    """In a suspend it is the end, or it was not needed any more; in a resume nothing is lost, until it runs."""
+    worlds = list[World]()
+
+    def reach(name: str, moment: Moment) -> None:
+        if (name, moment) == (step, "enter") and worlds:
+            machine = worlds.pop().driver.latest
+            assert machine is not None
+            with suppress(ProcessLookupError):
+                os.kill(machine.pid, signal.SIGKILL)
+
+    async def main() -> None:
+        async with open_world(tmp_path, reach=reach, agent_timeout_s=2) as world:
+            handle = await lone(world)
+            if step in RESUME:
+                await handle.suspend()
+            worlds.append(world)
+            act = handle.suspend if step in SUSPEND else handle.resume
+            refused = False
+            try:
+                await act()
+            except (errors.VmmError, errors.GuestError, errors.StateConflict):
+                refused = True
+            if step in RESUME[: RESUME.index("resume-attest")]:
+                assert not refused  # there was none yet
+            elif refused and step in RESUME:
+                assert handle.info.state is State.SUSPENDED
+            if handle.info.state is State.SUSPENDED:
+                await answers(handle)
+                await handle.kill()
+            elif refused or step in RESUME[RESUME.index("resume-attest") :]:  # the fake's guest may outlive its VMM
+                await handle.ended.wait()
+                assert handle.info.state_reason is not None
+                assert handle.info.state_reason.code == "vmm-died"
+            else:
+                await answers(handle)
+                await handle.kill()
+            assert list(world.folders.iterdir()) == []
+            assert world.admission.reserved.memory_mib == 0
+
+    with_limit(main)
 
 
 def test_the_disk_refuses_every_record_of_a_resume(
