@@ -232,10 +232,10 @@ class Link:
         """
         try:
             with anyio.fail_after(timeout_s):
+                self._holding = True  # else there might always be another one
                 while any(channel.unanswered for channel in self._channels.values()) or self._pongs:
                     await anyio.sleep(LOOK_EVERY_S)
                 self._speaking.clear()
-                self._holding = True
                 while self.failure is None and (self._sending or unread_by_peer(stream)):
                     await anyio.sleep(LOOK_EVERY_S)
         except TimeoutError as error:
