@@ -57,6 +57,9 @@ class Amount:
     def fits(self, room: Amount) -> bool:
         return self.memory_mib <= room.memory_mib and self.disk_mib <= room.disk_mib
 
+    def is_nothing(self) -> bool:
+        return self.memory_mib <= 0 and self.disk_mib <= 0
+
     def __str__(self) -> str:
         return f"{self.memory_mib} MiB of memory and {self.disk_mib} MiB of disk"
 

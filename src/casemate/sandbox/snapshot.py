@@ -7,10 +7,11 @@ clone; never written again (mode 0444). Deleted with its image.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from casemate.errors import ImageBroken
 from casemate.sandbox.spec import Shape
@@ -75,3 +76,15 @@ def machine_spec(guest_id: str, shape: Shape, root: Path, agent: Path, disk: Pat
         memory_mib=shape.memory_mib,
         drives=(Drive(root), Drive(agent), Drive(disk, writable=True)),
     )
+
+
+Progress = Callable[[str, str, float | None], None]
+"""``progress(step, message, fraction)``; called in the event loop, must not wait."""
+
+
+class FindSnapshot(Protocol):
+    """Lends the snapshot of an image in a shape for a block; builds one where there is none, if it may."""
+
+    def __call__(
+        self, tenant: str, ref: str, shape: Shape, *, build: bool, progress: Progress | None
+    ) -> AbstractAsyncContextManager[Snapshot]: ...

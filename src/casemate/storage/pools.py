@@ -26,7 +26,7 @@ class PoolRow:
     disk_mib: int
     network: str
     min_ready: int
-    max_ready: int
+    max_ready: int | None
     target_utilization: float
     schedule: str | None
     origin: Origin

@@ -166,7 +166,7 @@ pools = sa.Table(
     sa.Column("disk_mib", sa.Integer, nullable=False),
     sa.Column("network", sa.Text, nullable=False),
     sa.Column("min_ready", sa.Integer, nullable=False),
-    sa.Column("max_ready", sa.Integer, nullable=False),
+    sa.Column("max_ready", sa.Integer),  # NULL: as min_ready
     sa.Column("target_utilization", sa.Double, nullable=False),
     sa.Column("schedule", sa.Text),  # NULL: always
     sa.Column("origin", sa.Text, nullable=False),

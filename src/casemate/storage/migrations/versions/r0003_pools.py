@@ -27,7 +27,7 @@ def upgrade() -> None:
         sa.Column("disk_mib", sa.Integer, nullable=False),
         sa.Column("network", sa.Text, nullable=False),
         sa.Column("min_ready", sa.Integer, nullable=False),
-        sa.Column("max_ready", sa.Integer, nullable=False),
+        sa.Column("max_ready", sa.Integer),  # NULL: as min_ready
         sa.Column("target_utilization", sa.Double, nullable=False),
         sa.Column("schedule", sa.Text),
         sa.Column("origin", sa.Text, nullable=False),
