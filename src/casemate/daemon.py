@@ -69,7 +69,9 @@ IDLE_CHECK_S = 1.0
 HEAD_ROOM = 0.1  # of the memory and the disk that were free at start: for the daemon, page cache and everybody else
 MAX_FILES = 65_536
 # A VMM's uid has the daemon's group, to reach what is bound into its jail; inside, there is nothing else to reach
-HOME_MODES = {".": 0o710, "artifacts": 0o710, "snapshots": 0o710, "vmm": 0o710, "sandboxes": 0o700, "run": 0o700}
+HOME_MODES = {".": 0o710, "artifacts": 0o710, "snapshots": 0o710, "vmm": 0o710} | dict.fromkeys(
+    ("sandboxes", "run", "seal"), 0o700
+)
 
 
 @contextmanager

@@ -188,6 +188,12 @@ class ImageBroken(HostError):
     code = "image-broken"
 
 
+class SealBroken(HostError):
+    """What is stored of a machine does not carry this host's MAC; it is never given to a VMM."""
+
+    code = "seal-broken"
+
+
 class VmmError(CasemateError):
     code = "vmm-error"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from casemate.config import Settings
 from casemate.posture.check import Check, passed, read_fact, skipped, warned
 
-PRIVATE = ("run", "sandboxes", "casemate.db")  # sockets, guests' disks, names: nobody else's to read
+PRIVATE = ("run", "sandboxes", "seal", "casemate.db")  # sockets, guests' disks, the key, names: nobody else's to read
 OTHERS_READ, OTHERS_WRITE = stat.S_IROTH, stat.S_IWGRP | stat.S_IWOTH
 STA_UNSYNC = 0x0040  # Source: adjtimex(2)
 TIMEX_BYTES, STATUS_OFFSET = 256, 40  # struct timex is 208 bytes on x86-64; its status is the sixth word of 8

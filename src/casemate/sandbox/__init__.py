@@ -7,6 +7,7 @@ from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.ids import is_id, is_name, new_id
 from casemate.sandbox.link import Channel, Link
 from casemate.sandbox.recover import Recovered, Sweeper, recover
+from casemate.sandbox.seal import Seal, open_seal
 from casemate.sandbox.service import Sandboxes, open_sandboxes
 from casemate.sandbox.snapshot import Snapshot, machine_spec
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, StateReason
@@ -25,6 +26,7 @@ __all__ = [
     "SandboxInfo",
     "SandboxSpec",
     "Sandboxes",
+    "Seal",
     "Shape",
     "Snapshot",
     "State",
@@ -37,6 +39,7 @@ __all__ = [
     "machine_spec",
     "new_id",
     "open_sandboxes",
+    "open_seal",
     "parse_fault",
     "recover",
 ]

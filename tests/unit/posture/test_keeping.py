@@ -17,7 +17,7 @@ from casemate.posture.check import Status
 def settings(tmp_path: Path) -> Settings:
     home = tmp_path / "home"
     home.mkdir(mode=0o710)
-    for part in ("run", "sandboxes"):
+    for part in ("run", "sandboxes", "seal"):
         (home / part).mkdir(mode=0o700)
     (home / "casemate.db").touch(mode=0o600)
     return config.load({"CASEMATE_HOME": str(home)})
@@ -35,6 +35,7 @@ def test_a_home_of_its_owner_only(settings: Settings) -> None:
         (".", 0o777, "writable by others"),
         ("run", 0o755, "readable by others"),
         ("sandboxes", 0o722, "writable by others"),
+        ("seal", 0o704, "readable by others"),
         ("casemate.db", 0o644, "readable by others (mode 0644)"),
     ],
 )
