@@ -51,6 +51,16 @@ class Handle:
         fresh = machine.console_written - offset
         return held[-fresh:] if fresh > 0 else b"", machine.console_written
 
+    def begin(self) -> None:
+        """Its life for who uses it begins now, whenever it was made."""
+        self._born_at = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self.touch()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a call is under way."""
+        return self._busy > 0
+
     def touch(self) -> None:
         """Somebody used it: the idle time starts again."""
         self._used_at = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -54,7 +54,11 @@ class Meters:
             "casemate_sandbox_restore_seconds", "From the wish to a clone whose vCPUs run", buckets=_RESTORE_S, **made
         )
         self.claims = Histogram(
-            "casemate_pool_claim_seconds", "From the wish to a claimed member that runs", _POOL, buckets=_CLAIM_S, **made
+            "casemate_pool_claim_seconds",
+            "From the wish to a claimed member that runs",
+            _POOL,
+            buckets=_CLAIM_S,
+            **made,
         )
         self.refills = Histogram(
             "casemate_pool_refill_seconds", "To make one ready member", _POOL, buckets=_RESTORE_S, **made
@@ -75,22 +79,25 @@ class Meters:
 
 class _Watched(Collector):
     def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
-        self.collect = families
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families()
 
     def describe(self) -> Iterable[Metric]:
         return ()  # the registry would ask for everything once, before there is anything
 
 
-def gauge(name: str, said: str, labels: Sequence[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+def gauge(name: str, said: str, labels: Sequence[str], values: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
     made = GaugeMetricFamily(name, said, labels=labels)
-    for of, value in values.items():
+    for of, value in values:
         made.add_metric(of, value)
     return made
 
 
-def counter(name: str, said: str, labels: Sequence[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+def counter(name: str, said: str, labels: Sequence[str], values: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
     made = CounterMetricFamily(name, said, labels=labels)
-    for of, value in values.items():
+    for of, value in values:
         made.add_metric(of, value)
     return made
 

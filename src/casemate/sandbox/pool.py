@@ -1,7 +1,7 @@
 """One pool: its members, who of them is claimed next, and how many more it wants. Nothing here waits.
 
-    made (``pool_member``) → ready ── claim: one look, one take, nothing awaited between ──→ a sandbox like any other
-                               └── ended: too many, too old, dead, or its room is needed
+made (``pool_member``) → ready ── claim: one look, one take, nothing awaited between ──→ a sandbox like any other
+                           └── ended: too many, too old, dead, or its room is needed
 """
 
 from __future__ import annotations

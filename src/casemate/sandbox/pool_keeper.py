@@ -60,6 +60,7 @@ class Keeper:
     meters: Meters
     tasks: TaskGroup
     refills_at_once: int = 1
+    ended: Callable[[Handle], None] = lambda handle: None
     alive: set[Member] = field(default_factory=set)  # unclaimed, also those of pools that are no more
     _tending: dict[Pool, anyio.CancelScope] = field(default_factory=dict)
     _draining: bool = False
@@ -166,6 +167,7 @@ class Keeper:
             self.traffic.live.pop(member.id, None)
             self.alive.discard(member)
             pool.gone(member)
+            self.ended(member.handle)
 
     # -------------------------------------------------------------------------------- giving way
 

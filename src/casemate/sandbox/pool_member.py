@@ -96,7 +96,7 @@ class MemberSupervisor:
 
         return (
             Step("pool-reserve", self._reserve, undo="pool-release-reservation"),
-            *(Step(f"pool-{step.name}", step.open, step.undo and f"pool-{step.undo}") for step in boot),
+            *map(_of_a_member, boot),
             Step("pool-warm", self._warm),
             Step("pool-park", self._park),
             Step("pool-wait", wait),
@@ -182,3 +182,7 @@ class MemberSupervisor:
             ready = await member.link.handshake(introduction.hello(), timeout_s=limit_s)
             introduction.check(ready, sent_ns, sent_ns + time.monotonic_ns() - sent_at)
         yield
+
+
+def _of_a_member(step: Step[Boot]) -> Step[Member]:
+    return Step(f"pool-{step.name}", step.open, step.undo and f"pool-{step.undo}")

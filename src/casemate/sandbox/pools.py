@@ -22,6 +22,7 @@ from casemate.sandbox.pool_keeper import Keeper
 from casemate.sandbox.pool_member import Claim, Member
 from casemate.sandbox.pool_spec import SHARED, PoolSpec
 from casemate.sandbox.snapshot import Snapshot
+from casemate.sandbox.states import Reason
 from casemate.storage import PoolRow
 from casemate.storage import pools as rows
 from casemate.storage.pools import Origin
@@ -41,6 +42,7 @@ class Pools:
         self._supervisor = keeper.supervisor.supervisor
         self._pools: dict[str, Pool] = {}
         self._used: dict[str, Pool] = {}  # by the id of the sandbox that uses up one of its kind
+        keeper.ended = self.end_use
         keeper.meters.watch(self._families)
 
     # -------------------------------------------------------------------------- what there is to be
@@ -54,7 +56,7 @@ class Pools:
             else:
                 self._keep(row)
 
-    async def set(self, tenant: str, spec: PoolSpec, *, actor: str = "host") -> dict[str, Any]:
+    async def put(self, tenant: str, spec: PoolSpec, *, actor: str = "host") -> dict[str, Any]:
         """Make the pool of *tenant* (``system``: for everybody) for that image and shape, or give it new numbers.
 
         Raises InvalidSpec, NotFound for the image, QuotaExceeded, StateConflict for one of the configuration's.
@@ -92,7 +94,7 @@ class Pools:
             self._keeper.meters.forget_pool(*pool.labels)
         return self._described(pool)
 
-    def list(self, tenant: str) -> list[dict[str, Any]]:
+    def listed(self, tenant: str) -> list[dict[str, Any]]:
         """A tenant's own and those for everybody, oldest first."""
         return [self._described(pool) for pool in self._visible(tenant)]
 
@@ -271,8 +273,8 @@ class Pools:
         pools = list(self._pools.values())
         names = ("pool", "image")
 
-        def each(value: str) -> dict[tuple[str, ...], float]:
-            return {pool.labels: float(self._described(pool)[value]) for pool in pools}
+        def each(value: str) -> list[tuple[tuple[str, ...], float]]:
+            return [(pool.labels, float(self._described(pool)[value])) for pool in pools]
 
         yield gauge("casemate_pool_ready", "Members that can be claimed", names, each("ready"))
         yield gauge("casemate_pool_wanted", "Members that are to be ready", names, each("wanted"))
@@ -281,5 +283,5 @@ class Pools:
         yield counter("casemate_pool_hits", "Creates served by a member", names, each("hits"))
         yield counter("casemate_pool_deaths", "Members that ended by themselves", names, each("died"))
         yield counter("casemate_pool_refill_failures", "Members not made", names, each("refill_failures"))
-        missed = {(*pool.labels, why.value): float(count) for pool in pools for why, count in pool.meter.misses.items()}
+        missed = [((*p.labels, why.value), float(count)) for p in pools for why, count in p.meter.misses.items()]
         yield counter("casemate_pool_misses", "Creates it did not serve", (*names, "reason"), missed)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import structlog
@@ -37,6 +38,7 @@ from casemate.sandbox.states import Action, Reason, State, go
 from casemate.vmm import Driver, Machine
 
 log = structlog.get_logger()
+BootT = TypeVar("BootT", bound="Boot")
 WATCH_EVERY_S = 1.0
 Tell = Callable[[Callable[[Connection], object]], Awaitable[None]]  # an event, and the row that changes with it
 SPARE_DISK_MIB = 64  # left free on the host's disk: records, logs and the other sandboxes go on being written
@@ -96,13 +98,17 @@ class Supervisor:
 
         Raises, before started, what kept it from running; after that nothing: the end is in the info.
         """
-        boot = Boot(handle, snapshot)
+        await self.carry(Boot(handle, snapshot), self.plan(), task_status.started)
+
+    async def carry(self, boot: BootT, plan: Sequence[Step[BootT]], started: Callable[[], object]) -> None:
+        """As supervise, by a *plan* that ends with a running sandbox."""
+        handle = boot.handle
         try:
             async with anyio.create_task_group() as aside:
                 aside.start_soon(_give_up_boot, handle, aside.cancel_scope)
-                async with carried_out(self.plan(), boot, self.reach):
+                async with carried_out(plan, boot, self.reach):
                     boot.started = True
-                    task_status.started()
+                    started()
                     boot.failure = await self._watch(handle)
                 aside.cancel_scope.cancel()
         except* errors.CasemateError as group:
@@ -150,7 +156,7 @@ class Supervisor:
                 self.unrecorded.pop(info.id, None)
             info = boot.handle.info
             detail = {"image": info.image, "name": info.name}
-            await self._audit(EventKind.SANDBOX_CREATE, boot, detail, along=self.index.putting(info))
+            await self.audit(EventKind.SANDBOX_CREATE, boot, detail, along=self.index.putting(info))
             yield
         except BaseException as error:
             boot.failure = boot.failure or _ours(error)
@@ -208,7 +214,7 @@ class Supervisor:
     @asynccontextmanager
     async def _unpause(self, boot: Boot) -> AsyncIterator[None]:
         await boot.machine.unpause()
-        boot.restored_ms = _since(boot.born)
+        boot.restored_ms = since(boot.born)
         yield
 
     @asynccontextmanager
@@ -226,11 +232,11 @@ class Supervisor:
     async def _run(self, boot: Boot) -> AsyncIterator[None]:
         """Running, until the block ends; then terminating, and that is on record before anything is undone."""
         handle, machine = boot.handle, boot.machine
-        timings = Timings(restore_ms=boot.restored_ms, first_answer_ms=_since(boot.born))
+        timings = Timings(restore_ms=boot.restored_ms, first_answer_ms=since(boot.born))
         handle._link, handle._machine = boot.link, machine
         if fresh_mib := private_mib(machine.pid):
             self.admission.learn(boot.snapshot.id, fresh_mib)
-        tell = partial(self._audit, EventKind.SANDBOX_CREATED, boot, {"pid": machine.pid})
+        tell = partial(self.audit, EventKind.SANDBOX_CREATED, boot, {"pid": machine.pid})
         await self._edge(handle, Action.STARTED, tell, timings=timings, pid=machine.pid, attestation=boot.attestation)
         handle.touch()
         async with own(f"the record of sandbox {boot.id}", partial(self._terminate, boot), limit_s=10.0):
@@ -240,7 +246,7 @@ class Supervisor:
         handle = boot.handle
         reason = self._reason(handle, boot.failure)
         try:
-            await self._audit(EventKind.SANDBOX_TERMINATE, boot, {"reason": reason.code})
+            await self.audit(EventKind.SANDBOX_TERMINATE, boot, {"reason": reason.code})
             await self.trail.settle()
             await self._edge(handle, Action.TERMINATE, state_reason=reason)
         except (errors.HostError, errors.CapacityError) as error:
@@ -254,14 +260,14 @@ class Supervisor:
         detail = {"reason": reason.code, "message": reason.message} if reason else {}
         try:
             if isinstance(failure, errors.ProtocolViolation):
-                await self._audit(EventKind.PROTOCOL_VIOLATION, boot, {"message": failure.message})
+                await self.audit(EventKind.PROTOCOL_VIOLATION, boot, {"message": failure.message})
             along = self.index.putting(handle.info)
-            await self._audit(EventKind.SANDBOX_TERMINATED, boot, detail, along=along)
+            await self.audit(EventKind.SANDBOX_TERMINATED, boot, detail, along=along)
         except (errors.HostError, errors.CapacityError) as error:
             log.error("the end of a sandbox could not be recorded", sandbox=boot.id, error=str(error), **detail)
             self.unrecorded[boot.id] = handle.info
 
-    async def _audit(
+    async def audit(
         self,
         kind: EventKind,
         boot: Boot,
@@ -340,7 +346,7 @@ class Supervisor:
 async def _give_up_boot(handle: Handle, scope: anyio.CancelScope) -> None:
     """Its end was asked for before it ran: nobody waits for a boot that is not wanted."""
     await handle._stop.wait()
-    if handle.info.state is State.PENDING:
+    if handle.info.state in (State.PENDING, State.READY):
         scope.cancel()
 
 
@@ -392,7 +398,7 @@ async def introduce(link: Link, introduction: Introduction, timeout_s: float) ->
     introduction.check(ready, sent_ns, sent_ns + time.monotonic_ns() - sent_at)
 
 
-def _since(start: float) -> float:
+def since(start: float) -> float:
     return round((time.perf_counter() - start) * 1000, 2)
 
 
