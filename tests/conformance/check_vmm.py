@@ -111,6 +111,78 @@ async def check_pause_and_unpause(bench: Bench) -> None:
         assert await say(link, "awake") == b"awake"
 
 
+async def check_frozen_and_thawed(bench: Bench) -> None:
+    async with bench.driver.restore(bench.clone(), bench.template) as machine, linked(machine) as link:
+        await machine.unpause()
+        await introduce(link, Introduction("clone"), ANSWER_S)
+        said = await machine.console()
+        await machine.freeze()
+        with pytest.raises(errors.AgentSilent):
+            await link.ping(timeout_s=SILENCE_S)
+        with anyio.fail_after(SILENCE_S):
+            assert await machine.console() == said
+            assert (await machine.account(bench.template.memory)).pid == machine.pid
+            with pytest.raises(errors.StateConflict):
+                await machine.pause()
+        await machine.thaw()
+        await link.ping(timeout_s=ANSWER_S)
+        assert await say(link, "awake") == b"awake"
+
+
+async def check_a_frozen_machine_is_killed_at_once(bench: Bench) -> None:
+    async with bench.driver.restore(bench.clone(), bench.template) as machine:
+        await machine.unpause()
+        await machine.freeze()
+        left_s = anyio.current_time()
+    assert anyio.current_time() - left_s < SILENCE_S * 2
+    assert not is_there(machine.pid)
+
+
+async def check_a_clone_is_saved_and_restored_twice(bench: Bench) -> None:
+    """Each time against the same memory, on the same disk."""
+    spec, files, difference = bench.clone(), bench.template, None
+    before = digests(bench.template.memory, bench.template.state)
+    for number in range(3):
+        async with bench.driver.restore(spec, files, difference=difference) as machine:
+            await machine.unpause()
+            link = Link("guest", silence_s=ANSWER_S)
+            link.begin(reopened=bool(number))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(link.run, machine.stream)
+                await introduce(link, Introduction("clone", fresh=not number), ANSWER_S)
+                assert await say(link, str(number)) == str(number).encode()
+                with pytest.raises(errors.StateConflict):
+                    await machine.save_difference(bench.template.memory, bench.folder / "while it runs")
+                await machine.pause()
+                tasks.cancel_scope.cancel()
+            files = replace(bench.template, state=bench.folder / f"state {number}")
+            difference = bench.folder / f"difference {number}"
+            await machine.save_state(files.state)
+            saved = await machine.save_difference(bench.template.memory, difference)
+            assert saved.bytes == difference.stat().st_size
+            assert [saved.sha256] == digests(difference)
+    assert digests(bench.template.memory, bench.template.state) == before
+
+
+async def check_what_is_no_difference_is_refused(bench: Bench) -> None:
+    wrong = bench.folder / "wrong"
+    for content in (b"", b"nonsense" * 1000):
+        wrong.write_bytes(content)
+        with pytest.raises(errors.ImageBroken):
+            async with bench.driver.restore(bench.clone(), bench.template, difference=wrong):
+                pytest.fail("it started")
+
+
+async def check_a_build_that_is_not_kept_is_refused(bench: Bench) -> None:
+    platform = await bench.driver.platform()
+    async with bench.driver.restore(bench.clone(), bench.template, vmm_sha256=platform.vmm_sha256):
+        pass
+    for digest in ("f" * 64, "../" + platform.vmm_sha256):
+        with pytest.raises(errors.ToolMissing):
+            async with bench.driver.restore(bench.clone(), bench.template, vmm_sha256=digest):
+                pytest.fail("it started")
+
+
 async def check_clones_share_a_template_nobody_changes(bench: Bench) -> None:
     files = (bench.template.memory, bench.template.state, bench.template_disk)
     before = digests(*files)

@@ -6,6 +6,7 @@ For sweeps over states and cancellations, where a real machine would cost a seco
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 import socket
@@ -22,8 +23,19 @@ from casemate import errors, wire
 from casemate.guest import handshake
 from casemate.host import Account
 from casemate.host.ownership import own
-from casemate.vmm import Accelerator, Drive, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles, VmmExit
+from casemate.vmm import (
+    Accelerator,
+    Difference,
+    Drive,
+    Isolation,
+    Kernel,
+    MachineSpec,
+    Platform,
+    SnapshotFiles,
+    VmmExit,
+)
 
+DIFFERENCE = b"a guest that writes nothing"
 PLATFORM = Platform("fake", "1", "0" * 64, "one line", "no CPU", "tcg")
 
 
@@ -86,6 +98,7 @@ class FakeMachine:
         self._spec = spec
         self._process = subprocess.Popen(["sleep", "infinity"], stdin=subprocess.DEVNULL)
         self._exited = asyncio.Event()
+        self._paused = self._frozen = False
         self._exit = VmmExit(None, None)
         self._pidfd = os.pidfd_open(self._process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
@@ -111,15 +124,19 @@ class FakeMachine:
     def _alive(self) -> None:
         if self._exited.is_set():
             raise errors.VmmExited("the fake VMM has ended")
+        if self._frozen:
+            raise errors.StateConflict("the fake VMM is frozen")
 
     async def unpause(self) -> None:
         await asyncio.sleep(0)
         self._alive()
+        self._paused = False
         self.agent.running.set()
 
     async def pause(self) -> None:
         await asyncio.sleep(0)
         self._alive()
+        self._paused = True
         self.agent.running.clear()
 
     async def save_state(self, into: Path) -> None:
@@ -127,6 +144,30 @@ class FakeMachine:
         self._alive()
         with into.open("xb") as file:
             file.write(b"state")
+
+    async def save_difference(self, memory: Path, into: Path) -> Difference:
+        await asyncio.sleep(0)
+        self._alive()
+        if not self._paused:
+            raise errors.StateConflict("the fake guest runs")
+        with into.open("xb") as file:
+            file.write(DIFFERENCE)
+        return Difference(0, len(DIFFERENCE), hashlib.sha256(DIFFERENCE).hexdigest(), 0.0)
+
+    async def freeze(self) -> None:
+        await asyncio.sleep(0)
+        if not self._exited.is_set():
+            signal.pidfd_send_signal(self._pidfd, signal.SIGSTOP)
+        self._frozen = True
+        self.agent.running.clear()
+
+    async def thaw(self) -> None:
+        await asyncio.sleep(0)
+        if not self._exited.is_set():
+            signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)
+        self._frozen = False
+        if not self._paused:
+            self.agent.running.set()
 
     async def reopen_stream(self) -> socket.socket:
         self._alive()
@@ -145,7 +186,8 @@ class FakeMachine:
     async def account(self, memory: Path) -> Account:
         """As of a perfect one: what it would be, when it is a process that sleeps."""
         await asyncio.sleep(0)
-        self._alive()
+        if self._exited.is_set():
+            raise errors.VmmExited("the fake VMM has ended")
         return replace(ACCOUNT, pid=self.pid, private_bytes=self._spec.memory_mib << 20)
 
     async def console(self) -> bytes:
@@ -179,8 +221,19 @@ class FakeDriver:
             yield machine
 
     @asynccontextmanager
-    async def restore(self, spec: MachineSpec, snapshot: SnapshotFiles) -> AsyncIterator[FakeMachine]:
+    async def restore(
+        self,
+        spec: MachineSpec,
+        snapshot: SnapshotFiles,
+        *,
+        difference: Path | None = None,
+        vmm_sha256: str | None = None,
+    ) -> AsyncIterator[FakeMachine]:
         _must_be_there([snapshot.memory, snapshot.state], spec.drives)
+        if vmm_sha256 not in (None, PLATFORM.vmm_sha256):
+            raise errors.ToolMissing("that build of the fake VMM is not kept")
+        if difference is not None and (not difference.is_file() or difference.read_bytes() != DIFFERENCE):
+            raise errors.ImageBroken(f"{difference} is no difference")
         async with self._machine(spec) as machine:
             await machine.pause()
             yield machine

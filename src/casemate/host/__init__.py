@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from casemate.host.cgroup import Limits
     from casemate.host.jail import Bind, Jail
     from casemate.host.launching import Launcher, Spawned, open_launcher, start_launcher
+    from casemate.host.mapping import ProcessMemory
     from casemate.host.memory import available_mib, private_mib
     from casemate.host.orphans import Swept, sweep_kernel
     from casemate.host.ownership import own, own_folder, remove_folder
@@ -22,6 +23,7 @@ _HOMES = {
     "Jail": "jail",
     "Launcher": "launching",
     "Limits": "cgroup",
+    "ProcessMemory": "mapping",
     "Spawned": "launching",
     "Swept": "orphans",
     "available_mib": "memory",
@@ -43,6 +45,7 @@ __all__ = [
     "Jail",
     "Launcher",
     "Limits",
+    "ProcessMemory",
     "Spawned",
     "Swept",
     "available_mib",

@@ -169,20 +169,44 @@ def _capabilities(threads: list[dict[str, str]]) -> int:
     return found
 
 
-def _mapped(process: Path, memory: int) -> tuple[int, int]:
-    """How many bytes of the file behind *memory* the process has mapped, privately and shared.
+@dataclass(frozen=True, slots=True)
+class Area:
+    """A part of a process' memory that is a file's from *offset* on; *access* as in ``rw-p``."""
+
+    begin: int
+    end: int
+    access: str
+    offset: int
+
+
+def areas_of(process: Path, memory: int) -> list[Area]:
+    """What the process (a folder of /proc) has mapped of the file behind the descriptor *memory*.
 
     The file is recognised by mapping it here and comparing the kernel's own words for both: where a file system has
-    several devices or layers, stat() has others.
+    several devices or layers, stat() has others. Raises OSError, ValueError.
     """
-    wanted = _words_for(memory)
-    private = shared = 0
+    wanted, found = _words_for(memory), []
     for line in (process / "maps").read_text().splitlines():
-        area, access, _, device, inode = line.split(None, 5)[:5]
+        area, access, offset, device, inode = line.split(None, 5)[:5]
         if (device, inode) == wanted:
             begin, _, end = area.partition("-")
-            length = int(end, 16) - int(begin, 16)
-            private, shared = (private + length, shared) if access[3] == "p" else (private, shared + length)
+            found.append(Area(int(begin, 16), int(end, 16), access, int(offset, 16)))
+    return found
+
+
+def bare(process: Path, *, filtered: bool) -> bool:
+    """Whether a process of a jail has given up all it gives up before it becomes a VMM. Raises OSError, KeyError."""
+    threads = [_status(path / "status") for path in (process / "task").iterdir()]
+    limited = not filtered or all(thread["Seccomp"] == "2" for thread in threads)
+    return bool(threads) and limited and _capabilities(threads) == 0
+
+
+def _mapped(process: Path, memory: int) -> tuple[int, int]:
+    """How many bytes of the file behind *memory* the process has mapped, privately and shared."""
+    private = shared = 0
+    for area in areas_of(process, memory):
+        length = area.end - area.begin
+        private, shared = (private + length, shared) if area.access[3] == "p" else (private, shared + length)
     return private, shared
 
 

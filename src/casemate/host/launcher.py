@@ -10,11 +10,15 @@ beside it:
     {"do": "signal", "id", "signal"}                               {"exited": id, "status", "out_of_memory"}
     {"do": "attest", "id"} + [its memory]                          {"attested": id, "account"} |
                                                                    {"unattested": id, "why"}
+    {"do": "memory", "id"} + [its memory, a socket]                {"mapped": id, "start", "bytes"} |
+                                                                   {"unmapped": id, "why"}
     {"do": "sweep", "id"}                                          {"swept": id, "removed": [name, …]}
     {"do": "bootstrap", "id", "recipe"} + [disk, log]              {"exited": id, "status", "out_of_memory"}
 
 A command runs in a jail or not at all, in a control group of its own below GROUP (without one only if *weak*), and as
 root under a uid of its own from the range, which owns nothing: a daemon that was taken over gains nothing by asking.
+A VMM's memory is handed out (/proc/PID/mem and pagemap, over the socket given) once it is in its jail for good: it
+obeys the daemon anyway, and what bounds it is the jail, not its code.
 The one thing run as root is mmdebstrap for a recipe we come with, known by name. An exit is told when the group
 is empty and gone. When the daemon's end closes, everything it started is killed.
 Single-threaded: the parent-death signal belongs to the thread that forks. Few imports: it forks often.
@@ -34,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.host import seccomp
-from casemate.host.account import Reader
+from casemate.host.account import Area, Reader, areas_of, bare
 from casemate.host.cgroup import Group, Groups, Trees
 from casemate.host.entry import Entry, become_bootstrap, enter
 from casemate.host.jail import Jail
@@ -62,6 +66,7 @@ class Child:
     lease: int | None = None  # what holds the uid
     group: Group | None = None
     name: str | None = None
+    filtered: bool = False  # by a list of ours
     target: int | None = None  # a pidfd: a number could be somebody else's by the time we use it
     inside: int | None = None  # the VMM's pid
     told: bytes = b""
@@ -130,6 +135,8 @@ class Launcher:
                     self._signal(key, SIGNALS[body["signal"]])
                 case "attest" if len(descriptors) == 1:
                     self._attest(key, descriptors[0])
+                case "memory" if len(descriptors) == 2:
+                    self._hand_memory(key, *descriptors)
                 case "sweep":
                     self._sweep(key)
                 case "bootstrap":
@@ -172,7 +179,7 @@ class Launcher:
             if group is not None:
                 group.remove()
             raise
-        self._children[pid] = Child(key, pid, info_read, uid, lease, group, jail.name)
+        self._children[pid] = Child(key, pid, info_read, uid, lease, group, jail.name, jail.filter is not None)
         self._poll.register(info_read, select.POLLIN)
 
     def _new_group(self, jail: Jail) -> Group | None:
@@ -231,6 +238,29 @@ class Launcher:
             self._tell({"unattested": key, "why": str(error) or repr(error)})
         else:
             self._tell({"attested": key, "account": account.to_json()})
+
+    def _hand_memory(self, key: str, memory: int, over: int) -> None:
+        """Send /proc/PID/mem and pagemap of the VMM inside, when it has mapped *memory* as a clone does."""
+        child = next((c for c in self._children.values() if c.key == key and c.target is not None), None)
+        opened: list[int] = []
+        try:
+            if child is None or child.target is None or child.inside is None:
+                raise Refused("it does not run")
+            process = Path(f"/proc/{child.inside}")
+            if not bare(process, filtered=child.filtered):  # bubblewrap still, with rights that a VMM has not
+                raise Refused("it is not in its jail yet")
+            start, size = _one_private(areas_of(process, memory))
+            opened += [os.open(process / "mem", os.O_RDWR | os.O_CLOEXEC)]
+            opened += [os.open(process / "pagemap", os.O_RDONLY | os.O_CLOEXEC)]
+            signal.pidfd_send_signal(child.target, 0)  # it lives, so the pid was its all the time
+            with socket.socket(fileno=os.dup(over)) as channel:
+                socket.send_fds(channel, [b"m"], opened, socket.MSG_DONTWAIT)
+        except (Refused, OSError, ValueError, KeyError) as error:
+            self._tell({"unmapped": key, "why": str(error) or repr(error)})
+        else:
+            self._tell({"mapped": key, "start": start, "bytes": size})
+        finally:
+            _give_back(*opened)
 
     def _sweep(self, key: str) -> None:
         """Kill and remove what groups of this home no child of ours has: a killed launcher's."""
@@ -337,6 +367,18 @@ class Launcher:
             while child.info is not None and (left_s := deadline - time.monotonic()) > 0:
                 if select.select([child.info], [], [], left_s)[0]:
                     self._informed(child.info)
+
+
+def _one_private(areas: list[Area]) -> tuple[int, int]:
+    """Begin and length of a file's whole private mapping, which the kernel may have in several pieces."""
+    if not areas:
+        raise Refused("it has not mapped that file")
+    begin = end = areas[0].begin
+    for area in areas:
+        if area.begin != end or area.offset != end - begin or area.access[1::2] != "wp":
+            raise Refused("it has not mapped that file once, from its beginning, as a clone does")
+        end = area.end
+    return begin, end - begin
 
 
 def _emptied(group: Group) -> bool:

@@ -24,6 +24,7 @@ from casemate.host.account import Account
 from casemate.host.cgroup import group_of_home
 from casemate.host.jail import Jail
 from casemate.host.launcher import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES
+from casemate.host.mapping import ProcessMemory
 
 SPAWN_TIMEOUT_S = 20.0
 KILL_TIMEOUT_S = 10.0
@@ -31,7 +32,9 @@ BOOTSTRAP_TIMEOUT_S = 1800.0
 ATTEST_TIMEOUT_S = 10.0
 SWEEP_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 10.0
-SUBJECTS = ("spawned", "failed", "exited", "attested", "unattested", "swept")  # whom a message is about
+SUBJECTS = (  # whom a message is about
+    *("spawned", "failed", "exited", "attested", "unattested", "mapped", "unmapped", "swept"),
+)
 
 
 class NamedRecipe(Protocol):
@@ -50,6 +53,7 @@ class Spawned:
     out_of_memory: bool = False  # the kernel killed something of it for its memory limit
     started: asyncio.Event = field(default_factory=asyncio.Event)
     exited: asyncio.Event = field(default_factory=asyncio.Event)
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)  # answers carry its key and nothing more
     refusal: str | None = None
     hint: str = ""
 
@@ -133,11 +137,40 @@ class Launcher:
         Raises HostError when the kernel gives none; VmmExited when it has ended.
         """
         body = {"do": "attest", "id": child.key}
-        found = await self._ask(child.key, body, (memory,), ATTEST_TIMEOUT_S)
+        async with child.asking:
+            found = await self._ask(child.key, body, (memory,), ATTEST_TIMEOUT_S)
         if "account" not in found:
             kind = errors.VmmExited if child.exited.is_set() else errors.HostError
             raise kind(f"the kernel gives no account of process {child.pid}: {found.get('why', 'the launcher ended')}")
         return Account.from_json(found["account"])
+
+    async def memory(self, child: Spawned, memory: int) -> ProcessMemory:
+        """*child*'s own copy of the file behind the descriptor *memory*, to be read and written; close it.
+
+        Raises HostError when it has none, or the kernel does not let us; VmmExited when it has ended.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with ours:
+            with theirs:
+                async with child.asking:
+                    body = {"do": "memory", "id": child.key}
+                    found = await self._ask(child.key, body, (memory, theirs.fileno()), ATTEST_TIMEOUT_S)
+            if "mapped" not in found:
+                kind = errors.VmmExited if child.exited.is_set() else errors.HostError
+                why = found.get("why", "the launcher ended")
+                raise kind(
+                    f"the memory of process {child.pid} cannot be had: {why}",
+                    hint="casemate doctor says what this host lacks",
+                )
+            _, (mem, pagemap), _, _ = socket.recv_fds(ours, 1, 2, socket.MSG_DONTWAIT)
+        return ProcessMemory(mem, pagemap, found["start"], found["bytes"])
+
+    def freeze(self, child: Spawned) -> None:
+        """Have the kernel stop all of *child*, as if there were no processor for it. Raises HostError."""
+        self._send({"do": "signal", "id": child.key, "signal": "STOP"}, ())
+
+    def thaw(self, child: Spawned) -> None:
+        self._send({"do": "signal", "id": child.key, "signal": "CONT"}, ())
 
     async def sweep(self) -> list[str]:
         """End what an earlier daemon of this home left in control groups; the names of those that are gone now.

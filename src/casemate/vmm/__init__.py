@@ -12,9 +12,11 @@ from casemate.vmm.contract import (
     SnapshotFiles,
     VmmExit,
 )
+from casemate.vmm.difference import Difference
 
 __all__ = [
     "Accelerator",
+    "Difference",
     "Drive",
     "Driver",
     "Isolation",

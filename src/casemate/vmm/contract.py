@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from casemate.host import Account
+from casemate.vmm.difference import Difference
 
 Isolation = Literal["hardware", "emulated"]
 Accelerator = Literal["kvm", "tcg"]
@@ -95,8 +96,26 @@ class Machine(Protocol):
     async def save_state(self, into: Path) -> None:
         """Write the paused machine's device state into the new file *into*; memory is the host's business.
 
-        Cancelled: *into* may be partial; the machine stays paused. Raises VmmRefused, VmmExited.
+        Not synchronised to the disk. Cancelled: *into* may be partial; the machine stays paused.
+        Raises VmmRefused, VmmExited, HostFull; NotSupported when this VMM cannot do it for a clone.
         """
+
+    async def save_difference(self, memory: Path, into: Path) -> Difference:
+        """Write what the paused clone has written, beside *memory* that it was restored from, into the new file *into*.
+
+        Synchronised to the disk. Cancelled or failed: *into* may be partial; the machine stays paused.
+        Raises StateConflict when it is not paused; HostFull, HostError, VmmExited.
+        """
+
+    async def freeze(self) -> None:
+        """Stop the VMM process: it costs no CPU; the guest's clocks go on, and it notices nothing but the hour.
+
+        Waits for a monitor command under way. Until ``thaw`` every method that needs the VMM raises StateConflict at
+        once; ``console`` gives what it held; leaving the driver's block kills it all the same. Raises HostError.
+        """
+
+    async def thaw(self) -> None:
+        """Let a frozen VMM process go on. Raises HostError."""
 
     async def reopen_stream(self) -> socket.socket:
         """Replace a lost stream by a fresh one; the guest sees the old one close. Raises VmmRefused, VmmExited."""
@@ -145,10 +164,19 @@ class Driver(Protocol):
         Leaving kills the VMM, whatever it does.
         """
 
-    def restore(self, spec: MachineSpec, snapshot: SnapshotFiles) -> AbstractAsyncContextManager[Machine]:
+    def restore(
+        self,
+        spec: MachineSpec,
+        snapshot: SnapshotFiles,
+        *,
+        difference: Path | None = None,
+        vmm_sha256: str | None = None,
+    ) -> AbstractAsyncContextManager[Machine]:
         """A paused clone: *snapshot*'s memory is mapped copy-on-write and never written.
 
-        Same raises and same leaving as boot.
+        *difference*: what ``save_difference`` wrote together with this state. *vmm_sha256*: by the VMM build of that
+        digest, kept since it was installed, and not by the one that is installed now.
+        Same raises and same leaving as boot; ToolMissing when that build is gone, ImageBroken for a bad file.
         """
 
     def describe(self, spec: MachineSpec, snapshot: SnapshotFiles) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from casemate.errors import HostError, ToolFailed, ToolMissing
 
 NAME = "qemu-system-x86_64"
+BINARY = f"/usr/bin/{NAME}"  # in the jail
 MIN_VERSION = (8, 2)  # `file:` migration; see FIELD notes in docs/vmm-contract.md
 FIRMWARE = (  # what a microvm with a direct (PVH) boot loads
     "/usr/share/seabios/bios-microvm.bin",
@@ -40,10 +41,6 @@ class Closure:
     version: str
     sha256: str  # of the binary
 
-    @property
-    def binary(self) -> str:
-        return f"/usr/bin/{NAME}"
-
 
 def find_closure(folder: Path) -> Closure:
     """The closure of the installed QEMU below *folder*, made when it is new. Blocks. Raises ToolMissing, ToolFailed."""
@@ -61,6 +58,17 @@ def find_closure(folder: Path) -> Closure:
     temporary.write_text(json.dumps({"key": key, **asdict(closure), "usr": str(closure.usr)}))
     temporary.rename(folder / "current.json")
     return closure
+
+
+def find_kept(folder: Path, sha256: str) -> Path:
+    """The /usr of the QEMU build with that digest, installed or not. Raises ToolMissing when it is not kept."""
+    usr = folder / sha256 / "usr"
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256) or not (usr / "bin" / NAME).is_file():
+        raise ToolMissing(
+            f"the QEMU build {sha256[:16]} that this machine was saved with is not kept below {folder}",
+            hint=f"put it back as {folder}/{sha256[:64]}, or start from the disk with casemate resume --cold",
+        )
+    return usr
 
 
 def _read_current(folder: Path) -> tuple[str, Closure] | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import platform
 import socket
+import struct
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
@@ -13,19 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 
 from casemate import errors
 from casemate.config import Settings
-from casemate.host import Account, Launcher, Spawned, seccomp
+from casemate.host import Account, Launcher, ProcessMemory, Spawned, seccomp
 from casemate.host.jail import FIRST_DESCRIPTOR
 from casemate.vmm.contract import Accelerator, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles, VmmExit
-from casemate.vmm.qemu.closure import Closure, find_closure
+from casemate.vmm.difference import Difference, load, save
+from casemate.vmm.qemu.closure import BINARY, Closure, find_closure, find_kept
 from casemate.vmm.qemu.monitor import Monitor, open_monitor
 from casemate.vmm.qemu.plan import FILTERS, STATE_SET, Plan, arguments_text, plan_boot, plan_restore
 from casemate.vmm.qemu.tsc import host_tsc_khz
 
-SAVE_SET = 20
+SAVE_SET = 20  # the fdset that device state is saved to
+MAX_STATE_BYTES = 16 << 20  # some 25 KB are usual
+STATE_HEAD = struct.Struct(">4sIB")
+STATE_FORMAT, CONFIGURATION = (b"QEVM", 3), 7  # Source: QEMU's migration/savevm.h
 ERROR_BYTES = 16_384
 CONSOLE_BYTES = 65_536
 
@@ -33,8 +40,11 @@ CONSOLE_BYTES = 65_536
 class QemuMachine:
     """One QEMU process. Made and closed by the driver only."""
 
-    def __init__(self, launcher: Launcher, spawned: Spawned, monitor: Monitor, stream: socket.socket) -> None:
+    def __init__(
+        self, launcher: Launcher, spawned: Spawned, monitor: Monitor, stream: socket.socket, *, cloned: bool
+    ) -> None:
         self._launcher = launcher
+        self._cloned = cloned  # its memory is private: a migration would write all of it
         self._spawned = spawned
         self._monitor = monitor
         self._stream = stream
@@ -57,13 +67,55 @@ class QemuMachine:
         await self._monitor.execute("stop")
 
     async def save_state(self, into: Path) -> None:
-        descriptor = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        """Through memory of ours: QEMU's words for a full disk are those for any other failure."""
+        with GivenAway(state := os.memfd_create("state", os.MFD_CLOEXEC)):
+            with GivenAway() as given:  # a set's member has to be of the mode that QEMU asks for
+                only_writable = given.open(Path(f"/proc/self/fd/{state}"), os.O_WRONLY)
+                await self._monitor.add_descriptor(only_writable, SAVE_SET)
+            await self._have_state_written(f"/dev/fdset/{SAVE_SET}")
+            await self._monitor.execute("remove-fd", {"fdset-id": SAVE_SET})
+            await anyio.to_thread.run_sync(_copy_state, state, into)
+
+    async def _have_state_written(self, path: str) -> None:
+        if not self._cloned:
+            return await self._monitor.migrate("migrate", f"file:{path}")
         try:
-            await self._monitor.add_descriptor(descriptor, SAVE_SET)
-        finally:
-            os.close(descriptor)
-        await self._monitor.migrate("migrate", f"file:/dev/fdset/{SAVE_SET}")
-        await self._monitor.execute("remove-fd", {"fdset-id": SAVE_SET})
+            # live=false: else QEMU lets go of its disks, as if another took them over
+            await self._monitor.execute("xen-save-devices-state", {"filename": path, "live": False})
+        except errors.VmmRefused as error:
+            if error.evidence.get("class") != "CommandNotFound":
+                raise
+            raise errors.NotSupported(
+                f"this QEMU cannot save a clone's device state: {error.message}",
+                hint="install one that was built with xen-save-devices-state, such as Debian's",
+            ) from error
+
+    async def save_difference(self, memory: Path, into: Path) -> Difference:
+        if (await self._monitor.execute("query-status"))["running"]:
+            raise errors.StateConflict(f"process {self.pid}: its guest runs, so its memory cannot be saved")
+        with await self._memory(memory) as process:
+            return await anyio.to_thread.run_sync(save, process, into, anyio.from_thread.check_cancelled)
+
+    async def load_difference(self, memory: Path, difference: Path) -> None:
+        """Before the device state is: nothing runs yet. Raises ImageBroken, HostError."""
+        with await self._memory(memory) as process:
+            await anyio.to_thread.run_sync(load, difference, process, anyio.from_thread.check_cancelled)
+
+    async def load_state(self) -> None:
+        await self._monitor.migrate("migrate-incoming", f"file:/dev/fdset/{STATE_SET}")
+
+    async def _memory(self, memory: Path) -> ProcessMemory:
+        with GivenAway() as given:
+            return await self._launcher.memory(self._spawned, given.open(memory, os.O_RDONLY))
+
+    async def freeze(self) -> None:
+        async with self._monitor.idle:
+            self._launcher.freeze(self._spawned)
+            self._monitor.frozen = True
+
+    async def thaw(self) -> None:
+        self._launcher.thaw(self._spawned)
+        self._monitor.frozen = False
 
     async def reopen_stream(self) -> socket.socket:
         ours, theirs = _pair()
@@ -87,7 +139,7 @@ class QemuMachine:
 
     async def account(self, memory: Path) -> Account:
         with GivenAway() as given:
-            return await self._launcher.attest(self._spawned, given.open(memory, writable=False))
+            return await self._launcher.attest(self._spawned, given.open(memory, os.O_RDONLY))
 
     @property
     def console_written(self) -> int:
@@ -95,6 +147,8 @@ class QemuMachine:
 
     async def console(self) -> bytes:
         """Reading QEMU's ring empties it, so what was read is kept here."""
+        if self._monitor.frozen:
+            return self._console
         try:
             text = await self._monitor.execute(
                 "ringbuf-read", {"device": "console", "size": CONSOLE_BYTES, "format": "utf8"}
@@ -163,7 +217,7 @@ class QemuDriver:
     @asynccontextmanager
     async def boot(self, spec: MachineSpec, kernel: Kernel, memory: Path) -> AsyncIterator[QemuMachine]:
         closure = await self._find_closure()
-        plan = plan_boot(spec, kernel, self._accelerator, self._settings.tb_size_mib, closure.binary)
+        plan = plan_boot(spec, kernel, self._accelerator, self._settings.tb_size_mib, BINARY)
         # Another uid than ours writes it, by our group and through the jail's bind alone
         memory.touch(mode=0o600, exist_ok=False)
         memory.chmod(0o666)  # the VMM has a uid of its own; to all others the folder above is closed
@@ -172,18 +226,28 @@ class QemuDriver:
             yield machine
 
     @asynccontextmanager
-    async def restore(self, spec: MachineSpec, snapshot: SnapshotFiles) -> AsyncIterator[QemuMachine]:
-        closure = await self._find_closure()
-        plan = plan_restore(spec, self._accelerator, self._settings.tb_size_mib, closure.binary)
-        files = {"closure": closure.usr, "memory": snapshot.memory, "state": snapshot.state}
-        async with self._machine(spec, plan, files) as machine:
-            await machine._monitor.migrate("migrate-incoming", f"file:/dev/fdset/{STATE_SET}")
+    async def restore(
+        self,
+        spec: MachineSpec,
+        snapshot: SnapshotFiles,
+        *,
+        difference: Path | None = None,
+        vmm_sha256: str | None = None,
+    ) -> AsyncIterator[QemuMachine]:
+        configured = _is_configured(snapshot.state)
+        plan = plan_restore(spec, self._accelerator, self._settings.tb_size_mib, BINARY, configured=configured)
+        usr = find_kept(self._kept, vmm_sha256) if vmm_sha256 else (await self._find_closure()).usr
+        files = {"closure": usr, "memory": snapshot.memory, "state": snapshot.state}
+        async with self._machine(spec, plan, files, cloned=True) as machine:
+            if difference is not None:
+                await machine.load_difference(snapshot.memory, difference)
+            await machine.load_state()
             yield machine
 
     def describe(self, spec: MachineSpec, snapshot: SnapshotFiles) -> Mapping[str, Any]:
         """See the contract; only after ``platform`` was asked for."""
         assert self._closure is not None, "platform() comes first"
-        plan = plan_restore(spec, self._accelerator, self._settings.tb_size_mib, self._closure.binary)
+        plan = plan_restore(spec, self._accelerator, self._settings.tb_size_mib, BINARY)
         files = {"closure": self._closure.usr, "memory": snapshot.memory, "state": snapshot.state}
         files |= {f"drive {index}": drive.path for index, drive in enumerate(spec.drives)}
         info = FIRST_DESCRIPTOR + len(plan.descriptors)
@@ -207,13 +271,19 @@ class QemuDriver:
             "uid": self._settings.uid_base + self._settings.uid_count - 1 if os.getuid() != 0 else None,
         }
 
+    @property
+    def _kept(self) -> Path:
+        return self._settings.home / "vmm"
+
     async def _find_closure(self) -> Closure:
         if self._closure is None:
-            self._closure = await anyio.to_thread.run_sync(find_closure, self._settings.home / "vmm")
+            self._closure = await anyio.to_thread.run_sync(find_closure, self._kept)
         return self._closure
 
     @asynccontextmanager
-    async def _machine(self, spec: MachineSpec, plan: Plan, files: Mapping[str, Path]) -> AsyncIterator[QemuMachine]:
+    async def _machine(
+        self, spec: MachineSpec, plan: Plan, files: Mapping[str, Path], *, cloned: bool = False
+    ) -> AsyncIterator[QemuMachine]:
         """Read down to start, read up to stop."""
         async with AsyncExitStack() as held:
             said_read, said_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -229,11 +299,15 @@ class QemuDriver:
                     if wanted.what in sockets:
                         numbers.append(sockets[wanted.what].fileno())
                     else:
-                        numbers.append(given.open(_file_of(wanted.what, spec, files), writable=wanted.writable))
+                        numbers.append(
+                            given.open(
+                                _file_of(wanted.what, spec, files), os.O_RDWR if wanted.writable else os.O_RDONLY
+                            )
+                        )
                 spawned = await held.enter_async_context(self._launcher.spawn(plan.jail, plan.command, numbers))
             try:
                 control = await held.enter_async_context(open_monitor(monitor, spec.guest_id))
-                machine = QemuMachine(self._launcher, spawned, control, stream)
+                machine = QemuMachine(self._launcher, spawned, control, stream, cloned=cloned)
                 held.callback(machine.close_stream)
                 yield machine
             except errors.VmmExited as error:
@@ -254,16 +328,37 @@ class GivenAway:
         for descriptor in self._descriptors:
             os.close(descriptor)
 
-    def open(self, path: Path, *, writable: bool) -> int:
+    def open(self, path: Path, mode: int) -> int:
         """Raises ImageBroken for a file that is not there."""
         try:
-            descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+            descriptor = os.open(path, mode | os.O_CLOEXEC)
         except OSError as error:
             raise errors.ImageBroken(
                 f"{path} cannot be opened: {error.strerror}", hint="casemate image build --force makes it again"
             ) from error
         self._descriptors.append(descriptor)
         return descriptor
+
+
+def _is_configured(state: Path) -> bool:
+    """Whether a device state has the section that only a booted machine's has. Raises ImageBroken."""
+    with GivenAway() as given:
+        head = os.pread(given.open(state, os.O_RDONLY), STATE_HEAD.size, 0)
+    if len(head) < STATE_HEAD.size or (found := STATE_HEAD.unpack(head))[:2] != STATE_FORMAT:
+        raise errors.ImageBroken(f"{state} is no device state of QEMU's", hint="casemate image build --force makes it")
+    return bool(found[2] == CONFIGURATION)
+
+
+def _copy_state(state: int, into: Path) -> None:
+    """Raises HostFull, HostError; VmmRefused for what no VMM's state is."""
+    if not 0 < (size := os.fstat(state).st_size) <= MAX_STATE_BYTES:
+        raise errors.VmmRefused(f"a device state of {size} bytes is none")
+    try:
+        with open(into, "xb", opener=lambda path, flags: os.open(path, flags | os.O_CLOEXEC, 0o600)) as file:
+            file.write(os.pread(state, size, 0))
+    except OSError as error:
+        kind = errors.HostFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else errors.HostError
+        raise kind(f"{into} could not be written: {error.strerror}", hint="free some disk space") from error
 
 
 def _file_of(what: str, spec: MachineSpec, files: Mapping[str, Path]) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
 
-from casemate.errors import VmmExited, VmmRefused
+from casemate.errors import StateConflict, VmmExited, VmmRefused
 
 ANSWER_S = 20.0
 POLL_S = 0.002
@@ -24,15 +24,24 @@ class Monitor:
         self._client = client
         self._raw = raw
         self._guest_id = guest_id
+        self.idle = anyio.Lock(fast_acquire=True)  # whoever holds it knows that no command is under way
+        self.frozen = False  # its VMM answers nothing
 
     async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """The answer to one command. Raises VmmRefused with QEMU's words, VmmExited when it is gone."""
+        """The answer to one command. Raises VmmRefused with QEMU's words, VmmExited when it is gone.
+
+        StateConflict when it is frozen.
+        """
         try:
             with anyio.fail_after(ANSWER_S):
-                return await self._client.execute(command, dict(arguments) if arguments else None)
+                async with self.idle:
+                    if self.frozen:
+                        raise StateConflict(f"guest {self._guest_id} is frozen: {command} needs it thawed")
+                    return await self._client.execute(command, dict(arguments) if arguments else None)
         except ExecuteError as error:
             raise VmmRefused(
-                f"guest {self._guest_id}: {command}: {error}", evidence={"arguments": arguments}
+                f"guest {self._guest_id}: {command}: {error}",
+                evidence={"arguments": arguments, "class": error.error_class},
             ) from error
         except TimeoutError as error:
             raise VmmRefused(f"guest {self._guest_id}: {command} was not answered in {ANSWER_S:g} s") from error

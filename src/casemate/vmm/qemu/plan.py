@@ -2,7 +2,8 @@
 
 Why each odd switch: ``pic=off,pit=on``, or Linux 6.12 now and then dies in early boot (it skips the legacy
 PIC, whose vectors then look like exceptions). ``share=off,readonly=on,rom=off`` maps the template's memory
-MAP_PRIVATE from a file opened read-only. ``send-configuration=off`` lets one device state load into both.
+MAP_PRIVATE from a file opened read-only. ``send-configuration=off``: a clone's device state comes without the section
+on the configuration that a booted machine has. Only who loads it may be told so: QEMU 10 aborts if it migrates.
 ``werror=report``: a full host disk is the guest's error, not a stopped VM. ``file.locking=off``: a disk
 that is passed as descriptors cannot be locked by path, and belongs to this machine alone. ``mem-merge=off``: pages
 that the kernel shares between guests tell one of them, by their write times, what is in another.
@@ -72,14 +73,20 @@ def plan_boot(spec: MachineSpec, kernel: Kernel, accelerator: Accelerator, tb_si
     return Plan(_jail(binds, spec, accelerator, tb_size_mib), tuple(command), tuple(numbers.taken))
 
 
-def plan_restore(spec: MachineSpec, accelerator: Accelerator, tb_size_mib: int, binary: str) -> Plan:
-    """A clone, stopped before its first instruction; it waits to be told to load the device state."""
+def plan_restore(
+    spec: MachineSpec, accelerator: Accelerator, tb_size_mib: int, binary: str, *, configured: bool = True
+) -> Plan:
+    """A clone, stopped before its first instruction; it waits to be told to load the device state.
+
+    *configured*: that state is a booted machine's, not a clone's.
+    """
     numbers = _Numbers()
     binds = [Bind(numbers.add("closure"), "/usr"), Bind(numbers.add("memory"), MEMORY)]
     memory = f"mem-path={MEMORY},share=off,readonly=on,rom=off"
     command = _common(spec, accelerator, tb_size_mib, binary, numbers, memory)
     command += ["-add-fd", f"fd={numbers.add('state')},set={STATE_SET},opaque=ro"]
     command += ["-S", "-incoming", "defer"]
+    command += [] if configured else ["-global", "migration.send-configuration=off"]
     return Plan(_jail(binds, spec, accelerator, tb_size_mib), tuple(command), tuple(numbers.taken))
 
 
