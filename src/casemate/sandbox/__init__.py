@@ -1,6 +1,6 @@
 """What a user holds: a sandbox, from the wish to the end."""
 
-from casemate.sandbox.admission import Admission, Amount
+from casemate.sandbox.admission import Admission, Amount, Relief
 from casemate.sandbox.faults import parse_fault
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.handshake import Introduction
@@ -23,6 +23,7 @@ __all__ = [
     "Link",
     "Reason",
     "Recovered",
+    "Relief",
     "SandboxInfo",
     "SandboxSpec",
     "Sandboxes",

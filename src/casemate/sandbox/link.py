@@ -167,6 +167,7 @@ class Link:
         self._pongs: dict[bytes, asyncio.Event] = {}
         self._wake = asyncio.Event()
         self._ready: dict[str, Any] | None = None
+        self._introduced = False  # a HELLO was sent that is not answered yet
         self._ready_arrived = asyncio.Event()
         self.begin()
 
@@ -181,7 +182,7 @@ class Link:
         """Start a conversation anew, *reopened* on a stream that an earlier one used; ``run`` carries it."""
         self.connection = wire.Connection(wire.Side.HOST, nonce=secrets.token_bytes(16))
         self.connection.synchronise(reopened=reopened)
-        self.failure, self._ready = None, None
+        self.failure, self._ready, self._introduced = None, None, False
         self._ready_arrived.clear()
         self.ended.clear()
         self.wake()
@@ -214,6 +215,8 @@ class Link:
 
         Raises AgentSilent after *timeout_s*; ProtocolViolation for what no agent sends.
         """
+        self._ready, self._introduced = None, True
+        self._ready_arrived.clear()
         self.connection.hello(dict(hello))
         self.wake()
         await self._until(self._ready_arrived, timeout_s, "the hand-shake was not answered")
@@ -324,9 +327,9 @@ class Link:
                 if waiting := self._pongs.get(event.token):
                     waiting.set()
             case wire.Ready():
-                if self._ready is not None:
-                    raise errors.ProtocolViolation(f"sandbox {self.guest_id}: a second READY")
-                self._ready = event.body
+                if not self._introduced:
+                    raise errors.ProtocolViolation(f"sandbox {self.guest_id}: READY, and no HELLO is to be answered")
+                self._ready, self._introduced = event.body, False
                 self._ready_arrived.set()
             case wire.Synced():
                 pass  # the decoder checked the nonce

@@ -141,11 +141,16 @@ class Pool:
         self.ready.append(member)
         self.changed.set()
 
+    def withdraw(self, member: Member) -> None:
+        """It is claimed, or cannot be any more."""
+        if member in self.ready:
+            self.ready.remove(member)
+            self.changed.set()
+
     def end(self, member: Member, why: str) -> None:
         """Nobody can claim it from here on."""
         self.making.discard(member)
-        if member in self.ready:
-            self.ready.remove(member)
+        self.withdraw(member)
         self.ending.add(member)
         member.handle.ask_stop(Reason.KILLED, why)
 
@@ -157,8 +162,7 @@ class Pool:
             self.meter.died += 1
         self.making.discard(member)
         self.ending.discard(member)
-        if member in self.ready:
-            self.ready.remove(member)
+        self.withdraw(member)
         self.changed.set()
 
     # ------------------------------------------------------------------------------- looking after

@@ -162,7 +162,7 @@ class Keeper:
     async def _live(self, pool: Pool, member: Member) -> None:
         """A member's own task, also when it is somebody's sandbox."""
         try:
-            await self.supervisor.supervise(member, pool.offer)
+            await self.supervisor.supervise(member, pool)
         finally:
             self.traffic.live.pop(member.id, None)
             self.alive.discard(member)

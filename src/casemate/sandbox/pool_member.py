@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import anyio
 
@@ -68,30 +69,39 @@ class Member(Boot):
         self._wake.set()
 
 
+class Shelf(Protocol):
+    """Where members stand to be claimed; neither waits."""
+
+    def offer(self, member: Member) -> None: ...
+
+    def withdraw(self, member: Member) -> None:
+        """It is claimed, or cannot be any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemberSupervisor:
-    """What the supervisors of all pools' members share. *offer* puts one up for claiming; it must not wait."""
+    """What the supervisors of all pools' members share."""
 
     supervisor: Supervisor
 
-    async def supervise(self, member: Member, offer: Callable[[Member], None]) -> None:
+    async def supervise(self, member: Member, shelf: Shelf) -> None:
         """From its making to its end, whoever has it by then. Raises nothing: ``member.failure`` has it."""
         try:
-            await self.supervisor.carry(member, self.plan(offer), member.settled.set)
+            await self.supervisor.carry(member, self.plan(shelf), member.settled.set)
         except errors.CasemateError as error:
             member.failure = member.failure or error
         finally:
             member.ready.set()
             member.settled.set()
 
-    def plan(self, offer: Callable[[Member], None]) -> tuple[Step[Member], ...]:
+    def plan(self, shelf: Shelf) -> tuple[Step[Member], ...]:
         """The boot list under names of its own; what comes after it is the claim."""
         boot = [step for step in self.supervisor.plan() if step.name not in ("reserve", "run")]
         run = next(step for step in self.supervisor.plan() if step.name == "run")
 
         @asynccontextmanager
         async def wait(member: Member) -> AsyncIterator[None]:
-            await self._wait_claimed(member, offer)
+            await self._wait_claimed(member, shelf)
             yield
 
         return (
@@ -125,19 +135,22 @@ class MemberSupervisor:
         await member.machine.freeze()
         yield
 
-    async def _wait_claimed(self, member: Member, offer: Callable[[Member], None]) -> None:
+    async def _wait_claimed(self, member: Member, shelf: Shelf) -> None:
         member.handle.info = replace(member.handle.info, attestation=member.attestation)
         async with anyio.create_task_group() as watch:
             watch.start_soon(self._fail_with_its_machine, member)
             watch.start_soon(self._fail_with_its_link, member)
             member.offered, member.heard_at = True, time.monotonic()
-            offer(member)
+            shelf.offer(member)
             member.ready.set()
-            while member.claim is None:
-                await member._wake.wait()
-                member._wake.clear()
-                if member._doubted and member.claim is None:
-                    await self._check(member)
+            try:
+                while member.claim is None:
+                    await member._wake.wait()
+                    member._wake.clear()
+                    if member._doubted and member.claim is None:
+                        await self._check(member)
+            finally:
+                shelf.withdraw(member)
             watch.cancel_scope.cancel()
 
     async def _fail_with_its_machine(self, member: Member) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import anyio
@@ -26,6 +26,7 @@ class World:
     index: Index
     folders: Path
     admission: Admission
+    snapshot: Snapshot  # what every image means at the moment
     known: list[str] = field(default_factory=list)  # whose create has returned: their callers have to kill them
 
     async def settle(self) -> None:
@@ -52,18 +53,22 @@ async def open_world(folder: Path, *, room: int = 50, wait_s: float = 0) -> Asyn
     snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, {})
     database = storage.open(folder / "casemate.db")
 
+    worlds: list[World] = []
+
     @asynccontextmanager
     async def find(
-        _tenant: str, _image: str, _shape: Shape, *, build: bool, progress: object
+        _tenant: str, _image: str, shape: Shape, *, build: bool, progress: object
     ) -> AsyncIterator[Snapshot]:
         await anyio.lowlevel.checkpoint()
-        yield snapshot
+        found = worlds[0].snapshot if worlds else snapshot
+        yield found if shape == SHAPE else replace(found, id=f"{found.id}-{shape.memory_mib}", shape=shape)
 
     try:
         index = Index(database, "host")
         admission = Admission(Amount(room * 100, 10_000), commit_ratio=0.25, wait_s=wait_s)
         supervisor = Supervisor(FakeDriver(), index, folders, 10.0, audit.Trail(database, "host"), admission)
         async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
-            yield World(sandboxes, index, folders, admission)
+            worlds.append(World(sandboxes, index, folders, admission, snapshot))
+            yield worlds[0]
     finally:
         database.close()
