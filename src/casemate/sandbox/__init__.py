@@ -6,6 +6,7 @@ from casemate.sandbox.handle import Handle
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.ids import is_id, is_name, new_id
 from casemate.sandbox.link import Channel, Link
+from casemate.sandbox.pool_spec import SHARED, PoolSpec
 from casemate.sandbox.recover import Recovered, Sweeper, recover
 from casemate.sandbox.seal import Seal, open_seal
 from casemate.sandbox.service import Sandboxes, open_sandboxes
@@ -21,9 +22,11 @@ __all__ = [
     "Handle",
     "Introduction",
     "Link",
+    "PoolSpec",
     "Reason",
     "Recovered",
     "Relief",
+    "SHARED",
     "SandboxInfo",
     "SandboxSpec",
     "Sandboxes",
