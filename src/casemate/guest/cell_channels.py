@@ -53,7 +53,12 @@ class CellChannel(Conversation):
             self._cell.resume()
 
     def on_closed(self, lost: bool) -> None:
-        if self._cell is not None and self._end is None:
+        if self._cell is None or self._end is not None:
+            return
+        if lost:  # its host is gone, and may have been for long: the cell goes on, its output is nobody's
+            self._unsent.clear()
+            self._cell.resume()
+        else:
             self._cell.cancel()
 
     def _on_output(self, stream: int, output: bytes) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from dataclasses import dataclass
 from typing import Protocol
@@ -161,6 +162,22 @@ class Groups:
             for name, file in found.items()
             if os.path.exists(f"{self._user}/{file}")
         }
+
+    def processes(self) -> int:
+        return self.stats().get("processes", 0)
+
+    def cpu_ms(self) -> int:
+        """What the whole tree has used since the guest booted; ended groups count on. 0 without cgroups."""
+        if self._user is None:
+            return 0
+        usage = re.search(r"^usage_usec (\d+)$", _read(self._user + "/cpu.stat"), re.MULTILINE)
+        return int(usage[1]) // 1000 if usage else 0
+
+    def sweep(self) -> None:
+        """Remove now what waits for it."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self._remove_dead()
 
     def _remove_dead(self) -> None:
         self._sweep = None

@@ -1,4 +1,4 @@
-"""Channels of kind control: prepare, sync, quiesce, thaw, stats."""
+"""Channels of kind control: prepare, warm, sync, quiesce, thaw, stats, activity."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from casemate.guest.conversation import Conversation, text
 from casemate.guest.reactor import Reactor
 
 PREPARE_LIMIT_S = 170.0
+WARM_LIMIT_S = 30.0
 FREEZE_LIMIT_S = 5.0
 _LOOK_AGAIN_S = 0.005
 
@@ -25,6 +26,9 @@ class ControlChannel(Conversation):
         if op == "prepare":
             self._reactor.call_later(PREPARE_LIMIT_S, lambda: self._fail("what has to wait warm is not ready in time"))
             self.server.prepare(bool(params.get("zygote")), self._done, self._fail)
+        elif op == "warm":
+            self._reactor.call_later(WARM_LIMIT_S, lambda: self._fail("what has to wait warm is not ready in time"))
+            self.server.rehearse(lambda: self._done({}))
         elif op == "sync":
             os.sync()
             self._done({})
@@ -36,6 +40,8 @@ class ControlChannel(Conversation):
             self._done({})
         elif op == "stats":
             self._done(self._stats())
+        elif op == "activity":
+            self._done(self._activity())
         else:
             raise InvalidSpec(f"control has no op {op!r}")
 
@@ -64,6 +70,18 @@ class ControlChannel(Conversation):
             "memory_available_bytes": memory["MemAvailable"],
             "execs_running": sum(program.end is None for program in execs),
             "execs": len(execs),
+        }
+
+    def _activity(self) -> dict[str, Any]:
+        """What work there is. Background processes of ended execs show in the CPU time only."""
+        server = self.server
+        running = [program.terminal for program in server.execs.all() if program.end is None]
+        return {
+            "execs_running": running.count(False),
+            "terminals_running": running.count(True),
+            "cells_running": server.interpreter.cells if server.interpreter is not None else 0,
+            "user_cpu_ms": server.groups.cpu_ms(),
+            "next_timer_ms": server.timers.next_ms(),
         }
 
     def _done(self, body: dict[str, Any]) -> None:

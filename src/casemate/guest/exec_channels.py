@@ -24,7 +24,6 @@ SIGNALS = frozenset({"HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT
 _LIST_BYTES = 50_000
 _ENTRY_BYTES = 250
 _JSON_GROWTH = 12  # a character beyond the first 65,536 is written as twelve
-LOST_GRACE_S = 10.0  # how long an exec that dies with its channel survives a lost stream, for its host to come back
 
 
 class ExecChannel(Conversation):
@@ -183,7 +182,8 @@ class ExecChannel(Conversation):
         if self.program is not None and not self._ended and not self._detached:
             self._detached = True
             self.program.detach(self)
-            self.program.abandon(LOST_GRACE_S if lost else 0.0)
+            if not lost:  # else its host is gone, not its starter's wish: the next one may attach
+                self.program.abandon()
 
 
 def newest(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:

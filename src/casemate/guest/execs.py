@@ -128,7 +128,6 @@ class Exec:
         self._group: Group | None = None
         self._begun_at = monotonic()
         self._timer: Timer | None = None
-        self._abandoned: Timer | None = None
         self._timed_out = False
         self._killed = False
 
@@ -189,13 +188,10 @@ class Exec:
         """Its terminal's master, to be set only; -1 when there is none, or none any more."""
         return self._streams[STDOUT].fd if self.terminal else -1
 
-    def abandon(self, grace_s: float) -> None:
-        """Its channel died undetached: kill it if that was its starter's wish, unless somebody attaches in time."""
+    def abandon(self) -> None:
+        """Its channel was reset undetached: kill it if that was its starter's wish and nobody else looks on."""
         if self.on_disconnect == "kill" and not self.viewers and self.end is None:
-            if grace_s:
-                self._abandoned = self._reactor.call_later(grace_s, self.kill)
-            else:
-                self.kill()
+            self.kill()
 
     def close(self) -> None:
         """Let go of what it still holds. A program that runs goes on without readers."""
@@ -232,9 +228,6 @@ class Exec:
 
     def attach(self, viewer: Viewer) -> None:
         """From now on nothing at or after the viewer's cursors is dropped."""
-        if self._abandoned is not None:
-            self._abandoned.cancel()
-            self._abandoned = None
         self.viewers.append(viewer)
 
     def detach(self, viewer: Viewer) -> None:

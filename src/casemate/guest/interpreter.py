@@ -104,6 +104,11 @@ class Interpreter:
         self._loop.call_later(0, self._next)
         return cell
 
+    @property
+    def cells(self) -> int:
+        """How many run or wait to."""
+        return len(self._queue) + (self._cell is not None)
+
     def reseed(self) -> None:
         """A living context draws fresh randomness before its next cell (jobs bring their own)."""
         self._reseed_due = self._context is not None

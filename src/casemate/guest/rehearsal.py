@@ -1,59 +1,90 @@
-"""Programs run once before the snapshot is taken: what starting one reads is then in every clone's page cache.
+"""Programs run for the sake of running them, so that a user's first one finds everything at hand.
 
-Without it a clone's first exec fetches the loader, libc and the program from the compressed root disk, which takes
-longer than all the rest of it, and the translation of the code that does so stays in its memory.
+Before the snapshot is taken: what starting a program reads is then in every clone's page cache. Without it a clone's
+first exec fetches the loader, libc and the program from the compressed root disk, which takes longer than all the
+rest of it, and the translation of the code that does so stays in its memory.
+In a clone that waits for its user: what starts programs, here and in the zygote, is then translated already, and the
+pages it writes to are copied.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from casemate.guest.cgroups import Group
 from casemate.guest.reactor import Reactor
 from casemate.guest.spawner import Launch, Spawner
 from casemate.guest.surroundings import Surroundings
+from casemate.guest.zygote import Child, Zygote
 
 PROGRAMS = (("/bin/true",), ("/bin/sh", "-c", "/bin/true | /bin/cat"), ("python3", "-c", "pass"))
-LOOK_AGAIN_S = 0.05
+SCRIPT = ("/dev/null",)
+LOOK_AGAIN_S = 0.01
 
 
 class Rehearsal:
-    """Runs PROGRAMS one after the other, as the default user; what an image does not have is passed over."""
+    """Plays once: programs one after the other, as the default user; what an image does not have is passed over."""
 
-    def __init__(
-        self, reactor: Reactor, spawner: Spawner, surroundings: Surroundings, done: Callable[[], None]
-    ) -> None:
-        """*done* is called once, when the last has ended and the spawner's children wait again."""
-        self._reactor, self._spawner, self._surroundings, self._done = reactor, spawner, surroundings, done
-        self._left = list(PROGRAMS)
-        self._group: Group | None = None
+    def __init__(self, reactor: Reactor, spawner: Spawner, surroundings: Surroundings) -> None:
+        self._reactor, self._spawner, self._surroundings = reactor, spawner, surroundings
 
-    def begin(self) -> None:
+    def play(self, programs: Sequence[tuple[str, ...]], done: Callable[[], None], zygote: Zygote | None = None) -> None:
+        """*done* is called once, when the last has ended, then an empty script of *zygote*'s, and all spares wait."""
+        self._left, self._done, self._zygote = list(programs), done, zygote
+        self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self._next()
+
+    def _next(self) -> None:
         if not self._left:
+            self._run_script()
+            return
+        group: list[Group] = []
+        job = self._surroundings.job(self._left.pop(0), {}, None, None)
+
+        def ended(_status: int) -> None:
+            group[0].close()
+            self._next()
+
+        stdio = (self._null,) * 3
+        self._spawner.launch(
+            Launch(job, stdio, lambda _pid, its: group.append(its), lambda _errno, _stage: self._next(), ended)
+        )
+
+    def _run_script(self) -> None:
+        zygote = self._zygote
+        if zygote is None:
             self._await_spares()
             return
-        job = self._surroundings.job(self._left.pop(0), {}, None, None)
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        child: Child | None = None
 
-        def started(_pid: int, group: Group) -> None:
-            os.close(null)
-            self._group = group
+        def ended() -> None:
+            assert child is not None
+            child.group.kill()
+            child.group.close()
+            self._await_spares()
 
-        def refused(_errno: int, _stage: int) -> None:
-            os.close(null)
-            self.begin()
-
-        self._spawner.launch(Launch(job, (null, null, null), started, refused, lambda _status: self._ended()))
-
-    def _ended(self) -> None:
-        if self._group is not None:
-            self._group.close()
-            self._group = None
-        self.begin()
+        child = zygote.run_script(
+            self._surroundings.job(SCRIPT, {}, None, None),
+            (self._null,) * 3,
+            started=_go_on,
+            refused=lambda _name: ended(),
+            exited=lambda _status: ended(),
+        )
+        if child is None:  # none waits just now: then one is on its way, which is as good
+            self._await_spares()
 
     def _await_spares(self) -> None:
-        if self._spawner.is_stocked:
-            self._done()
-        else:
+        stocks: list[Spawner | Zygote] = [self._spawner, *([self._zygote] if self._zygote is not None else [])]
+        lacking = [stock for stock in stocks if not stock.is_stocked]
+        for stock in lacking:
+            stock.refill()
+        if lacking:
             self._reactor.call_later(LOOK_AGAIN_S, self._await_spares)
+        else:
+            os.close(self._null)
+            self._done()
+
+
+def _go_on() -> None:
+    """It has begun; its end is what we wait for."""

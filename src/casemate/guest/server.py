@@ -21,6 +21,7 @@ from casemate.guest.conversation import Conversation
 from casemate.guest.exec_channels import ExecChannel
 from casemate.guest.file_channels import FileChannel
 from casemate.guest.port_channels import PortChannel
+from casemate.guest.timer_list import UserTimers
 from casemate.wire.frames import HEADER_BYTES, MAGIC
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Warmth(Protocol):
 
     def prepare(self, zygote: bool, done: Callable[[dict[str, Any]], None], failed: Callable[[str], None]) -> None: ...
 
+    def rehearse(self, done: Callable[[], None]) -> None: ...
+
 
 class Server:
     """Owns the conversations. The transport hands it bytes and takes its bytes."""
@@ -64,6 +67,8 @@ class Server:
         self.reactor, self.groups, self.execs = reactor, groups, execs
         self.surroundings = surroundings
         self.connection = wire.Connection(wire.Side.GUEST)
+        self.timers = UserTimers(groups.processes)
+        self._nowhere = wire.Connection(wire.Side.GUEST)  # knows no channel, so swallows all that is said on one
         self._introduction, self._warmth = introduction, warmth
         self._conversations: dict[int, Conversation] = {}
         self._on_event: dict[type[Any], Callable[[Any], None]] = {
@@ -84,6 +89,9 @@ class Server:
     def prepare(self, zygote: bool, done: Callable[[dict[str, Any]], None], failed: Callable[[str], None]) -> None:
         self._warmth.prepare(zygote, done, failed)
 
+    def rehearse(self, done: Callable[[], None]) -> None:
+        self._warmth.rehearse(done)
+
     def receive(self, data: bytes) -> None:
         """Bytes from the host."""
         try:
@@ -100,8 +108,9 @@ class Server:
         self.connection.lost()
 
     def forget(self, conversation: Conversation) -> None:
-        """*conversation* was denied or reset by its owner."""
-        self._conversations.pop(conversation.number, None)
+        """*conversation* was denied or reset by its owner, or has said all."""
+        if self._conversations.get(conversation.number) is conversation:
+            del self._conversations[conversation.number]
 
     def _start_anew(self, data: bytes, violation: ProtocolViolation) -> None:
         print(violation, file=sys.stderr)
@@ -113,6 +122,7 @@ class Server:
     def _drop_all(self) -> None:
         conversations, self._conversations = self._conversations, {}
         for conversation in conversations.values():
+            conversation.connection = self._nowhere  # its number is another channel's in the next connection
             self._guard(conversation, lambda talk=conversation: talk.on_closed(True))  # type: ignore[misc]
 
     # ------------------------------------------------------------- connection

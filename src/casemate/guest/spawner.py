@@ -1,7 +1,7 @@
 """The agent's side of the spawner: children that wait in their cgroups before anybody asks.
 
-agent ──control──▶ spawner          "fork one, here are its socket and its group"
-  │                   └ fork, fork ─▶ child, an orphan, hence our own
+agent ──control──▶ spawner          "one more, here are its socket and its group"
+  │                   └ clone ──────▶ child of the agent's, as CLONE_PARENT makes it
   └──────socket of that child───────▶ says its pid, waits, gets one job, becomes the program
 """
 
@@ -21,8 +21,8 @@ from casemate.guest.reactor import Reactor, Timer
 from casemate.guest.reaper import Reaper
 from casemate.guest.zygote import Job
 
-SPARES = 3
-REFILL_AFTER_S = 0.3
+SPARES = 6
+QUIET_S = 0.05  # so long nobody has asked for a program: time to make a spare
 RESPAWN_AFTER_S = 0.2
 Refused = Callable[[int, int], None]
 
@@ -76,7 +76,7 @@ class Spawner:
         theirs.close()
         self.pid, self._control = pid, ours
         self._reaper.adopt(pid, lambda _status: self._on_spawner_gone())
-        self._fill()
+        self.refill()
 
     def launch(self, launch: Launch) -> None:
         """Start a job, at once when a child waits. The descriptors of its stdio must stay open till it started."""
@@ -87,6 +87,12 @@ class Spawner:
     def is_stocked(self) -> bool:
         """Whether every spare waits."""
         return len(self._waiting) >= self._spares
+
+    def refill(self) -> None:
+        """Have every spare made now, not when it is quiet."""
+        for _ in range(self._spares + len(self._queue) - len(self._waiting) - len(self._coming)):
+            if not self._ask():
+                return
 
     def withdraw(self, launch: Launch) -> bool:
         """Take back a job no child has got yet. False: it has begun."""
@@ -109,10 +115,9 @@ class Spawner:
     def _serve_queue(self) -> None:
         while self._queue and self._waiting:
             self._give(self._waiting.popleft(), self._queue.popleft())
-        if len(self._queue) > len(self._coming):
-            self._fill()
-        elif self._refill is None:
-            self._refill = self._reactor.call_later(REFILL_AFTER_S, self._fill)
+        for _ in range(len(self._queue) - len(self._coming)):
+            self._ask()
+        self._refill_later()
 
     def _give(self, child: _Child, launch: Launch) -> None:
         job, who = launch.job, launch.job.identity
@@ -169,11 +174,18 @@ class Spawner:
 
     # ---------------------------------------------------------------- spares
 
-    def _fill(self) -> None:
+    def _refill_later(self) -> None:
+        """One at a time, and none while programs are asked for: there is often one vCPU only, and it is theirs."""
+        if self._refill is not None:
+            self._refill.cancel()
+        lacking = len(self._waiting) + len(self._coming) < self._spares + len(self._queue)
+        self._refill = self._reactor.call_later(QUIET_S, self._add_spare) if lacking else None
+
+    def _add_spare(self) -> None:
         self._refill = None
-        for _ in range(self._spares + len(self._queue) - len(self._waiting) - len(self._coming)):
-            if not self._ask():
-                return
+        if not self._coming and len(self._waiting) < self._spares:
+            self._ask()
+        self._refill_later()
 
     def _ask(self) -> bool:
         if self._control is None:
@@ -203,7 +215,7 @@ class Spawner:
             pid = 0
         if not pid:  # it could not fork, or died before it could say so
             self._discard(child)
-            self._refill = self._refill or self._reactor.call_later(REFILL_AFTER_S, self._fill)
+            self._refill_later()
             return
         child.pid = pid
         if child.group.procs_fd < 0:

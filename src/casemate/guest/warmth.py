@@ -12,7 +12,7 @@ from casemate.guest.exec_table import ExecTable
 from casemate.guest.interpreter import Interpreter
 from casemate.guest.reactor import Reactor
 from casemate.guest.reaper import Reaper
-from casemate.guest.rehearsal import Rehearsal
+from casemate.guest.rehearsal import PROGRAMS, Rehearsal
 from casemate.guest.spawner import Spawner
 from casemate.guest.surroundings import Surroundings
 from casemate.guest.zygote import Zygote
@@ -48,7 +48,7 @@ class Warmth:
         """Make everything wait that will: *done* or *failed* (with a reason) is called then."""
 
         def rehearse(about: dict[str, Any]) -> None:
-            Rehearsal(self._reactor, self._spawner, self._surroundings, lambda: done(about)).begin()
+            self._stage().play(PROGRAMS, lambda: done(about))
 
         if not zygote:
             self._groups.limit()
@@ -57,6 +57,18 @@ class Warmth:
             failed(f"the image has no {PYTHON}")
         else:
             self._start(rehearse, failed)
+
+    def rehearse(self, done: Callable[[], None]) -> None:
+        """What a clone's first exec and first script would be the first to need; no trace of it but warmth."""
+
+        def clean() -> None:
+            self._groups.sweep()
+            done()
+
+        self._stage().play(PROGRAMS[:1], clean, self._zygote)
+
+    def _stage(self) -> Rehearsal:
+        return Rehearsal(self._reactor, self._spawner, self._surroundings)
 
     def _start(self, done: Done, failed: Failed) -> None:
         zygote = self._zygote

@@ -169,6 +169,17 @@ class Zygote:
     def alive(self) -> bool:
         return self._control is not None
 
+    @property
+    def is_stocked(self) -> bool:
+        """Whether every spare waits, as far as there will be any."""
+        return not self.alive or len(self._waiting) >= self._spares
+
+    def refill(self) -> None:
+        """Have every spare made now, not when it is time."""
+        if self._refill is not None:
+            self._refill.cancel()
+        self._fill()
+
     def take(self) -> Child | None:
         """A waiting child, in its group, for the caller to `order`; None when there is none just now."""
         if not self._waiting:

@@ -166,9 +166,7 @@ class Link:
         self._channels: dict[int, Channel] = {}
         self._pongs: dict[bytes, asyncio.Event] = {}
         self._wake = asyncio.Event()
-        self._ready: dict[str, Any] | None = None
-        self._introduced = False  # a HELLO was sent that is not answered yet
-        self._ready_arrived = asyncio.Event()
+        self._hellos: deque[_Hello] = deque()  # said, not answered yet
         self.begin()
 
     def consumed(self, number: int, count: int) -> None:
@@ -182,8 +180,8 @@ class Link:
         """Start a conversation anew, *reopened* on a stream that an earlier one used; ``run`` carries it."""
         self.connection = wire.Connection(wire.Side.HOST, nonce=secrets.token_bytes(16))
         self.connection.synchronise(reopened=reopened)
-        self.failure, self._ready, self._introduced = None, None, False
-        self._ready_arrived.clear()
+        self.failure = None
+        self._hellos.clear()
         self.ended.clear()
         self.wake()
 
@@ -211,18 +209,20 @@ class Link:
             self.ended.set()
 
     async def handshake(self, hello: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
-        """Introduce this clone to itself and return the agent's answer, unchecked.
+        """Introduce this clone to itself and return the agent's answer, unchecked. Again and again if need be.
 
         Raises AgentSilent after *timeout_s*; ProtocolViolation for what no agent sends.
         """
-        self._ready, self._introduced = None, True
-        self._ready_arrived.clear()
+        if self.failure is not None:
+            raise self.failure
+        said = _Hello()
+        self._hellos.append(said)  # stays when its time is over: a late answer is not the next one's
         self.connection.hello(dict(hello))
         self.wake()
-        await self._until(self._ready_arrived, timeout_s, "the hand-shake was not answered")
-        if self._ready is None:
+        await self._until(said.over, timeout_s, "the hand-shake was not answered")
+        if said.ready is None:
             raise self._dead()
-        return self._ready
+        return said.ready
 
     async def ping(self, *, timeout_s: float = 10.0) -> float:
         """Milliseconds until the agent echoed a token. Raises AgentSilent."""
@@ -327,10 +327,11 @@ class Link:
                 if waiting := self._pongs.get(event.token):
                     waiting.set()
             case wire.Ready():
-                if not self._introduced:
-                    raise errors.ProtocolViolation(f"sandbox {self.guest_id}: READY, and no HELLO is to be answered")
-                self._ready, self._introduced = event.body, False
-                self._ready_arrived.set()
+                if not self._hellos:
+                    raise errors.ProtocolViolation(f"sandbox {self.guest_id}: a READY nobody asked for")
+                said = self._hellos.popleft()
+                said.ready = event.body
+                said.over.set()
             case wire.Synced():
                 pass  # the decoder checked the nonce
             case wire.Hello():
@@ -350,7 +351,16 @@ class Link:
             channel.on_failure(self.failure)
         for waiting in self._pongs.values():
             waiting.set()
-        self._ready_arrived.set()
+        for said in self._hellos:
+            said.over.set()
+
+
+class _Hello:
+    """One HELLO on its way to its READY."""
+
+    def __init__(self) -> None:
+        self.ready: dict[str, Any] | None = None
+        self.over = asyncio.Event()
 
 
 def _denial(event: wire.Denied) -> errors.CasemateError:

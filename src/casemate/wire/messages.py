@@ -126,6 +126,17 @@ CHANNELS: dict[str, Any] = {
         "quiesce": {"params": {}, "accept": {}},
         "thaw": {"params": {}, "accept": {}},
         "stats": {"params": {}, "accept": {"user": "object", "memory_total_bytes": "int"}},
+        "warm": {"params": {}, "accept": {}},
+        "activity": {
+            "params": {},
+            "accept": {
+                "execs_running": "int",
+                "terminals_running": "int",
+                "cells_running": "int",
+                "user_cpu_ms": "int",
+                "next_timer_ms": "int?",
+            },
+        },
     },
     "archive": {
         "pack": {"params": {"path": "text", "user": "text?"}, "accept": {}, "to_host": {"bytes": "tar"}},

@@ -163,3 +163,68 @@ def test_a_refusal_keeps_its_class() -> None:
             assert caught.value.evidence["errno"] == "ENOENT"
 
     anyio.run(run)
+
+
+async def shake(link: Link, number: int) -> None:
+    assert await link.handshake({"number": number}, timeout_s=10) == {"number": number}
+
+
+def test_each_hello_gets_its_own_ready() -> None:
+    async def run() -> None:
+        async with linked() as (link, peer), anyio.create_task_group() as tasks:
+
+            async def answer() -> None:
+                for _ in range(3):
+                    said = await peer.hear(wire.Hello)
+                    assert isinstance(said, wire.Hello)
+                    peer.connection.ready(said.body)
+                    await peer.speak()
+
+            tasks.start_soon(answer)
+            for number in range(3):  # one conversation, introduced again in its midst
+                await shake(link, number)
+
+    anyio.run(run)
+
+
+def test_a_late_ready_is_not_the_next_hellos() -> None:
+    async def run() -> None:
+        async with linked() as (link, peer), anyio.create_task_group() as tasks:
+            with pytest.raises(errors.AgentSilent):
+                await link.handshake({"number": 1}, timeout_s=0.05)
+
+            async def answer_both() -> None:
+                for _ in range(2):
+                    said = await peer.hear(wire.Hello)
+                    assert isinstance(said, wire.Hello)
+                    peer.connection.ready(said.body)
+                    await peer.speak()
+
+            tasks.start_soon(answer_both)
+            await shake(link, 2)
+
+    anyio.run(run)
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_ready_nobody_asked_for_is_a_violation(asked: int) -> None:
+    async def run() -> None:
+        async with linked() as (link, peer), anyio.create_task_group() as tasks:
+            tasks.start_soon(peer.hear, wire.Synced)
+            await anyio.wait_all_tasks_blocked()
+            if asked:
+
+                async def answer() -> None:
+                    await peer.hear(wire.Hello)
+                    peer.connection.ready({"number": 1})
+                    await peer.speak()
+
+                tasks.start_soon(answer)
+                await shake(link, 1)
+            peer.connection.ready({})
+            await peer.speak()
+            with anyio.fail_after(10):
+                await link.ended.wait()
+            assert isinstance(link.failure, errors.ProtocolViolation)
+
+    anyio.run(run)
