@@ -59,6 +59,7 @@ from casemate.sandbox import (
     Sweeper,
     open_sandboxes,
     parse_fault,
+    pools_of,
     recover,
 )
 from casemate.sandbox.index import Index
@@ -160,6 +161,7 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
         await recover(recovered, sweepers(launcher, build_host), index, folders, trail)
         keys = Keys(database, here, trail)
         await keys.load()
+        pools = pools_of(settings.pools, shape)
         admission = Admission(
             budget(settings, folders), commit_ratio=settings.commit_ratio, wait_s=settings.admission_wait_s
         )
@@ -174,7 +176,14 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
         )
         async with (
             open_images(build_host) as images,
-            open_sandboxes(supervisor, index, images.snapshot_for, shape) as sandboxes,
+            open_sandboxes(
+                supervisor,
+                index,
+                images.snapshot_for,
+                shape,
+                pools=pools,
+                refills_at_once=settings.pool_refills_at_once,
+            ) as sandboxes,
         ):
             yield Service(settings, sandboxes, images, driver, admission, recovered, trail, keys)
         await trail.record(audit.EventKind.DAEMON_STOPPED, tenant="system", subject=here)
@@ -299,7 +308,7 @@ async def stop_when_gone(server: Server, launcher: Launcher) -> None:
 
 
 async def stop_when_idle(server: Server, busy: Busy, sandboxes: Sandboxes, idle_exit_s: float) -> None:
-    while busy.idle_s() < idle_exit_s or sandboxes.count_live():
+    while busy.idle_s() < idle_exit_s or sandboxes.count_live() or sandboxes.pools.kept:
         await anyio.sleep(IDLE_CHECK_S)
     server.should_exit = True
 

@@ -6,7 +6,7 @@ from casemate.sandbox.handle import Handle
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.ids import is_id, is_name, new_id
 from casemate.sandbox.link import Channel, Link
-from casemate.sandbox.pool_spec import SHARED, PoolSpec
+from casemate.sandbox.pool_spec import SHARED, PoolSpec, pools_of
 from casemate.sandbox.recover import Recovered, Sweeper, recover
 from casemate.sandbox.seal import Seal, open_seal
 from casemate.sandbox.service import Sandboxes, open_sandboxes
@@ -45,5 +45,6 @@ __all__ = [
     "open_sandboxes",
     "open_seal",
     "parse_fault",
+    "pools_of",
     "recover",
 ]

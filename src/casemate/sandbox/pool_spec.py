@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from casemate.errors import InvalidSpec, NotSupported
 from casemate.sandbox.spec import Shape
@@ -55,6 +57,42 @@ class PoolSpec:
     def ceiling(self, now: datetime) -> int:
         """The most; without a *max_ready* of its own the pool follows its schedule down to nothing."""
         return self.floor(now) if self.max_ready is None else self.max_ready
+
+
+_FIELDS = {
+    "image": str,
+    "min_ready": int,
+    "max_ready": int,
+    "target_utilization": (int, float),
+    "network": str,
+    "schedule": str,
+    "tenant": str,
+    "vcpus": int,
+    "memory_mib": int,
+    "disk_mib": int,
+}
+
+
+def pools_of(tables: Iterable[Mapping[str, Any]], default: Shape) -> list[tuple[str, PoolSpec]]:
+    """What ``[[pools]]`` of the configuration asks for, and for whom: for everybody unless a tenant is named.
+
+    Raises InvalidSpec naming the field.
+    """
+    found = []
+    for table in tables:
+        given = dict(table)
+        for name, value in given.items():
+            kind = _FIELDS.get(name)
+            if kind is None:
+                raise InvalidSpec(f"setting pools: unknown field {name!r}", hint=f"known: {', '.join(_FIELDS)}")
+            if not isinstance(value, kind) or isinstance(value, bool):  # type: ignore[arg-type]
+                raise InvalidSpec(f"setting pools: {name} is {value!r}")
+        if missing := {"image", "min_ready"} - set(given):
+            raise InvalidSpec(f"setting pools: {sorted(missing)[0]} is missing")
+        parts = ((name, given.pop(name, getattr(default, name))) for name in ("vcpus", "memory_mib", "disk_mib"))
+        tenant = given.pop("tenant", SHARED)
+        found.append((tenant, PoolSpec(shape=Shape(**dict(parts)), **given)))
+    return found
 
 
 def check_schedule(schedule: str) -> None:
