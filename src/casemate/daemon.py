@@ -52,12 +52,17 @@ from casemate.images import Identities, Workshop
 from casemate.sandbox import (
     Admission,
     Amount,
+    Records,
     Recovered,
+    Resumer,
     Sandboxes,
     Shape,
+    Starter,
     Supervisor,
+    Suspender,
     Sweeper,
     open_sandboxes,
+    open_seal,
     parse_fault,
     pools_of,
     recover,
@@ -158,34 +163,33 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
         )
         trail, index, folders = audit.Trail(database, here), Index(database, here), settings.home / "sandboxes"
         recovered = recovered_from(swept)
-        await recover(recovered, sweepers(launcher, build_host), index, folders, trail)
+        suspended = await recover(recovered, sweepers(launcher, build_host), index, folders, trail)
         keys = Keys(database, here, trail)
         await keys.load()
         pools = pools_of(settings.pools, shape)
         admission = Admission(
             budget(settings, folders), commit_ratio=settings.commit_ratio, wait_s=settings.admission_wait_s
         )
-        supervisor = Supervisor(
-            driver=driver,
-            index=index,
-            folders=folders,
-            agent_timeout_s=settings.agent_timeout_s,
-            trail=trail,
-            admission=admission,
-            reach=parse_fault(os.environ.get("CASEMATE_FAULT")),
-        )
-        async with (
-            open_images(build_host) as images,
-            open_sandboxes(
+        seal = open_seal(settings.home)
+        records = Records(index, trail, folders)
+        starter = Starter(driver, records, admission, settings.agent_timeout_s)
+        async with open_images(build_host) as images:
+            supervisor = Supervisor(
+                starter,
+                Suspender(records, seal),
+                Resumer(starter, seal, images.shapes.base),
+                reach=parse_fault(os.environ.get("CASEMATE_FAULT")),
+            )
+            async with open_sandboxes(
                 supervisor,
                 index,
                 images.snapshot_for,
                 shape,
+                suspended,
                 pools=pools,
                 refills_at_once=settings.pool_refills_at_once,
-            ) as sandboxes,
-        ):
-            yield Service(settings, sandboxes, images, driver, admission, recovered, trail, keys)
+            ) as sandboxes:
+                yield Service(settings, sandboxes, images, driver, admission, recovered, trail, keys)
         await trail.record(audit.EventKind.DAEMON_STOPPED, tenant="system", subject=here)
     finally:
         database.close()

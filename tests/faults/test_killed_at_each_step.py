@@ -32,7 +32,7 @@ from fault_world import (
 )
 
 from casemate.errors import CasemateError
-from casemate.sandbox import Supervisor
+from casemate.sandbox import Starter
 from casemate.sandbox.plan import undone
 from casemate.sdk import Sandbox
 
@@ -49,7 +49,8 @@ SLOW = {"machine": 60, "handshake": 80, "disk": 10}  # how many ms a step may ta
 def steps() -> tuple[list[str], list[str]]:
     """The names of the boot and of the teardown, in order."""
     nothing = object()
-    plan = Supervisor(nothing, nothing, Path(), 1.0, nothing, nothing).plan()  # type: ignore[arg-type]
+    starter = Starter(nothing, nothing, nothing, 1.0)  # type: ignore[arg-type]
+    plan = [*starter.life_plan(), *starter.start_plan()]
     return [step.name for step in plan], list(undone(plan))
 
 

@@ -17,6 +17,12 @@ class EventKind(StrEnum):
 
     SANDBOX_CREATE = "sandbox.create"  # the intent, before anything is made
     SANDBOX_CREATED = "sandbox.created"
+    SANDBOX_SUSPEND = "sandbox.suspend"  # the intent, while it runs still
+    SANDBOX_SUSPENDED = "sandbox.suspended"
+    SANDBOX_SUSPEND_FAILED = "sandbox.suspend-failed"  # it runs on
+    SANDBOX_RESUME = "sandbox.resume"  # the intent
+    SANDBOX_RESUMED = "sandbox.resumed"
+    SANDBOX_RESUME_FAILED = "sandbox.resume-failed"  # it stays suspended
     SANDBOX_TERMINATE = "sandbox.terminate"  # the intent, before the VMM is killed
     SANDBOX_TERMINATED = "sandbox.terminated"  # nothing of it is left, however it came to that
     SANDBOX_KILLED = "sandbox.killed"

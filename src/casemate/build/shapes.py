@@ -166,6 +166,16 @@ class Shapes:
         same = snapshot.platform == platform and (snapshot.root, snapshot.agent) == (parts.root, parts.agent)
         return snapshot if same and row.state == "ready" else None
 
+    async def base(self, snapshot_id: str) -> Snapshot:
+        """The snapshot of that id for a sandbox that stands on it, also one that fits no more.
+
+        Raises ImageBroken when it is gone or not whole.
+        """
+        snapshot = Snapshot.read(self._host.snapshots / snapshot_id)
+        if not await anyio.to_thread.run_sync(self._is_whole, snapshot):
+            raise errors.ImageBroken(f"snapshot {snapshot_id} was changed since it was made")
+        return snapshot
+
     async def find(self, version: VersionRow, shape: Shape) -> Snapshot | None:
         """As it is now, without building."""
         async with self._turn((version.id, shape)):

@@ -7,15 +7,23 @@ from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.ids import is_id, is_name, new_id
 from casemate.sandbox.link import Channel, Link
 from casemate.sandbox.pool_spec import SHARED, PoolSpec, pools_of
+from casemate.sandbox.records import Records
 from casemate.sandbox.recover import Recovered, Sweeper, recover
+from casemate.sandbox.resuming import Resumer
 from casemate.sandbox.seal import Seal, open_seal
 from casemate.sandbox.service import Sandboxes, open_sandboxes
 from casemate.sandbox.snapshot import Snapshot, machine_spec
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, StateReason
+from casemate.sandbox.starting import Starter, introduce
 from casemate.sandbox.states import Reason, State
-from casemate.sandbox.supervisor import Supervisor, introduce
+from casemate.sandbox.supervisor import Supervisor
+from casemate.sandbox.suspending import Suspender
 
 __all__ = [
+    "Suspender",
+    "Starter",
+    "Resumer",
+    "Records",
     "Admission",
     "Amount",
     "Channel",

@@ -73,10 +73,20 @@ What is on its way already, from an earlier call, counts too. Called in the even
 
 @dataclass(eq=False)
 class Reservation:
-    """What is set aside for one sandbox; it may grow, and is given back whole."""
+    """What is set aside for one sandbox. Its memory is given back while it is suspended."""
 
+    admission: Admission
     tenant: str
-    amount: Amount
+    held: Amount
+
+    def give_back_memory(self) -> None:
+        self.admission.release(Amount(self.held.memory_mib, 0))
+        self.held = Amount(0, self.held.disk_mib)
+
+    async def take_memory(self, memory_mib: int) -> None:
+        """Raises HostFull after ``admission_wait_s``; then nothing is taken."""
+        await self.admission.wait_admitted(self.tenant, Amount(memory_mib, 0))
+        self.held += Amount(memory_mib, 0)
 
 
 @dataclass(eq=False)
@@ -130,16 +140,16 @@ class Admission:
                 evidence=self._evidence(amount),
             )
         self.reserved += amount
-        async with self._held(Reservation(tenant, amount)) as reservation:
+        async with self._owned(Reservation(self, tenant, amount)) as reservation:
             yield reservation
 
     def grow_nowait(self, reservation: Reservation, tenant: str, amount: Amount) -> bool:
         """Make it *amount*, for *tenant*, if there is room for the rest; not past others of *tenant* who wait."""
-        more = amount - reservation.amount
+        more = amount - reservation.held
         if tenant in self._queues or not more.fits(self.budget - self.reserved):
             return False
         self.reserved += more
-        reservation.tenant, reservation.amount = tenant, amount
+        reservation.tenant, reservation.held = tenant, amount
         return True
 
     @asynccontextmanager
@@ -155,21 +165,31 @@ class Admission:
                 hint="ask for less memory or disk, or raise memory_budget_mib or disk_budget_mib",
                 evidence=self._evidence(amount),
             )
-
-        await self._wait_admitted(tenant, amount)
-        async with self._held(Reservation(tenant, amount)) as reservation:
+        await self.wait_admitted(tenant, amount)
+        async with self._owned(Reservation(self, tenant, amount)) as reservation:
             yield reservation
 
     @asynccontextmanager
-    async def _held(self, reservation: Reservation) -> AsyncIterator[Reservation]:
-        async def release() -> None:
-            self.reserved -= reservation.amount
-            self._admit()
-
-        async with own(f"a reservation of {reservation.amount}", release):
+    async def taken_for(self, tenant: str, amount: Amount) -> AsyncIterator[Reservation]:
+        """As reserved_for, for what is in use already: nobody is asked whether it fits."""
+        self.reserved += amount
+        async with self._owned(Reservation(self, tenant, amount)) as reservation:
             yield reservation
 
-    async def _wait_admitted(self, tenant: str, amount: Amount) -> None:
+    @asynccontextmanager
+    async def _owned(self, reservation: Reservation) -> AsyncIterator[Reservation]:
+        async def release() -> None:
+            self.release(reservation.held)
+
+        async with own(f"a reservation of {reservation.held}", release):
+            yield reservation
+
+    def release(self, amount: Amount) -> None:
+        self.reserved -= amount
+        self._admit()
+
+    async def wait_admitted(self, tenant: str, amount: Amount) -> None:
+        """*amount* is reserved when this returns. Raises HostFull after ``admission_wait_s``."""
         with self._queued(tenant, amount) as waiting:
             wait_s = self._wait_s
             if not waiting.admitted.is_set() and self._relieve():

@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 
+import anyio
+
+from casemate import errors
 from casemate.sandbox.link import Link
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, StateReason
-from casemate.sandbox.states import Action, Reason, go
+from casemate.sandbox.states import Action, Reason, State, go
 from casemate.vmm import Machine
+
+CHANGE_S = 180.0  # how long a call is held while its sandbox is suspended or resumed
+PASSING = (State.SUSPENDING, State.RESUMING)
+
+
+@dataclass(eq=False)
+class Wish:
+    """A suspend or a resume that was asked for; all who ask meanwhile share it."""
+
+    action: Action
+    actor: str
+    cold: bool = False
+    failure: errors.CasemateError | None = None
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def grant(self) -> None:
+        self.done.set()
+
+    def refuse(self, failure: errors.CasemateError) -> None:
+        self.failure = failure
+        self.done.set()
 
 
 @dataclass(eq=False)
 class Handle:
-    """A sandbox as its users see it: what it is, how to talk to it, how to ask for its end."""
+    """A sandbox as its users see it: what it is, how to talk to it, how to ask for its rest and its end."""
 
     info: SandboxInfo
     spec: SandboxSpec
@@ -27,10 +51,15 @@ class Handle:
     _machine: Machine | None = None
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _why: StateReason | None = None
+    _wish: Wish | None = None
+    _wished: asyncio.Event = field(default_factory=asyncio.Event)
+    _console: bytes = b""  # what a suspended one said last
     _born_at: float = field(default_factory=lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
     _used_at: float = field(default_factory=time.monotonic)
     _busy: int = 0
     _recording: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    # --------------------------------------------------------------------------------------- talking
 
     @property
     def link(self) -> Link:
@@ -39,8 +68,21 @@ class Handle:
         assert self._link is not None, "a running sandbox has a link"
         return self._link
 
+    @asynccontextmanager
+    async def reach(self) -> AsyncIterator[Link]:
+        """A running sandbox's link for a block, during which it is busy. A suspended one is resumed first.
+
+        The call is held while it is being suspended or resumed. Raises StateConflict where it neither runs nor may
+        be resumed by a call; what the resume raises.
+        """
+        with self.busy():
+            await self._settled()
+            if self.info.state is State.SUSPENDED and self.info.auto_resume:
+                await self.resume(self.actor)
+            yield self.link
+
     async def console(self) -> bytes:
-        return await self._machine.console() if self._machine else b""
+        return await self._machine.console() if self._machine else self._console
 
     async def console_since(self, offset: int) -> tuple[bytes, int]:
         """What the console said from its byte *offset* on, as far as it is still held, and the offset after it."""
@@ -51,9 +93,11 @@ class Handle:
         fresh = machine.console_written - offset
         return held[-fresh:] if fresh > 0 else b"", machine.console_written
 
+    # --------------------------------------------------------------------------------------- its use
+
     def begin(self) -> None:
         """Its life for who uses it begins now, whenever it was made."""
-        self._born_at = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self.born_ago(0.0)
         self.touch()
 
     @property
@@ -75,6 +119,36 @@ class Handle:
             self._busy -= 1
             self.touch()
 
+    def born_ago(self, lived_s: float) -> None:
+        """It began so long before now, and before this daemon."""
+        self._born_at = time.clock_gettime(time.CLOCK_BOOTTIME) - lived_s
+
+    def overdue(self) -> StateReason | None:
+        """Why the sandbox's time is up, if it is."""
+        idle_s = self.spec.idle_timeout_s
+        if reason := self.too_old():
+            return reason
+        unused_s = time.monotonic() - self._used_at
+        if self.spec.on_idle == "kill" and idle_s is not None and not self._busy and unused_s > idle_s:
+            return StateReason(Reason.IDLE.value, f"not used for its idle_timeout_s of {idle_s:g} s")
+        return None
+
+    def too_old(self) -> StateReason | None:
+        limit_s = self.spec.max_duration_s
+        lived_s = time.clock_gettime(time.CLOCK_BOOTTIME) - self._born_at  # created_at is the wall's, which may jump
+        if limit_s is None or lived_s <= limit_s:
+            return None
+        return StateReason(Reason.MAX_DURATION.value, f"lived for its max_duration_s of {limit_s:g} s")
+
+    # --------------------------------------------------------------------------------------- its life
+
+    def move(self, action: Action, **changes: object) -> None:
+        """Its supervisor's to call: what is, is now another. Raises StateConflict where there is no such edge."""
+        state = go(self.info.state, action, f"sandbox {self.info.id}")
+        self.info = replace(self.info, state=state, updated_at=time.time(), **changes)  # type: ignore[arg-type]
+        self.changed.set()
+        self.changed.clear()
+
     def ask_stop(self, reason: Reason, message: str) -> None:
         """Request the end; the first reason given stays. Returns at once."""
         self._why = self._why or StateReason(reason.value, message)
@@ -86,13 +160,65 @@ class Handle:
         await self.ended.wait()
         return self.info
 
-    def overdue(self) -> StateReason | None:
-        """Why the sandbox's time is up, if it is."""
-        limit_s, idle_s = self.spec.max_duration_s, self.spec.idle_timeout_s
-        lived_s = time.clock_gettime(time.CLOCK_BOOTTIME) - self._born_at  # created_at is the wall's, which may jump
-        if limit_s is not None and lived_s > limit_s:
-            return StateReason(Reason.MAX_DURATION.value, f"lived for its max_duration_s of {limit_s:g} s")
-        unused_s = time.monotonic() - self._used_at
-        if self.spec.on_idle == "kill" and idle_s is not None and not self._busy and unused_s > idle_s:
-            return StateReason(Reason.IDLE.value, f"not used for its idle_timeout_s of {idle_s:g} s")
-        return None
+    async def suspend(self, actor: str = "host") -> SandboxInfo:
+        """Its memory, device state and disk are on the host's disk when this returns, and nothing of it runs.
+
+        One that is suspended already is answered as it is. Raises StateConflict, and what kept it from being
+        suspended: then it goes on running.
+        """
+        await self._settled()
+        if self.info.state is not State.SUSPENDED:
+            await self._want(Wish(Action.SUSPEND, actor))
+        return self.info
+
+    async def resume(self, actor: str = "host", *, cold: bool = False) -> SandboxInfo:
+        """It runs as it was when this returns; *cold*: booted anew from its disk. One that runs stays as it is.
+
+        Raises StateConflict, and what kept it from being resumed: then it stays suspended.
+        """
+        await self._settled()
+        if self.info.state is not State.RUNNING:
+            await self._want(Wish(Action.RESUME, actor, cold))
+        return self.info
+
+    async def wished(self) -> Wish:
+        """What somebody wants of its supervisor, who grants or refuses it and says so by ``forget_wish``."""
+        while self._wish is None:
+            self._wished.clear()
+            await self._wished.wait()
+        return self._wish
+
+    def forget_wish(self) -> None:
+        self._wish = None
+
+    async def _want(self, wish: Wish) -> None:
+        if self._wish is not None and self._wish.action is wish.action:
+            wish = self._wish
+        else:
+            go(self.info.state, wish.action, f"sandbox {self.info.id}")
+            self._wish = wish
+            self._wished.set()
+        async with anyio.create_task_group() as race:  # the wish stays, whoever stops waiting for it
+
+            async def give_up() -> None:
+                await self.ended.wait()
+                race.cancel_scope.cancel()
+
+            race.start_soon(give_up)
+            await wish.done.wait()
+            race.cancel_scope.cancel()
+        if wish.failure is not None:
+            raise wish.failure
+        if not wish.done.is_set():
+            raise errors.StateConflict(f"sandbox {self.info.id} ended before that")
+
+    async def _settled(self) -> None:
+        """Wait while it is being suspended or resumed."""
+        try:
+            with anyio.fail_after(CHANGE_S):
+                while self.info.state in PASSING:
+                    await self.changed.wait()
+        except TimeoutError as error:
+            raise errors.StateConflict(
+                f"sandbox {self.info.id} is {self.info.state.value} for over {CHANGE_S:g} s", hint="try again later"
+            ) from error

@@ -4,17 +4,23 @@ The stream's bytes come from hostile code. They are parsed by ``wire.Connection`
 first bad one ends the link with ProtocolViolation and the supervisor kills the machine. Each
 turn reads a bounded piece and then lets the event loop go on; a guest whose bytes are costly to
 parse (many small frames) gets smaller pieces and as much pause as its turn took: it slows only itself.
+
+A link outlives its stream when its machine is suspended: ``hush``, ``drained``, then ``rest`` and the end of ``run``.
+The conversation goes on, byte by byte, when ``run`` carries it over the resumed machine's stream.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import re
 import secrets
 import socket
+import struct
+import termios
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -26,6 +32,7 @@ READ_BYTES = 262_144  # one turn's share of the event loop: of an honest guest, 
 LEAST_READ_BYTES = 4096
 TURN_S = 0.004  # an honest guest that sends a file stays below it
 PING_EVERY_S = 5.0
+LOOK_EVERY_S = 0.001  # whether the VMM has taken or sent more: nobody tells
 _ERRNO = re.compile(r"(E[A-Z0-9]{1,18}): ")
 E = TypeVar("E", bound=BaseException)
 ChannelEvent = (
@@ -56,6 +63,11 @@ class Channel:
         self._answer: dict[str, Any] | None = None
         self._failure: errors.CasemateError | None = None
         self._closed = False
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the agent has neither accepted nor refused it yet."""
+        return self._answer is None and self._failure is None
 
     @property
     def accepted(self) -> dict[str, Any]:
@@ -166,6 +178,12 @@ class Link:
         self._channels: dict[int, Channel] = {}
         self._pongs: dict[bytes, asyncio.Event] = {}
         self._wake = asyncio.Event()
+        self._speaking = asyncio.Event()  # not while it is hushed
+        self._speaking.set()
+        self._sending = False
+        self._resting = False
+        self.held = 0  # who wants to open a channel meanwhile
+        self._received = 0
         self._hellos: deque[_Hello] = deque()  # said, not answered yet
         self.begin()
 
@@ -190,6 +208,10 @@ class Link:
 
         Never raises for what the guest does; cancellation ends it at once.
         """
+        if self._resting:
+            self.last_traffic = self._asked_at = time.monotonic()
+            self._resting = self._doubted = False
+            self.speak()
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write, stream)
@@ -205,8 +227,57 @@ class Link:
                 )
             )
         finally:
-            self._fail(errors.AgentSilent(f"sandbox {self.guest_id}: its stream was closed"))
-            self.ended.set()
+            if not self._resting:
+                self._fail(errors.AgentSilent(f"sandbox {self.guest_id}: its stream was closed"))
+                self.ended.set()
+
+    async def hush(self, stream: socket.socket, *, timeout_s: float) -> None:
+        """Say nothing more for now: what was said is in the guest's memory, and no answer to an open is outstanding.
+
+        What comes from the guest is still taken. Raises AgentSilent when it does not listen; then call ``speak``.
+        """
+        try:
+            with anyio.fail_after(timeout_s):
+                while any(channel.unanswered for channel in self._channels.values()) or self._pongs:
+                    await anyio.sleep(LOOK_EVERY_S)
+                self._speaking.clear()
+                while self._sending or _unread_by_peer(stream):
+                    await anyio.sleep(LOOK_EVERY_S)
+        except TimeoutError as error:
+            raise errors.AgentSilent(
+                f"sandbox {self.guest_id}: it did not take what it was sent within {timeout_s:g} s"
+            ) from error
+
+    async def drained(self, stream: socket.socket, ask: Callable[[], Awaitable[object]], *, timeout_s: float) -> None:
+        """Take all that a stopped machine's VMM still has for us; *ask* is a round trip to the VMM.
+
+        Raises AgentSilent when it does not come to an end.
+        """
+        try:
+            with anyio.fail_after(timeout_s):
+                quiet = 0
+                while quiet < 2:
+                    before = self._received
+                    await ask()
+                    await anyio.sleep(LOOK_EVERY_S)
+                    quiet = quiet + 1 if before == self._received and not _unread_by_us(stream) else 0
+        except TimeoutError as error:
+            raise errors.AgentSilent(
+                f"sandbox {self.guest_id}: its stopped machine went on sending for {timeout_s:g} s"
+            ) from error
+
+    def rest(self) -> None:
+        """The end of ``run`` is not the end of the conversation."""
+        self._resting = True
+
+    def speak(self) -> None:
+        self._speaking.set()
+        self.wake()
+
+    def close(self) -> None:
+        """The end of one that rests."""
+        self._fail(errors.AgentSilent(f"sandbox {self.guest_id}: it ended while it was suspended"))
+        self.ended.set()
 
     async def handshake(self, hello: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
         """Introduce this clone to itself and return the agent's answer, unchecked. Again and again if need be.
@@ -244,8 +315,13 @@ class Link:
         """A channel the agent has accepted; what is still open at the end of the block is reset.
 
         Raises the error a denial stands for (ExecRefused, FileRefused, NotFound, NotSupported, …),
-        AgentSilent when no answer came in *timeout_s*.
+        AgentSilent when no answer came in *timeout_s*; a link at rest is waited for.
         """
+        self.held += 1
+        try:
+            await self._speaking.wait()
+        finally:
+            self.held -= 1
         if self.failure is not None:
             raise self.failure
         number = self.connection.open(kind, dict(params))
@@ -289,6 +365,7 @@ class Link:
         share = READ_BYTES
         # Closed under us when a machine ends before its link, as when its hand-shake was refused
         while stream.fileno() >= 0 and (data := await loop.sock_recv(stream, share)):
+            self._received += len(data)
             self.last_traffic, began = time.monotonic(), time.thread_time()
             self._doubted = False
             for event in self.connection.receive(data):
@@ -304,8 +381,10 @@ class Link:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while stream.fileno() >= 0 and (chunk := self.connection.outgoing()):
+            while stream.fileno() >= 0 and self._speaking.is_set() and (chunk := self.connection.outgoing()):
+                self._sending = True  # not undone when cancelled: then a part of it may be lost
                 await loop.sock_sendall(stream, chunk)
+                self._sending = False
 
     async def _watch(self) -> None:
         """While anybody waits for the guest, or did so in vain, ask it now and then whether it lives."""
@@ -347,6 +426,7 @@ class Link:
 
     def _fail(self, error: errors.CasemateError) -> None:
         self.failure = self.failure or error
+        self._speaking.set()  # who waits to speak learns that it is over
         for channel in self._channels.values():
             channel.on_failure(self.failure)
         for waiting in self._pongs.values():
@@ -361,6 +441,19 @@ class _Hello:
     def __init__(self) -> None:
         self.ready: dict[str, Any] | None = None
         self.over = asyncio.Event()
+
+
+def _unread_by_peer(stream: socket.socket) -> int:
+    """Bytes we sent over a unix socket that its other end has not read. Source: Linux unix_outq_len, SIOCOUTQ"""
+    return _count(stream, termios.TIOCOUTQ)
+
+
+def _unread_by_us(stream: socket.socket) -> int:
+    return _count(stream, termios.FIONREAD)
+
+
+def _count(stream: socket.socket, request: int) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(stream, request, bytes(4)))[0])
 
 
 def _denial(event: wire.Denied) -> errors.CasemateError:

@@ -147,6 +147,11 @@ class Pool:
             self.ready.remove(member)
             self.changed.set()
 
+    def close(self) -> None:
+        """Nobody can claim anything from here on."""
+        self.ending.update(self.ready)
+        self.ready.clear()
+
     def end(self, member: Member, why: str) -> None:
         """Nobody can claim it from here on."""
         self.making.discard(member)

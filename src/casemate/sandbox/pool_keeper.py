@@ -67,7 +67,7 @@ class Keeper:
 
     def __post_init__(self) -> None:
         self._turn = anyio.Semaphore(self.refills_at_once)
-        relievers = self.supervisor.supervisor.admission.relievers
+        relievers = self.supervisor.starter.admission.relievers
         relievers[Relief.STOP_REFILLING_POOLS] = self._stop_refilling
         relievers[Relief.SHRINK_POOLS] = self._shrink_for
 
@@ -90,6 +90,8 @@ class Keeper:
         self._draining = True
         for scope in self._tending.values():
             scope.cancel()
+        for pool in self._tending:
+            pool.close()
         for member in self.alive:
             member.handle.ask_stop(Reason.DAEMON_STOPPED, "the daemon was stopped")
         with anyio.move_on_after(DRAIN_S):
@@ -114,7 +116,7 @@ class Keeper:
         pool.shrink()
         if doubtful := pool.most_doubtful(now_s):
             doubtful.ask_whether_it_lives()
-        lacks = pool.missing() > 0 and pool.may_try() and not self.supervisor.supervisor.admission.pressed
+        lacks = pool.missing() > 0 and pool.may_try() and not self.supervisor.starter.admission.pressed
         if not lacks and (now_s - pool.followed_at < FOLLOW_S or not (pool.wanted or pool.ready)):
             return
         tenant, image, shape = pool.row.tenant, pool.row.image, pool.shape
@@ -139,7 +141,7 @@ class Keeper:
     async def _make(self, pool: Pool, snapshot: Snapshot) -> None:
         spec, began = SandboxSpec(pool.row.image, network=pool.row.network), time.monotonic()
         info = replace(self.new_info(SHARED, spec, snapshot), state=State.READY)
-        member = Member(Handle(info, spec, "pool"), snapshot)
+        member = self._member(Handle(info, spec, "pool"), snapshot)
         pool.making.add(member)
         self.alive.add(member)
         self.tasks.start_soon(self._live, pool, member)
@@ -158,6 +160,9 @@ class Keeper:
             took_s = time.monotonic() - began
             pool.succeeded(took_s)
             self.meters.refills.labels(*pool.labels).observe(took_s)
+
+    def _member(self, handle: Handle, snapshot: Snapshot) -> Member:
+        return Member(handle, self.supervisor.supervisor.place_of(handle), _snapshot=snapshot)
 
     async def _live(self, pool: Pool, member: Member) -> None:
         """A member's own task, also when it is somebody's sandbox."""

@@ -18,11 +18,13 @@ import anyio
 from casemate import errors
 from casemate.audit import EventKind
 from casemate.host import private_mib
-from casemate.sandbox.admission import Amount, Reservation
+from casemate.sandbox.admission import Amount
+from casemate.sandbox.boot import Boot
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.plan import Step
 from casemate.sandbox.spec import SandboxSpec
-from casemate.sandbox.supervisor import Boot, Supervisor, since
+from casemate.sandbox.starting import Starter, since
+from casemate.sandbox.supervisor import Supervisor
 from casemate.sandbox.warmth import warm
 
 CHECK_S = 5.0
@@ -51,13 +53,12 @@ class Member(Boot):
     heard_at: float = field(default_factory=time.monotonic)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
-    reservation: Reservation | None = None
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _doubted: bool = False
 
     @property
     def reserved(self) -> Amount:
-        return self.reservation.amount if self.reservation is not None else Amount(0, 0)
+        return self._reservation.held if self._reservation is not None else Amount(0, 0)
 
     def hand_to(self, claim: Claim) -> None:
         """It is *claim*'s from here on; its task, which waits, goes on with the rest of its plan."""
@@ -87,17 +88,24 @@ class MemberSupervisor:
     async def supervise(self, member: Member, shelf: Shelf) -> None:
         """From its making to its end, whoever has it by then. Raises nothing: ``member.failure`` has it."""
         try:
-            await self.supervisor.carry(member, self.plan(shelf), member.settled.set)
+            await self.supervisor.start(member, self.life_plan(), self.start_plan(shelf), member.settled.set)
         except errors.CasemateError as error:
             member.failure = member.failure or error
         finally:
             member.ready.set()
             member.settled.set()
 
-    def plan(self, shelf: Shelf) -> tuple[Step[Member], ...]:
-        """The boot list under names of its own; what comes after it is the claim."""
-        boot = [step for step in self.supervisor.plan() if step.name not in ("reserve", "run")]
-        run = next(step for step in self.supervisor.plan() if step.name == "run")
+    @property
+    def starter(self) -> Starter:
+        return self.supervisor.starter
+
+    def life_plan(self) -> tuple[Step[Member], ...]:
+        reserve, *rest = self.starter.life_plan()
+        return (Step(f"pool-{reserve.name}", self._reserve, f"pool-{reserve.undo}"), *map(_of_a_member, rest))
+
+    def start_plan(self, shelf: Shelf) -> tuple[Step[Member], ...]:
+        """The boot list under names of its own, a rest, and then what the claim does."""
+        *boot, run = self.starter.start_plan()
 
         @asynccontextmanager
         async def wait(member: Member) -> AsyncIterator[None]:
@@ -105,22 +113,21 @@ class MemberSupervisor:
             yield
 
         return (
-            Step("pool-reserve", self._reserve, undo="pool-release-reservation"),
             *map(_of_a_member, boot),
             Step("pool-warm", self._warm),
             Step("pool-park", self._park),
             Step("pool-wait", wait),
             Step("claim-intend", self._intend),
             Step("claim-wake", self._wake_up),
-            Step("run", run.open, run.undo),
+            Step(run.name, run.open, run.undo),
         )
 
     @asynccontextmanager
     async def _reserve(self, member: Member) -> AsyncIterator[None]:
-        admission, info = self.supervisor.admission, member.handle.info
+        admission, info = self.starter.admission, member.handle.info
         amount = admission.ready_amount(member.snapshot.id)
         whole = admission.amount(member.snapshot.id, info.memory_mib, info.disk_mib)
-        async with admission.reserved_ready(info.tenant, amount, beside=whole) as member.reservation:
+        async with admission.reserved_ready(info.tenant, amount, beside=whole) as member._reservation:
             yield
 
     @asynccontextmanager
@@ -131,7 +138,7 @@ class MemberSupervisor:
     @asynccontextmanager
     async def _park(self, member: Member) -> AsyncIterator[None]:
         if fresh_mib := private_mib(member.machine.pid):
-            self.supervisor.admission.learn(member.snapshot.id, fresh_mib)
+            self.starter.admission.learn(member.snapshot.id, fresh_mib)
         await member.machine.freeze()
         yield
 
@@ -173,21 +180,20 @@ class MemberSupervisor:
     @asynccontextmanager
     async def _intend(self, member: Member) -> AsyncIterator[None]:
         """On record it is claimed just once, and before anything is done for who claimed it."""
-        claim, handle, supervisor = member.claim, member.handle, self.supervisor
+        claim, handle, records = member.claim, member.handle, self.starter.records
         assert claim is not None, "who waits comes past a claim only"
         handle.spec, handle.actor, member.born = claim.spec, claim.actor, claim.at
         handle.begin()
         detail = {"image": handle.info.image, "name": handle.info.name, "from_pool": True}
-        along = supervisor.index.claiming(handle.info)
-        await supervisor.audit(EventKind.SANDBOX_CREATE, member, detail, along=along)
+        await records.tell(EventKind.SANDBOX_CREATE, handle, detail, along=records.index.claiming(handle.info))
         yield
 
     @asynccontextmanager
     async def _wake_up(self, member: Member) -> AsyncIterator[None]:
         """Awake, and another one than it was: entropy, clock and identity are of this moment."""
-        spec, limit_s = member.handle.spec, self.supervisor.agent_timeout_s
+        spec, limit_s = member.handle.spec, self.starter.agent_timeout_s
         async with anyio.create_task_group() as beside:
-            beside.start_soon(self.supervisor.trail.settle)
+            beside.start_soon(self.starter.records.trail.settle)
             await member.machine.thaw()
             member.restored_ms = since(member.born)
             introduction = Introduction(member.id, spec.env, spec.user, spec.cwd)

@@ -39,7 +39,7 @@ class Pools:
     def __init__(self, keeper: Keeper, index: Index) -> None:
         self._keeper = keeper
         self._index = index
-        self._supervisor = keeper.supervisor.supervisor
+        self._starter = keeper.supervisor.starter
         self._pools: dict[str, Pool] = {}
         self._used: dict[str, Pool] = {}  # by the id of the sandbox that uses up one of its kind
         keeper.ended = self.end_use
@@ -68,7 +68,7 @@ class Pools:
         if same is None and sum(pool.row.tenant == tenant for pool in self._pools.values()) >= MAX_POOLS:
             raise errors.QuotaExceeded(f"there are {MAX_POOLS} pools already", hint="remove one: casemate pool rm")
         detail = {"image": spec.image, "min_ready": spec.min_ready, "max_ready": spec.most}
-        await self._supervisor.trail.record(
+        await self._starter.records.trail.record(
             EventKind.POOL_SET, tenant=tenant, actor=actor, subject=spec.image, detail=detail
         )
         return self._described(self._keep(await self._put(tenant, spec, "api")))
@@ -85,7 +85,7 @@ class Pools:
             raise errors.Forbidden(f"pool {row.id} is for everybody and not yours to remove")
         if row.origin == "config":
             raise errors.StateConflict(f"pool {row.id} stands in config.toml", hint="remove it there and restart")
-        await self._supervisor.trail.record(
+        await self._starter.records.trail.record(
             EventKind.POOL_REMOVED, tenant=row.tenant, actor=actor, subject=row.image, detail={"pool": row.id}
         )
         await self._index.database.write(rows.remove, row.id)
@@ -155,10 +155,10 @@ class Pools:
         member = pool.next_for(snapshot) if claim.spec.network == pool.row.network else None
         if member is None:
             return None
-        admission, shape = self._supervisor.admission, snapshot.shape
+        admission, shape = self._starter.admission, snapshot.shape
         info = self._keeper.new_info(claim.tenant, claim.spec, snapshot)
         amount = admission.amount(snapshot.id, shape.memory_mib, shape.disk_mib)
-        if member.reservation is None or not admission.grow_nowait(member.reservation, claim.tenant, amount):
+        if not admission.grow_nowait(member.reservation, claim.tenant, amount):
             return Miss.FULL
         pool.take(member, claim, info)
         self._keeper.alive.discard(member)

@@ -7,7 +7,7 @@ on. What a sweeper could not remove is told as well, and the folders that it may
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ import anyio
 import structlog
 
 from casemate.audit import EventKind, Trail
-from casemate.errors import CasemateError
+from casemate.errors import CasemateError, ImageBroken
 from casemate.host import remove_folder
 from casemate.sandbox.ids import is_id
 from casemate.sandbox.index import Index
-from casemate.sandbox.meta import Record, boot_id, read_meta
-from casemate.sandbox.spec import SandboxInfo, StateReason
+from casemate.sandbox.meta import Record, boot_id, read_meta, write_meta
+from casemate.sandbox.spec import SandboxInfo, StateReason, SuspendedFacts
 from casemate.sandbox.states import Reason, State
+from casemate.sandbox.suspended import Place, Suspended
 
 log = structlog.get_logger()
 Sweeper = Callable[[], Awaitable[Sequence[str]]]
@@ -47,10 +48,12 @@ class Recovered:
         return {**self.removed, **({"failed": self.failed} if self.failed else {})}
 
 
-async def recover(found: Recovered, sweepers: Mapping[str, Sweeper], index: Index, folders: Path, trail: Trail) -> None:
-    """Run *sweepers*, then end on record every sandbox that has no end yet. *found* gets what was done.
+async def recover(
+    found: Recovered, sweepers: Mapping[str, Sweeper], index: Index, folders: Path, trail: Trail
+) -> list[SandboxInfo]:
+    """Run *sweepers*, then end on record every sandbox that has no end yet; the suspended ones, which have none.
 
-    Never raises for what cannot be removed: that is told, and the next start tries again.
+    *found* gets what was done. Never raises for what cannot be removed: that is told, and the next start tries again.
     """
     for kind, sweep in sweepers.items():
         try:
@@ -59,10 +62,16 @@ async def recover(found: Recovered, sweepers: Mapping[str, Sweeper], index: Inde
         except (CasemateError, OSError, TimeoutError) as error:
             found.failed[kind] = str(error) or f"took over {SWEEP_S:g} s"
     left = {i.id: Record(i, None) for i in await index.unfinished()}
+    suspended: list[SandboxInfo] = []
     for folder in sorted(folders.iterdir()) if folders.is_dir() else []:
-        if record := read_meta(folder):
+        if record := read_meta(folder):  # None for what is no sandbox's
             left[record.sandbox.id] = record
         if folder.name in found.alive:
+            continue
+        if record is not None and (info := await anyio.to_thread.run_sync(_still_suspended, folder, record)):
+            await index.put(info)
+            suspended.append(info)
+            del left[info.id]
             continue
         try:
             await anyio.to_thread.run_sync(_remove, folder)
@@ -78,6 +87,27 @@ async def recover(found: Recovered, sweepers: Mapping[str, Sweeper], index: Inde
     await trail.record(
         EventKind.DAEMON_STARTED, tenant="system", subject=index.host_id, detail={"recovered": found.to_json()}
     )
+    return suspended
+
+
+def _still_suspended(folder: Path, record: Record) -> SandboxInfo | None:
+    """What *folder* has a whole stored machine of, whatever was under way with it; None for all else. Blocks."""
+    info = record.sandbox
+    if folder.name != info.id or info.state in (State.TERMINATING, State.TERMINATED):
+        return None
+    place = Place(folder)
+    if not (place.kept / "manifest.json").is_file():
+        return None
+    place.tidy()
+    if info.state is State.SUSPENDED:
+        return info
+    try:
+        facts: SuspendedFacts | None = Suspended.read(folder).facts
+    except ImageBroken:  # a resume says what is wrong with it
+        facts = None
+    info = replace(info, state=State.SUSPENDED, state_reason=None, pid=None, suspended=facts)
+    write_meta(folder, info)
+    return info
 
 
 async def _end_on_record(record: Record, index: Index, trail: Trail) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import anyio
@@ -20,6 +20,7 @@ from casemate.sandbox.pool_keeper import Keeper, Traffic
 from casemate.sandbox.pool_member import Claim, MemberSupervisor
 from casemate.sandbox.pool_spec import PoolSpec
 from casemate.sandbox.pools import Pools
+from casemate.sandbox.resuming import adopted
 from casemate.sandbox.snapshot import FindSnapshot, Progress, Snapshot
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape
 from casemate.sandbox.states import Reason, State
@@ -139,15 +140,40 @@ class Sandboxes:
         except errors.NotFound:
             return await self.info(tenant, ref)
 
+    async def suspend(self, tenant: str, ref: str, *, actor: str = "host") -> SandboxInfo:
+        """See Handle.suspend. Raises NotFound too."""
+        return await self.get(tenant, ref).suspend(actor)
+
+    async def resume(self, tenant: str, ref: str, *, cold: bool = False, actor: str = "host") -> SandboxInfo:
+        """See Handle.resume. Raises NotFound too."""
+        return await self.get(tenant, ref).resume(actor, cold=cold)
+
+    def adopt(self, info: SandboxInfo) -> Handle:
+        """A sandbox that an earlier daemon suspended is live again, and rests."""
+        handle = adopted(info, self._supervisor.records.folders)
+        self._live[info.id] = handle
+        self._tasks.start_soon(self._look_after, handle)
+        return handle
+
+    async def _look_after(self, handle: Handle) -> None:
+        try:
+            await self._supervisor.look_after(handle)
+        finally:
+            self._live.pop(handle.info.id, None)
+
     def count_live(self) -> int:
-        return len(self._live)
+        """Those that a daemon has to be there for: the suspended ones wait for the next one, too."""
+        return sum(handle.info.state is not State.SUSPENDED for handle in self._live.values())
 
     @property
     def draining(self) -> bool:
         return self._draining
 
     async def drain(self) -> None:
-        """No new ones; end all, at once and together, those that are only being made too. Takes at most 45 s."""
+        """No new ones; end all, at once and together, those that are only being made too. Takes at most 45 s.
+
+        What is suspended stays so, for the next daemon.
+        """
         self._draining = True
         for handle in self._live.values():
             handle.ask_stop(Reason.DAEMON_STOPPED, "the daemon was stopped")
@@ -186,7 +212,7 @@ class Sandboxes:
         states = Counter(handle.info.state for handle in self._live.values())
         every = [((state.value,), float(states[state])) for state in State]
         yield gauge("casemate_sandboxes", "Sandboxes that live, by state; pools have ready ones", ("state",), every)
-        admission = self._supervisor.admission
+        admission = self._supervisor.starter.admission
         kinds = {"reserved": admission.reserved, "budget": admission.budget}
         for what, said in (("memory", "Memory"), ("disk", "Disk")):
             values = [((kind,), float(getattr(amount, f"{what}_mib") << 20)) for kind, amount in kinds.items()]
@@ -197,7 +223,7 @@ class Sandboxes:
             h.info.name == spec.name and h.info.tenant == tenant for h in self._live.values()
         ):
             raise errors.StateConflict(f"a sandbox named {spec.name!r} is alive", hint="kill it, or take another name")
-        driver, now = self._supervisor.driver, time.time()
+        driver, now = self._supervisor.starter.driver, time.time()
         return SandboxInfo(
             id=new_id(),
             tenant=tenant,
@@ -229,16 +255,21 @@ async def open_sandboxes(
     index: Index,
     find_snapshot: FindSnapshot,
     default_shape: Shape,
+    suspended: Sequence[SandboxInfo] = (),
     *,
     pools: Iterable[tuple[str, PoolSpec]] = (),
     refills_at_once: int = 1,
 ) -> AsyncIterator[Sandboxes]:
-    """*pools*: those of the configuration, and whose each is.
+    """What an earlier daemon left has been swept before (``recover``), the *suspended* ones are adopted.
 
-    What an earlier daemon left has been swept before (``recover``); at the end every sandbox is terminated."""
+    *pools*: those of the configuration, and whose each is. At the end every sandbox is terminated, but those that
+    are suspended stay so.
+    """
     await index.forget(time.time() - REMEMBER_S)
     async with anyio.create_task_group() as tasks:
         sandboxes = Sandboxes(supervisor, index, find_snapshot, default_shape, tasks, refills_at_once)
+        for info in suspended:
+            sandboxes.adopt(info)
         try:
             await sandboxes.pools.load(pools)
             yield sandboxes

@@ -12,9 +12,21 @@ import anyio.lowlevel
 from tests.fakes.fake_vmm import PLATFORM, FakeDriver
 
 from casemate import audit, storage
-from casemate.sandbox import Admission, Amount, Sandboxes, Shape, Snapshot, open_sandboxes
+from casemate.sandbox import (
+    Admission,
+    Amount,
+    Records,
+    Resumer,
+    Sandboxes,
+    Seal,
+    Shape,
+    Snapshot,
+    Starter,
+    Supervisor,
+    Suspender,
+    open_sandboxes,
+)
 from casemate.sandbox.index import Index
-from casemate.sandbox.supervisor import Supervisor
 
 TENANT = "t"
 SHAPE = Shape(1, 128, 64)
@@ -66,7 +78,13 @@ async def open_world(folder: Path, *, room: int = 50, wait_s: float = 0) -> Asyn
     try:
         index = Index(database, "host")
         admission = Admission(Amount(room * 100, 10_000), commit_ratio=0.25, wait_s=wait_s)
-        supervisor = Supervisor(FakeDriver(), index, folders, 10.0, audit.Trail(database, "host"), admission)
+        records = Records(index, audit.Trail(database, "host"), folders)
+        starter, seal = Starter(FakeDriver(), records, admission, 10.0), Seal(bytes(32))
+
+        async def base(_snapshot_id: str) -> Snapshot:
+            return snapshot
+
+        supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, base))
         async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
             worlds.append(World(sandboxes, index, folders, admission, snapshot))
             yield worlds[0]

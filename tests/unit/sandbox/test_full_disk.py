@@ -12,7 +12,7 @@ import pytest
 from sandbox_world import TENANT, World, open_world
 
 from casemate.errors import HostFull
-from casemate.sandbox import Amount, SandboxSpec, State, supervisor
+from casemate.sandbox import Amount, SandboxSpec, State, starting
 
 SIZE_MIB = 8
 
@@ -43,7 +43,7 @@ async def one_life(world: World) -> None:
 def test_nothing_stays_of_a_create_that_finds_no_room(
     small: Path, leave_kib: int, no_trace: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "SPARE_DISK_MIB", 0)  # it would be refused before it begins
+    monkeypatch.setattr(starting, "SPARE_DISK_MIB", 0)  # it would be refused before it begins
 
     async def main() -> None:
         async with open_world(small) as world:
@@ -69,7 +69,7 @@ def test_nothing_stays_of_a_create_that_finds_no_room(
 
 def test_what_runs_when_it_fills_up_can_be_ended_and_its_name_had_again(small: Path, no_trace: None) -> None:
     async def main() -> None:
-        supervisor_spare, supervisor.SPARE_DISK_MIB = supervisor.SPARE_DISK_MIB, 0
+        starting_spare, starting.SPARE_DISK_MIB = starting.SPARE_DISK_MIB, 0
         try:
             async with open_world(small) as world:
                 await world.sandboxes.create(TENANT, SandboxSpec("python", name="mine"))
@@ -81,7 +81,7 @@ def test_what_runs_when_it_fills_up_can_be_ended_and_its_name_had_again(small: P
                 await one_life(world)
                 assert await world.index.unfinished() == []
         finally:
-            supervisor.SPARE_DISK_MIB = supervisor_spare
+            starting.SPARE_DISK_MIB = starting_spare
 
     anyio.run(main)
 

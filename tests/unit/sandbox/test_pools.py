@@ -342,7 +342,7 @@ def test_pools_outlive_a_daemon_and_what_it_left_is_ended(tmp_path: Path, no_tra
         # another daemon on the same home finds the rows; the folders are this one's, which ends them itself
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
-        await recover(Recovered(), {}, world.index, elsewhere, world.sandboxes._supervisor.trail)
+        await recover(Recovered(), {}, world.index, elsewhere, world.sandboxes._supervisor.records.trail)
         assert not ready & {info.id for info in await world.index.unfinished()}
         await pools.load([(SHARED, spec(1, image="other"))])
         assert [(p["image"], p["origin"]) for p in pools.listed(TENANT)] == [("python", "api"), ("other", "config")]

@@ -71,7 +71,7 @@ def test_a_wrong_wish_is_refused_by_name(wrong: dict[str, Any]) -> None:
         SandboxSpec(**wrong)
 
 
-@pytest.mark.parametrize("wish", [{"network": "all"}, {"on_idle": "suspend"}])
+@pytest.mark.parametrize("wish", [{"network": "all"}, {"on_idle": "hibernate"}])
 def test_what_is_not_built_yet_says_so(wish: dict[str, Any]) -> None:
     with pytest.raises(NotSupported):
         SandboxSpec(**wish)

@@ -80,13 +80,12 @@ def find_handle(request: HTTPConnection, sandboxes: Sandboxes) -> Handle:
 
 @asynccontextmanager
 async def using(handle: Handle) -> AsyncIterator[Link]:
-    """A running sandbox's link, and that it is in use meanwhile.
+    """A running sandbox's link, and that it is in use meanwhile; a suspended one is resumed first.
 
-    Raises StateConflict unless it is running, or when somebody ended it meanwhile. A guest that
+    Raises StateConflict unless it runs or can be resumed, or when somebody ended it meanwhile. A guest that
     breaks the protocol loses its machine.
     """
-    with handle.busy():
-        link = handle.link
+    async with handle.reach() as link:
         try:
             yield link
         except ProtocolViolation as error:

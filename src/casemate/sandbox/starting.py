@@ -1,0 +1,274 @@
+"""From a checked wish to a running machine: the life of a sandbox, and the first machine that it lives in."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import anyio
+import structlog
+
+from casemate import errors
+from casemate.audit import EventKind
+from casemate.host import own, private_mib, remove_folder
+from casemate.images import copy_disk
+from casemate.sandbox.admission import RETRY_AFTER_S, Admission
+from casemate.sandbox.attestation import attest
+from casemate.sandbox.boot import Boot
+from casemate.sandbox.handle import Handle
+from casemate.sandbox.handshake import Introduction
+from casemate.sandbox.link import Link
+from casemate.sandbox.plan import Step
+from casemate.sandbox.records import Records
+from casemate.sandbox.spec import StateReason, Timings
+from casemate.sandbox.states import Action, Reason, State
+from casemate.vmm import Driver
+
+log = structlog.get_logger()
+SPARE_DISK_MIB = 64  # left free on the host's disk: records, logs and the other sandboxes go on being written
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """How the sandboxes of one daemon are started; the steps that a resume has too are public."""
+
+    driver: Driver
+    records: Records
+    admission: Admission
+    agent_timeout_s: float
+
+    def life_plan(self) -> tuple[Step[Boot], ...]:
+        return (
+            Step("reserve", self._reserve, undo="release-reservation"),
+            Step("intend", self._intend, undo="record-end"),
+            Step("folder", self._folder, undo="remove-folder"),
+            Step("record", self._record_beside, undo="settle-record"),
+        )
+
+    def start_plan(self) -> tuple[Step[Boot], ...]:
+        return (
+            Step("disk", self._disk),  # removed with its folder
+            Step("machine", self._restore, undo="kill-machine"),
+            Step("attest", self.attest),  # before a vCPU runs
+            Step("link", self._connect, undo="close-link"),
+            Step("unpause", self.unpause),
+            Step("handshake", self._introduce),
+            Step("ping", self.ping),
+            Step("run", self._run, undo="terminate"),
+        )
+
+    # --------------------------------------------------------------------------- the steps of a life
+
+    @asynccontextmanager
+    async def _reserve(self, boot: Boot) -> AsyncIterator[None]:
+        info = boot.handle.info
+        amount = self.admission.amount(boot.snapshot.id, info.memory_mib, info.disk_mib)
+        async with self.admission.reserved_for(info.tenant, amount) as boot._reservation:
+            yield
+
+    @asynccontextmanager
+    async def _intend(self, boot: Boot) -> AsyncIterator[None]:
+        """What will be done is written down before it is, and at the very end what became of it."""
+        async with self.record_end(boot):
+            await self.records.intend(boot.handle)
+            yield
+
+    @asynccontextmanager
+    async def record_end(self, boot: Boot) -> AsyncIterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            boot.failure = boot.failure or ours(error)
+            raise
+        finally:
+            if not boot.kept:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(10):
+                    end(boot)
+                    await self.records.end(boot.handle, boot.failure)
+
+    @asynccontextmanager
+    async def _folder(self, boot: Boot) -> AsyncIterator[None]:
+        boot.place.folder.mkdir(mode=0o700)
+        async with self.known_folder(boot):
+            yield
+
+    @asynccontextmanager
+    async def known_folder(self, boot: Boot) -> AsyncIterator[None]:
+        async def remove() -> None:
+            if not boot.kept:
+                await anyio.to_thread.run_sync(remove_folder, boot.place.folder)
+
+        async with own(f"folder {boot.place.folder}", remove, limit_s=20.0):
+            yield
+
+    @asynccontextmanager
+    async def _record_beside(self, boot: Boot) -> AsyncIterator[None]:
+        """The first record is written, and the intent made durable, beside the copy of the disk and the restore."""
+        async with anyio.create_task_group() as boot._beside:
+            boot.beside.start_soon(self._settle_intent, boot)
+            boot.beside.start_soon(self.records.write, boot.handle)
+            yield
+
+    async def _settle_intent(self, boot: Boot) -> None:
+        await self.records.trail.settle()
+        boot.intended.set()
+
+    # ------------------------------------------------------------------------ the steps of a machine
+
+    @asynccontextmanager
+    async def _disk(self, boot: Boot) -> AsyncIterator[None]:
+        await anyio.to_thread.run_sync(copy_where_there_is_room, boot.snapshot.disk, boot.place.disk)
+        yield
+
+    @asynccontextmanager
+    async def _restore(self, boot: Boot) -> AsyncIterator[None]:
+        spec = boot.snapshot.machine(boot.id, boot.place.disk)
+        await boot.intended.wait()  # the deed; if the intent cannot be made durable this is cancelled
+        async with self.driver.restore(spec, boot.snapshot.files) as boot._machine:
+            yield
+
+    @asynccontextmanager
+    async def attest(self, boot: Boot) -> AsyncIterator[None]:
+        info = boot.handle.info
+        boot.attestation = (await attest(self.driver, boot.machine, boot.snapshot, info.id, info.network)).to_json()
+        yield
+
+    @asynccontextmanager
+    async def _connect(self, boot: Boot) -> AsyncIterator[None]:
+        boot._link = Link(boot.id, silence_s=self.agent_timeout_s)
+        async with self.carried(boot):
+            yield
+
+    @asynccontextmanager
+    async def carried(self, boot: Boot) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as carrier:
+            carrier.start_soon(boot.link.run, boot.machine.stream)
+            try:
+                yield
+            finally:
+                if boot.sealed:
+                    boot.link.rest()
+                carrier.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def unpause(self, boot: Boot) -> AsyncIterator[None]:
+        await boot.machine.unpause()
+        boot.restored_ms = since(boot.born)
+        yield
+
+    @asynccontextmanager
+    async def _introduce(self, boot: Boot) -> AsyncIterator[None]:
+        spec = boot.handle.spec
+        await introduce(boot.link, Introduction(boot.id, spec.env, spec.user, spec.cwd), self.agent_timeout_s)
+        yield
+
+    @asynccontextmanager
+    async def ping(self, boot: Boot) -> AsyncIterator[None]:
+        await boot.link.ping(timeout_s=self.agent_timeout_s)
+        yield
+
+    @asynccontextmanager
+    async def _run(self, boot: Boot) -> AsyncIterator[None]:
+        handle, machine = boot.handle, boot.machine
+        timings = Timings(restore_ms=boot.restored_ms, first_answer_ms=since(boot.born))
+        if fresh_mib := private_mib(machine.pid):
+            self.admission.learn(boot.snapshot.id, fresh_mib)
+        async with self.running(boot):
+            pid = {"pid": machine.pid}
+            changes = {"timings": timings, "pid": machine.pid, "attestation": boot.attestation}
+            await self.records.edge(handle, Action.STARTED, EventKind.SANDBOX_CREATED, pid, **changes)
+            handle.touch()
+            async with own(f"the record of sandbox {boot.id}", partial(self.terminate, boot), limit_s=10.0):
+                yield
+
+    @asynccontextmanager
+    async def running(self, boot: Boot) -> AsyncIterator[None]:
+        """What a handle talks to, for a block."""
+        handle = boot.handle
+        handle._link, handle._machine = boot.link, boot.machine
+        try:
+            yield
+        finally:
+            handle._console = await handle.console() if boot.sealed else b""
+            handle._machine = None
+
+    async def terminate(self, boot: Boot) -> None:
+        """Terminating, and that is on record before anything is undone; not if it is only put to rest."""
+        if boot.sealed:
+            return
+        handle = boot.handle
+        reason = self._reason(handle, boot.failure)
+        try:
+            await self.records.tell(EventKind.SANDBOX_TERMINATE, handle, {"reason": reason.code})
+            await self.records.trail.settle()
+            await self.records.edge(handle, Action.TERMINATE, state_reason=reason)
+        except (errors.HostError, errors.CapacityError) as error:
+            log.error("the end of a sandbox could not be recorded beforehand", sandbox=boot.id, error=str(error))
+
+    def _reason(self, handle: Handle, failure: errors.CasemateError | None) -> StateReason:
+        if failure is None:
+            return handle._why or StateReason(Reason.DAEMON_STOPPED.value, "the daemon stopped")
+        match failure:
+            case errors.ProtocolViolation():
+                code = Reason.PROTOCOL_VIOLATION
+            case errors.VmmExited():
+                code = Reason.VMM_DIED
+            case _:
+                code = Reason.GUEST_SILENT
+        return StateReason(code.value, failure.message)
+
+
+def end(boot: Boot) -> None:
+    """Terminated, whatever it was; nothing happens when it is already."""
+    handle, message = boot.handle, boot.failure.message if boot.failure else "given up while pending"
+    if handle.info.state not in (State.TERMINATING, State.TERMINATED):
+        handle.move(Action.TERMINATE, state_reason=handle._why or StateReason(Reason.BOOT_FAILED.value, message))
+    if handle.info.state is State.TERMINATING:
+        handle.move(Action.TERMINATED, pid=None, suspended=None)
+    handle._link = handle._machine = None
+
+
+def copy_where_there_is_room(source: Path, target: Path) -> None:
+    """Blocks. Raises HostFull before the first byte when the disk would be left without room for the others."""
+    free = os.statvfs(target.parent)
+    free_mib, needed_mib = free.f_bavail * free.f_frsize >> 20, (source.stat().st_blocks * 512 >> 20) + SPARE_DISK_MIB
+    if free_mib < needed_mib:
+        raise errors.HostFull(
+            f"{free_mib} MiB are free where sandboxes are kept; a new one needs {needed_mib}",
+            hint="free some disk space",
+            evidence={"free_mib": free_mib, "needed_mib": needed_mib, "retry_after_s": RETRY_AFTER_S},
+        )
+    copy_disk(source, target)
+
+
+async def introduce(link: Link, introduction: Introduction, timeout_s: float) -> None:
+    """The hand-shake, checked. Raises AgentSilent, ProtocolViolation."""
+    await link.ping(timeout_s=timeout_s)  # it reads by now: the clock in HELLO is as old as a message, not as a boot
+    sent_ns, sent_at = time.time_ns(), time.monotonic_ns()
+    ready = await link.handshake(introduction.hello(), timeout_s=timeout_s)
+    # not the wall's time now: it may have been set back, and an honest guest is no liar for that
+    introduction.check(ready, sent_ns, sent_ns + time.monotonic_ns() - sent_at)
+
+
+def since(start: float) -> float:
+    return round((time.perf_counter() - start) * 1000, 2)
+
+
+def ours(error: BaseException) -> errors.CasemateError | None:
+    if isinstance(error, BaseExceptionGroup):
+        found = error.subgroup(errors.CasemateError)
+        return first_of(found) if found is not None else None
+    return error if isinstance(error, errors.CasemateError) else None
+
+
+def first_of(group: BaseExceptionGroup[errors.CasemateError]) -> errors.CasemateError:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, errors.CasemateError)
+    return found

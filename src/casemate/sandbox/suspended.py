@@ -1,0 +1,263 @@
+"""A suspended sandbox on the disk: ``sandboxes/<id>/suspended/{state,difference,disk,manifest.json}``.
+
+Written as ``suspended.new`` and renamed whole: the rename is the moment from which on it is suspended. Read by a
+resume, which checks the host's seal and every digest before a VMM gets any of it; dropped when that has succeeded.
+*difference*: the pages its guest wrote over the memory it was restored from; *disk*: its writable disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from casemate.errors import ImageBroken, SealBroken
+from casemate.host import remove_folder
+from casemate.images import digest_of
+from casemate.sandbox.handshake import GENERATION
+from casemate.sandbox.seal import Seal
+from casemate.sandbox.snapshot import Snapshot
+from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, SuspendedFacts
+from casemate.vmm import Platform, SnapshotFiles
+
+FORMAT = 1
+FOLDER, NEW, DROPPED = "suspended", "suspended.new", "suspended.dropped"
+PARTS = ("state", "difference", "disk")
+BLOCK_BYTES = 4096
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """*base*: the sha256 of the memory under the difference. *spec*: env, user and cwd, for a boot from the disk."""
+
+    id: str
+    tenant: str
+    snapshot: str
+    image: str
+    shape: Shape
+    platform: Platform
+    kernel_release: str
+    root: Path
+    agent: Path
+    base: str
+    digests: Mapping[str, str]
+    facts: SuspendedFacts
+    spec: Mapping[str, Any] = field(repr=False)
+    generation: int = GENERATION
+    mac: str = ""
+
+    @classmethod
+    def of(
+        cls, info: SandboxInfo, spec: SandboxSpec, snapshot: Snapshot, digests: Mapping[str, str], facts: SuspendedFacts
+    ) -> Self:
+        return cls(
+            id=info.id,
+            tenant=info.tenant,
+            snapshot=snapshot.id,
+            image=snapshot.image,
+            shape=snapshot.shape,
+            platform=snapshot.platform,
+            kernel_release=snapshot.kernel_release,
+            root=snapshot.root,
+            agent=snapshot.agent,
+            base=snapshot.digests["memory"],
+            digests=digests,
+            facts=facts,
+            spec=asdict(spec),
+        )
+
+    def sealed(self, seal: Seal) -> dict[str, Any]:
+        """The manifest's body with its MAC."""
+        body = self._body()
+        return body | {"mac": seal.over(self.tenant, "suspended-sandbox", body)}
+
+    def check(self, seal: Seal) -> None:
+        """Raises SealBroken unless all it says is what this host once sealed."""
+        seal.check(self.tenant, "suspended-sandbox", self._body(), self.mac, what=f"suspended sandbox {self.id}")
+
+    def _body(self) -> dict[str, Any]:
+        body = asdict(self) | {"format": FORMAT, "root": str(self.root), "agent": str(self.agent)}
+        del body["mac"]
+        return body
+
+    def user_spec(self) -> SandboxSpec:
+        """Raises ImageBroken for what this version cannot take."""
+        try:
+            return SandboxSpec(**self.spec)
+        except TypeError as error:
+            raise _broken(self.id, error) from error
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """What is in the sandbox's *folder*, unchecked. Raises ImageBroken where no whole manifest is."""
+        try:
+            body = json.loads((folder / FOLDER / "manifest.json").read_bytes())
+            if body.pop("format") != FORMAT:
+                raise ValueError("another format")
+            parts = {
+                "shape": Shape(**body["shape"]),
+                "platform": Platform(**body["platform"]),
+                "facts": SuspendedFacts(**body["facts"]),
+                "root": Path(body["root"]),
+                "agent": Path(body["agent"]),
+            }
+            return cls(**{**body, **parts})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _broken(folder.name, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the parts of one sandbox lie. Every method blocks."""
+
+    folder: Path  # sandboxes/<id>
+
+    @property
+    def disk(self) -> Path:
+        """The disk that a running one writes."""
+        return self.folder / "disk"
+
+    @property
+    def new(self) -> Path:
+        return self.folder / NEW
+
+    @property
+    def kept(self) -> Path:
+        return self.folder / FOLDER
+
+    def files(self, snapshot: Snapshot) -> SnapshotFiles:
+        return SnapshotFiles(memory=snapshot.files.memory, state=self.kept / "state")
+
+    def begin(self) -> None:
+        remove_folder(self.new)
+        self.new.mkdir(mode=0o700)
+
+    def give_up(self) -> None:
+        """Of a suspend that did not come about nothing stays."""
+        remove_folder(self.new)
+
+    def take_disk(self) -> None:
+        """The disk as it is now, without a copy: a resumed sandbox writes a copy of its own."""
+        os.link(self.disk, self.new / "disk")
+
+    def seal(self, body: Mapping[str, Any]) -> None:
+        """The manifest, durable, and then the one rename that makes it a suspended sandbox."""
+        with open(self.new / "manifest.json", "x", opener=_private) as file:
+            json.dump(body, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self.new)
+        self.new.rename(self.kept)
+        sync_folder(self.folder)
+        self.disk.unlink()
+
+    def drop(self) -> None:
+        """It runs again: from one rename on it is suspended no more."""
+        gone = self.folder / DROPPED
+        self.kept.rename(gone)
+        sync_folder(self.folder)
+        remove_folder(gone)
+
+    def tidy(self) -> None:
+        """Remove what an earlier daemon left beside what it had stored."""
+        for name in (NEW, DROPPED):
+            remove_folder(self.folder / name)
+        self.disk.unlink(missing_ok=True)
+
+
+def check_parts(place: Place, found: Suspended) -> None:
+    """Blocks. Raises SealBroken unless the files are those that the manifest has the digests of."""
+    for name in PARTS:
+        try:
+            digest = digest_of_part(place.kept, name)
+        except OSError as error:
+            raise _broken(found.id, error) from error
+        if digest != found.digests.get(name):
+            raise SealBroken(
+                f"suspended sandbox {found.id}: its {name} is not what was stored",
+                hint="it is not given to a VMM; find out who can write in the home, and kill the sandbox",
+                evidence={"what": name},
+            )
+
+
+def digest_of_part(folder: Path, name: str) -> str:
+    """Blocks. Raises OSError."""
+    if name == "disk":
+        return digest_of_data(folder / name)
+    with (folder / name).open("rb") as file:
+        return digest_of(file.fileno())
+
+
+def digest_of_data(path: Path) -> str:
+    """sha256 of a sparse file: of its size, and of each block of it that is not zero with its place. Blocks.
+
+    Blocks are at fixed places and zeros left out, so where a file system keeps its holes does not matter.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(size.to_bytes(8, "little"))
+        for start, end in _data_of(file.fileno(), size):
+            for at in range(start, end, READ_BYTES):
+                _add(digest.update, os.pread(file.fileno(), min(READ_BYTES, end - at), at), at)
+    return digest.hexdigest()
+
+
+def _add(update: Callable[[bytes], object], piece: bytes, at: int) -> None:
+    for offset in range(0, len(piece), BLOCK_BYTES):
+        block = piece[offset : offset + BLOCK_BYTES]
+        if block.count(0) != len(block):
+            update((at + offset).to_bytes(8, "little"))
+            update(block)
+
+
+def _data_of(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a sparse file has data, in whole blocks, in order, none twice."""
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # a hole to the end
+        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        start = max(at, start - start % BLOCK_BYTES)
+        at = min(size, -(-end // BLOCK_BYTES) * BLOCK_BYTES)
+        yield start, at
+
+
+def stored_bytes(folder: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _broken(name: str, error: Exception) -> ImageBroken:
+    return ImageBroken(
+        f"suspended sandbox {name} cannot be read: {error}", hint="restore its folder from a backup, or kill it"
+    )

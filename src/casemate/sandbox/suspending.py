@@ -1,0 +1,207 @@
+"""From a running machine to what is stored of it: a plan whose last step is one rename.
+
+Failed or cancelled before that, every step is undone and the machine runs on; after it the machine is stopped for
+good, and its supervisor kills it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import anyio
+import structlog
+
+from casemate import errors
+from casemate.audit import EventKind
+from casemate.images import digest_of
+from casemate.sandbox.boot import Boot
+from casemate.sandbox.handle import Wish
+from casemate.sandbox.plan import Step
+from casemate.sandbox.records import Records
+from casemate.sandbox.seal import Seal
+from casemate.sandbox.spec import SuspendedFacts
+from casemate.sandbox.states import Action
+from casemate.sandbox.suspended import Suspended, digest_of_data, stored_bytes, sync_file
+from casemate.vmm import Difference
+
+log = structlog.get_logger()
+SYNC_S = 10.0  # a guest that does not write its files in that time is stored as it is
+QUIET_S = 10.0
+DRAIN_S = 5.0
+LIMIT_S = 150.0
+
+
+@dataclass(eq=False)
+class Saving:
+    """What the steps of one suspend hand on to each other."""
+
+    boot: Boot
+    wish: Wish
+    began: float = field(default_factory=time.perf_counter)
+    paused: float = 0.0
+    digests: dict[str, str] = field(default_factory=dict)
+    _difference: Difference | None = None
+    facts: SuspendedFacts | None = None
+
+    @property
+    def difference(self) -> Difference:
+        assert self._difference is not None, "memory comes first"
+        return self._difference
+
+    def final_facts(self) -> SuspendedFacts:
+        """Now that its memory is given back."""
+        assert self.facts is not None, "it has not come to its end"
+        return replace(self.facts, took_ms=round((time.perf_counter() - self.began) * 1000, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Suspender:
+    """How the sandboxes of one daemon are stored."""
+
+    records: Records
+    seal: Seal
+
+    def plan(self) -> tuple[Step[Saving], ...]:
+        """Undone is only what did not come to the end of the list."""
+        return (
+            Step("suspend-record", self._record, undo="suspend-failed"),
+            Step("suspend-sync", self._sync),
+            Step("suspend-folder", self._folder, undo="suspend-give-up"),
+            Step("suspend-hush", self._hush, undo="suspend-speak"),
+            Step("suspend-pause", self._pause, undo="suspend-unpause"),
+            Step("suspend-drain", self._drain),
+            Step("suspend-state", self._save_state),
+            Step("suspend-memory", self._save_memory),
+            Step("suspend-disk", self._take_disk),
+            Step("suspend-seal", self._seal),
+        )
+
+    @asynccontextmanager
+    async def _record(self, saving: Saving) -> AsyncIterator[None]:
+        """On record before anything changes; and that it has failed, if it has."""
+        boot, actor = saving.boot, saving.wish.actor
+        await self.records.edge(boot.handle, Action.SUSPEND, EventKind.SANDBOX_SUSPEND, {"asked_by": actor})
+        try:
+            yield
+        except BaseException as error:
+            await self._failed(boot, error)
+            raise
+
+    async def _failed(self, boot: Boot, error: BaseException) -> None:
+        detail = {"message": str(error)[:500]}
+        with anyio.CancelScope(shield=True), anyio.move_on_after(10):
+            try:
+                await self.records.edge(boot.handle, Action.SUSPEND_FAILED, EventKind.SANDBOX_SUSPEND_FAILED, detail)
+            except (errors.HostError, errors.CapacityError) as refused:  # it runs on all the same
+                log.error("a suspend that failed could not be recorded", sandbox=boot.id, error=str(refused))
+
+    @asynccontextmanager
+    async def _sync(self, saving: Saving) -> AsyncIterator[None]:
+        """So that a boot from the disk alone finds what was written without fsync, too."""
+        link = saving.boot.link
+        try:
+            async with link.open("control", {"op": "sync"}, timeout_s=SYNC_S):
+                pass
+        except errors.GuestError as error:
+            if link.failure is not None:
+                raise
+            log.warning("a guest did not write its files in time", sandbox=saving.boot.id, error=str(error))
+        yield
+
+    @asynccontextmanager
+    async def _folder(self, saving: Saving) -> AsyncIterator[None]:
+        place = saving.boot.place
+        await anyio.to_thread.run_sync(place.begin)
+        try:
+            yield
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(place.give_up)
+            raise
+
+    @asynccontextmanager
+    async def _hush(self, saving: Saving) -> AsyncIterator[None]:
+        link = saving.boot.link
+        try:
+            await link.hush(saving.boot.machine.stream, timeout_s=QUIET_S)
+            yield
+        except BaseException:
+            link.speak()
+            raise
+
+    @asynccontextmanager
+    async def _pause(self, saving: Saving) -> AsyncIterator[None]:
+        machine = saving.boot.machine
+        await machine.pause()
+        saving.paused = time.perf_counter()
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, errors.VmmExited):
+                with anyio.CancelScope(shield=True):
+                    await machine.unpause()
+            raise
+
+    @asynccontextmanager
+    async def _drain(self, saving: Saving) -> AsyncIterator[None]:
+        boot = saving.boot
+        # The question goes to the VMM and back; what the machine had said before has come by then
+        await boot.link.drained(boot.machine.stream, boot.machine.console, timeout_s=DRAIN_S)
+        yield
+
+    @asynccontextmanager
+    async def _save_state(self, saving: Saving) -> AsyncIterator[None]:
+        path = saving.boot.place.new / "state"
+        await saving.boot.machine.save_state(path)
+        saving.digests["state"] = await anyio.to_thread.run_sync(_synced_digest, path)
+        yield
+
+    @asynccontextmanager
+    async def _save_memory(self, saving: Saving) -> AsyncIterator[None]:
+        boot = saving.boot
+        saving._difference = await boot.machine.save_difference(
+            boot.snapshot.files.memory, boot.place.new / "difference"
+        )
+        saving.digests["difference"] = saving.difference.sha256
+        yield
+
+    @asynccontextmanager
+    async def _take_disk(self, saving: Saving) -> AsyncIterator[None]:
+        place = saving.boot.place
+        await anyio.to_thread.run_sync(place.take_disk)
+        await anyio.to_thread.run_sync(sync_file, place.new / "disk")
+        saving.digests["disk"] = await anyio.to_thread.run_sync(digest_of_data, place.new / "disk")
+        yield
+
+    @asynccontextmanager
+    async def _seal(self, saving: Saving) -> AsyncIterator[None]:
+        boot = saving.boot
+        saving.facts = await anyio.to_thread.run_sync(_facts, saving)
+        found = Suspended.of(boot.handle.info, boot.handle.spec, boot.snapshot, saving.digests, saving.facts)
+        with anyio.CancelScope(shield=True):  # a thread goes on; whether it is suspended has to be known
+            await anyio.to_thread.run_sync(boot.place.seal, found.sealed(self.seal))
+        boot.sealed = True
+        yield
+
+
+def _synced_digest(path: Path) -> str:
+    sync_file(path)
+    with path.open("rb") as file:
+        return digest_of(file.fileno())
+
+
+def _facts(saving: Saving) -> SuspendedFacts:
+    boot, now = saving.boot, time.perf_counter()
+    base, disk = boot.snapshot.disk.stat(), (boot.place.new / "disk").stat()
+    return SuspendedFacts(
+        at=time.time(),
+        stored_bytes=stored_bytes(boot.place.new),
+        dirty_bytes=saving.difference.pages * 4096,
+        written_bytes=max(0, disk.st_blocks - base.st_blocks) * 512,
+        pause_ms=round((now - saving.paused) * 1000, 1),
+        took_ms=round((now - saving.began) * 1000, 1),
+    )
