@@ -35,7 +35,7 @@ from casemate.api.hosts import names_of
 from casemate.api.keys import Keys
 from casemate.api.listener import Listener, Server, open_listener, proxies_of
 from casemate.api.native import app as native_app
-from casemate.build import BuildHost, Images, forget_unfinished, open_images
+from casemate.build import BuildHost, Ground, Images, forget_unfinished, open_images
 from casemate.host import (
     Launcher,
     Swept,
@@ -138,6 +138,7 @@ class Service:
             "home": str(self.settings.home),
             "admission": self.admission.to_json(),
             "recovered": self.recovered.to_json(),
+            "stored": self.images.upkeep.to_json(),
         }
 
 
@@ -155,6 +156,10 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
             workshop=Workshop(settings.home),
             bootstrap=launcher.bootstrap,
             snapshots=settings.home / "snapshots",
+            sandboxes=settings.home / "sandboxes",
+            vmm_builds=settings.home / "vmm",
+            upkeep_report=settings.run / "upkeep.json",
+            seal=await anyio.to_thread.run_sync(open_seal, settings.home),
             verified=Identities(settings.run / "verified"),
             host_id=here,
             default_shape=shape,
@@ -170,14 +175,13 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
         admission = Admission(
             budget(settings, folders), commit_ratio=settings.commit_ratio, wait_s=settings.admission_wait_s
         )
-        seal = open_seal(settings.home)
         records = Records(index, trail, folders)
         starter = Starter(driver, records, admission, settings.agent_timeout_s)
         async with open_images(build_host) as images:
             supervisor = Supervisor(
                 starter,
-                Suspender(records, seal),
-                Resumer(starter, seal, images.shapes.base),
+                Suspender(records, build_host.seal),
+                Resumer(starter, build_host.seal, Ground(build_host, images.shapes)),
                 reach=parse_fault(os.environ.get("CASEMATE_FAULT")),
             )
             async with open_sandboxes(
@@ -253,10 +257,11 @@ async def serve(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(doors.accepted.run)
                 tasks.start_soon(doors.refused.run)
+                tasks.start_soon(service.images.upkeep.run)
                 tasks.start_soon(stop_on_signal, server, service.sandboxes)
                 tasks.start_soon(stop_when_gone, server, launcher)
                 if idle_exit_s is not None:
-                    tasks.start_soon(stop_when_idle, server, busy, service.sandboxes, idle_exit_s)
+                    tasks.start_soon(stop_when_idle, server, busy, service, idle_exit_s)
                 async with anyio.create_task_group() as serving:
                     remote = Server(busy, limits, listener.tls) if listener else None
                     if remote is not None and listener is not None:
@@ -311,8 +316,9 @@ async def stop_when_gone(server: Server, launcher: Launcher) -> None:
     server.should_exit = True
 
 
-async def stop_when_idle(server: Server, busy: Busy, sandboxes: Sandboxes, idle_exit_s: float) -> None:
-    while busy.idle_s() < idle_exit_s or sandboxes.count_live() or sandboxes.pools.kept:
+async def stop_when_idle(server: Server, busy: Busy, service: Service, idle_exit_s: float) -> None:
+    sandboxes, shapes = service.sandboxes, service.images.shapes
+    while busy.idle_s() < idle_exit_s or sandboxes.count_live() or sandboxes.pools.kept or shapes.building:
         await anyio.sleep(IDLE_CHECK_S)
     server.should_exit = True
 

@@ -194,6 +194,12 @@ class SealBroken(HostError):
     code = "seal-broken"
 
 
+class Unfit(HostError):
+    """A stored machine does not fit what is here: VMM, processor, kernel, agent, disks; evidence has each misfit."""
+
+    code = "unfit"
+
+
 class VmmError(CasemateError):
     code = "vmm-error"
 

@@ -36,7 +36,7 @@ from casemate.vmm import (
 )
 
 DIFFERENCE = b"a guest that writes nothing"
-PLATFORM = Platform("fake", "1", "0" * 64, "one line", "no CPU", "tcg")
+PLATFORM = Platform("fake", "1", "0" * 64, "one line", "no CPU", "tcg", "a b", 0)
 
 
 ACCOUNT = Account(

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from casemate.config import load
 from casemate.host import open_launcher, start_launcher
 from casemate.images import Workshop, copy_disk, make_scratch_disk
-from casemate.sandbox import Introduction, Link, Snapshot, execs, introduce, machine_spec, new_id
+from casemate.sandbox import Introduction, Link, Snapshot, execs, introduce, machine_spec, new_id, open_seal
 from casemate.vmm import Kernel, Machine
 from casemate.vmm.qemu import QemuDriver
 
@@ -64,7 +64,8 @@ async def open_driver(home: Path) -> AsyncIterator[QemuDriver]:
 
 def template_of(home: Path) -> Snapshot:
     """The home's one snapshot."""
-    return Snapshot.read(next(path for path in (home / "snapshots").iterdir() if not path.name.startswith(".")))
+    folder = next(path for path in (home / "snapshots").iterdir() if not path.name.startswith("."))
+    return Snapshot.read(folder, open_seal(home), tenant="system")
 
 
 @asynccontextmanager

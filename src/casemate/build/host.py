@@ -7,9 +7,11 @@ from pathlib import Path
 
 from casemate.build.snapshot import Progress
 from casemate.images import Artifacts, Bootstrap, Identities, Workshop
-from casemate.sandbox import Shape
+from casemate.sandbox import Seal, Shape
 from casemate.storage import Database, VersionRow
 from casemate.vmm import Driver
+
+BUILT_IN = "system"  # the tenant that the images we come with belong to; everybody may use them
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,10 @@ class BuildHost:
     workshop: Workshop
     bootstrap: Bootstrap
     snapshots: Path
+    sandboxes: Path  # below it, what suspended ones are stored as
+    vmm_builds: Path  # vmm/<sha256>/
+    upkeep_report: Path
+    seal: Seal
     verified: Identities
     host_id: str
     default_shape: Shape

@@ -18,11 +18,11 @@ from casemate.build.host import BuildHost
 from casemate.build.shapes import Shapes, Stored, said
 from casemate.build.snapshot import BUILDING
 from casemate.host import remove_folder
-from casemate.sandbox import Snapshot
+from casemate.sandbox import needed_by
 from casemate.storage import VersionRow
 from casemate.storage import images as rows
 
-Kind = Literal["version", "snapshot", "artifact", "leftover"]
+Kind = Literal["version", "snapshot", "artifact", "vmm", "leftover"]
 PARTS = ("kernel", "initrd", "root", "agent")
 WHY_REMOVED = "its version was removed"
 
@@ -83,7 +83,8 @@ class Removal:
                 gone += await self._prune_version(version, used, dry_run=dry_run)
             gone += await self._drop_leftovers(dry_run=dry_run)
             sweep = partial(self._sweep, await self._needed(gone), None, set(), dry_run, "nothing needs it")
-            return gone + await anyio.to_thread.run_sync(sweep)
+            gone += await anyio.to_thread.run_sync(sweep)
+            return gone + await self._drop_vmm_builds(gone, dry_run=dry_run)
 
     async def _prune_version(self, version: VersionRow, used: set[str], *, dry_run: bool) -> list[Item]:
         old = not version.active and version.state in ("ready", "failed")
@@ -117,7 +118,7 @@ class Removal:
     async def _still_fits(self, version: VersionRow, stored: Stored) -> bool:
         try:
             return await self._shapes.fits(version, stored.row) is not None
-        except (errors.ImageBroken, errors.NotFound, KeyError):
+        except (errors.ImageBroken, errors.SealBroken, errors.NotFound, KeyError):
             return False
 
     async def _check_unused(self, version: VersionRow) -> None:
@@ -167,8 +168,30 @@ class Removal:
                 needed |= set(_digests(version))
             for stored in await self._stored(version):
                 if self._item(version, stored, "").name not in names:
-                    needed |= await anyio.to_thread.run_sync(_disks, stored.folder)
+                    needed |= (await anyio.to_thread.run_sync(needed_by, stored.folder / "manifest.json"))[0]
+        for manifest in await anyio.to_thread.run_sync(suspended, self._host.sandboxes):
+            needed |= (await anyio.to_thread.run_sync(needed_by, manifest))[0]
         return needed
+
+    async def _drop_vmm_builds(self, gone: Iterable[Item], *, dry_run: bool) -> list[Item]:
+        """VMM builds that are not the installed one, and that nothing stored was made with."""
+        installed = (await self._host.driver.platform()).vmm_sha256
+        lost = {item.name.split()[0] for item in gone if item.kind in ("snapshot", "leftover")}
+        return await anyio.to_thread.run_sync(partial(self._sweep_vmm_builds, installed, lost, dry_run=dry_run))
+
+    def _sweep_vmm_builds(self, installed: str, lost: set[str], *, dry_run: bool) -> list[Item]:
+        snapshots = [path for path in self._host.snapshots.glob("*/manifest.json") if path.parent.name not in lost]
+        needed = {installed}
+        for manifest in (*snapshots, *suspended(self._host.sandboxes)):
+            needed |= needed_by(manifest)[1]
+        found = [path for path in sorted(self._host.vmm_builds.iterdir()) if path.is_dir()]
+        items = []
+        for folder in found:
+            if folder.name not in needed:
+                items.append(Item("vmm", folder.name, "nothing stored was made with it", _size(folder)))
+                if not dry_run:
+                    _remove_build(folder)
+        return items
 
     def _sweep(self, needed: set[str], only: set[str] | None, also: set[str], dry_run: bool, why: str) -> list[Item]:
         """Delete artifacts (*only* these) that are not needed, nor named by the index unless *also* given up."""
@@ -193,13 +216,16 @@ def _digests(version: VersionRow) -> list[str]:
     return [version.artifacts[part] for part in PARTS if part in version.artifacts]
 
 
-def _disks(folder: Path) -> set[str]:
-    """The shared disks a snapshot's guests have mounted."""
-    try:
-        snapshot = Snapshot.read(folder)
-    except errors.ImageBroken:
-        return set()
-    return {snapshot.root.name, snapshot.agent.name}
+def suspended(sandboxes: Path) -> list[Path]:
+    """The manifests of suspended sandboxes. Blocks."""
+    return sorted(sandboxes.glob("*/suspended/manifest.json"))
+
+
+def _remove_build(folder: Path) -> None:
+    """Under another name first: half a build must never look like one."""
+    dying = folder.with_name(f".dying-{folder.name}")
+    folder.rename(dying)
+    remove_folder(dying)
 
 
 def _folders(root: Path) -> list[Path]:

@@ -13,19 +13,19 @@ from typing import Any
 import anyio
 
 from casemate import errors
-from casemate.build.host import BuildHost
+from casemate.build.host import BUILT_IN, BuildHost
 from casemate.build.references import Reference
 from casemate.build.removal import Removal, to_json
 from casemate.build.shapes import Shapes
 from casemate.build.snapshot import BUILDING, Progress
 from casemate.build.transfer import Transfer
+from casemate.build.upkeep import Upkeep
 from casemate.build.verify import verified
 from casemate.host import remove_folder
 from casemate.sandbox import Shape, Snapshot
 from casemate.storage import VersionRow
 from casemate.storage import images as rows
 
-BUILT_IN = "system"  # the tenant that the images we come with belong to; everybody may use them
 OWNER = "local"  # the tenant of who runs this host
 BUILT_IN_NAMES = ("python",)
 PARTS = ("kernel", "initrd", "root", "agent")
@@ -39,6 +39,7 @@ class Images:
         self.shapes = shapes
         self.removal = Removal(host, shapes)
         self.transfer = Transfer(host, self.removal)
+        self.upkeep = Upkeep(host, shapes, host.upkeep_report)
         self._building: dict[str, anyio.Lock] = {}
 
     # ------------------------------------------------------------------ what a create asks for
@@ -199,6 +200,7 @@ class Images:
             "size_bytes": version.size_bytes,
             "digest": version.artifacts.get("root"),
             "snapshots": shown,
+            "rebuilds": self.upkeep.of(version),
         }
 
 

@@ -3,6 +3,8 @@
     lend ── known? ──────────────────────────────→ lease
       └── under way? join, else start: find or build ┘      prune: not lent, no sandbox stands on it
 
+What is there and fits no more is built again; the old one goes when a clone of the new one has answered.
+
 When a snapshot was last lent is its folder's modification time, so that it outlives the daemon.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,11 +25,11 @@ from anyio.abc import TaskGroup
 
 from casemate import errors
 from casemate.build.host import BuildHost
-from casemate.build.snapshot import PREPARE_S, Progress, Recipe, build_snapshot
+from casemate.build.snapshot import PREPARE_S, Place, Progress, Recipe, build_snapshot
 from casemate.build.underway import Underway
 from casemate.host import remove_folder
 from casemate.images import digest_of
-from casemate.sandbox import Shape, Snapshot
+from casemate.sandbox import Here, Misfit, Shape, Snapshot, sentences, unfit
 from casemate.storage import SnapshotRow, VersionRow, sandboxes
 from casemate.storage import images as rows
 
@@ -37,6 +39,8 @@ QUEUE_LIMIT_S = 1800.0
 STAMP_EVERY_S = 60.0
 DIGEST_LIMIT_S = 300.0
 MIB = 2**20
+Key = tuple[int, Shape]  # a version's id, and the shape
+Identity = tuple[tuple[int, ...], ...]
 SPARE_MIB = 256
 
 
@@ -54,15 +58,34 @@ class Stored:
         return Shape(self.row.vcpus, self.row.memory_mib, self.row.disk_mib)
 
 
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """A snapshot that fits no more and is being built again, or could not be: then with the *failure*."""
+
+    version: VersionRow
+    shape: Shape
+    why: str
+    job: Underway[Snapshot]
+
+    @property
+    def shape_said(self) -> str:
+        return said(self.shape)
+
+
+async def _nobody() -> None: ...
+
+
 class Shapes:
     """Every method may be called from any task. Builds live in *tasks*, not in who asks for them."""
 
     def __init__(self, host: BuildHost, tasks: TaskGroup) -> None:
         self._host = host
         self._tasks = tasks
-        self._known: dict[tuple[int, Shape], Snapshot] = {}
-        self._underway: dict[tuple[int, Shape], Underway[Snapshot]] = {}
-        self._turns: dict[tuple[int, Shape], anyio.Lock] = {}
+        self._known: dict[Key, tuple[Snapshot, Identity]] = {}
+        self._underway: dict[Key, Underway[Snapshot]] = {}
+        self._turns: dict[Key, anyio.Lock] = {}
+        self.rebuilds: dict[Key, Rebuild] = {}  # under way, or failed and not tried again yet
+        self.on_rebuild: Callable[[], Awaitable[None]] = _nobody  # one has begun or ended
         self._lent: Counter[str] = Counter()
         self._retired: set[int] = set()
         self._stamped: dict[str, float] = {}
@@ -99,13 +122,32 @@ class Shapes:
         while True:
             if version.id in self._retired:
                 raise errors.NotFound(f"image {version.reference} is being removed", hint="casemate image ls")
-            if known := self._known.get(key):
+            if known := self._known_one(key):
                 self._lent[known.id] += 1  # nothing waits between looking and taking
                 return known
             if not build and key not in self._underway:
                 await self._find_or_refuse(version, shape)
                 continue
             await self._join(version, shape).wait(progress)
+
+    def _known_one(self, key: Key) -> Snapshot | None:
+        """If its files are still those that were looked at; else they are looked at anew, before a VMM gets them."""
+        if key not in self._known:
+            return None
+        snapshot, identity = self._known[key]
+        if _identity(snapshot) == identity:
+            return snapshot
+        log.error("a snapshot's files were touched; they are looked at again", snapshot=snapshot.id)
+        del self._known[key]
+        return None
+
+    async def rebuild(self, version: VersionRow, shape: Shape) -> None:
+        """Find or build it, as for a create; what building raises is in ``rebuilds``, not raised."""
+        try:
+            await self._join(version, shape).wait(None)
+        except errors.CasemateError as error:
+            log.error("a snapshot could not be rebuilt; the next create tries again", image=version.reference,
+                      shape=said(shape), error=str(error))  # fmt: skip
 
     def _join(self, version: VersionRow, shape: Shape) -> Underway[Snapshot]:
         key = (version.id, shape)
@@ -122,15 +164,24 @@ class Shapes:
             async with self._turn(key):
                 found = await self._find(version, shape)
                 if found is None:
+                    if why := await self._why_again(version, shape):
+                        self.rebuilds[key] = Rebuild(version, shape, why, job)
+                        log.info("rebuilding a snapshot", image=version.reference, shape=said(shape), why=why)
+                        progress("rebuild", f"its snapshot fits no more: {why}", 0.0)
+                        await self.on_rebuild()
                     found = await self._build(version, shape, progress)
                 self._known[key] = found
-                return found
+                return found[0]
 
         limit_s = QUEUE_LIMIT_S + 2 * (self._host.boot_timeout_s + PREPARE_S + DIGEST_LIMIT_S)
         try:
             await job.run(work, limit_s=limit_s)
         finally:
             del self._underway[key]
+        if job.failure is None and key in self.rebuilds:
+            del self.rebuilds[key]
+            log.info("a snapshot was rebuilt", image=version.reference, shape=said(shape))
+        await self.on_rebuild()
         if shape != self._host.default_shape:
             await self.prune_over_budget()
 
@@ -145,7 +196,7 @@ class Shapes:
             self._known[version.id, shape] = found
 
     @asynccontextmanager
-    async def _turn(self, key: tuple[int, Shape]) -> AsyncIterator[None]:
+    async def _turn(self, key: Key) -> AsyncIterator[None]:
         async with self._turns.setdefault(key, anyio.Lock()):
             yield
 
@@ -160,52 +211,72 @@ class Shapes:
 
     async def fits(self, version: VersionRow, row: SnapshotRow) -> Snapshot | None:
         """The snapshot of *row*, if this host, its artifacts and today's agent are what it was made with."""
-        platform = await self._host.driver.platform()
+        snapshot, misfits = await self.judged(version, row)
+        return None if misfits or row.state != "ready" else snapshot
+
+    async def judged(self, version: VersionRow, row: SnapshotRow) -> tuple[Snapshot, list[Misfit]]:
+        """The snapshot of *row*, and why it does not fit. Raises ImageBroken, SealBroken."""
         parts = await anyio.to_thread.run_sync(self._host.artifacts, version)
-        snapshot = Snapshot.read(self._host.snapshots / row.id)
-        same = snapshot.platform == platform and (snapshot.root, snapshot.agent) == (parts.root, parts.agent)
-        return snapshot if same and row.state == "ready" else None
+        here = Here(await self._host.driver.platform(), (parts.root, parts.agent), kernel_release=parts.kernel_release)
+        read = partial(Snapshot.read, self._host.snapshots / row.id, self._host.seal, tenant=row.tenant)
+        snapshot = await anyio.to_thread.run_sync(read)
+        return snapshot, unfit(snapshot.made, here, "image-snapshot")
+
+    async def _why_again(self, version: VersionRow, shape: Shape) -> str:
+        """Why what is there of that shape is of no use; empty where nothing is."""
+        for row in reversed(await self._host.database.read(rows.snapshots_of, version.id)):
+            if (row.vcpus, row.memory_mib, row.disk_mib) == _numbers(shape):
+                try:
+                    _, misfits = await self.judged(version, row)
+                except (errors.ImageBroken, errors.SealBroken) as error:
+                    return error.message
+                return sentences(misfits) or "its files are not those that were sealed"
+        return ""
 
     async def base(self, snapshot_id: str) -> Snapshot:
         """The snapshot of that id for a sandbox that stands on it, also one that fits no more.
 
-        Raises ImageBroken when it is gone or not whole.
+        Raises NotFound, SealBroken; ImageBroken when it is not whole.
         """
-        snapshot = Snapshot.read(self._host.snapshots / snapshot_id)
-        if not await anyio.to_thread.run_sync(self._is_whole, snapshot):
-            raise errors.ImageBroken(f"snapshot {snapshot_id} was changed since it was made")
+        row = await self._host.database.read(rows.snapshot, snapshot_id)
+        read = partial(Snapshot.read, self._host.snapshots / row.id, self._host.seal, tenant=row.tenant)
+        snapshot = await anyio.to_thread.run_sync(read)
+        if await anyio.to_thread.run_sync(self._whole, snapshot) is None:
+            raise errors.ImageBroken(
+                f"snapshot {snapshot_id}, on which it stands, was changed since it was made",
+                hint="casemate resume --cold boots a sandbox from its disk",
+            )
         return snapshot
 
     async def find(self, version: VersionRow, shape: Shape) -> Snapshot | None:
         """As it is now, without building."""
         async with self._turn((version.id, shape)):
-            return await self._find(version, shape)
+            found = await self._find(version, shape)
+            return None if found is None else found[0]
 
-    async def _find(self, version: VersionRow, shape: Shape) -> Snapshot | None:
+    async def _find(self, version: VersionRow, shape: Shape) -> tuple[Snapshot, Identity] | None:
         for row in reversed(await self._host.database.read(rows.snapshots_of, version.id)):
             if (row.vcpus, row.memory_mib, row.disk_mib) != _numbers(shape):
                 continue
             try:
                 snapshot = await self.fits(version, row)
-                if snapshot is not None and await anyio.to_thread.run_sync(self._is_whole, snapshot):
-                    return snapshot
-            except errors.ImageBroken as error:
+                if snapshot is None:
+                    continue
+                identity = await anyio.to_thread.run_sync(self._whole, snapshot)
+                if identity is not None:
+                    return snapshot, identity
+            except (errors.ImageBroken, errors.SealBroken) as error:
                 log.warning("a snapshot cannot be used and is built again", snapshot=row.id, error=error.message)
         return None
 
-    async def _build(self, version: VersionRow, shape: Shape, progress: Progress) -> Snapshot:
+    async def _build(self, version: VersionRow, shape: Shape, progress: Progress) -> tuple[Snapshot, Identity]:
         if self._places.value == 0:
             progress("wait", "other snapshots are being built; waiting for them", None)
         async with self._places:
             parts = await anyio.to_thread.run_sync(self._host.artifacts, version)
             _check_space(self._host.snapshots, shape)
-            snapshot = await build_snapshot(
-                self._host.driver,
-                Recipe(version.reference, shape, parts),
-                self._host.snapshots,
-                progress,
-                boot_timeout_s=self._host.boot_timeout_s,
-            )
+            place = Place(self._host.driver, self._host.snapshots, self._host.seal, self._host.boot_timeout_s)
+            snapshot = await build_snapshot(place, Recipe(version.reference, shape, parts, version.tenant), progress)
         row = SnapshotRow(
             id=snapshot.id,
             tenant=version.tenant,
@@ -220,9 +291,12 @@ class Shapes:
         )
         with anyio.CancelScope(shield=True):
             await self._host.database.write(rows.put_snapshot, row)
-            await self._drop_superseded(version, shape, keep=snapshot.id)
-            await anyio.to_thread.run_sync(self._is_whole, snapshot)
-        return snapshot
+            identity = await anyio.to_thread.run_sync(self._whole, snapshot)
+            if identity is not None:
+                await self._drop_superseded(version, shape, keep=snapshot.id)
+        if identity is None:
+            raise errors.ImageBroken(f"snapshot {snapshot.id} was changed while it was made", hint="try again")
+        return snapshot, identity
 
     async def _drop_superseded(self, version: VersionRow, shape: Shape, keep: str) -> None:
         """What no longer fitted has a successor now; what a sandbox stands on stays for the next prune."""
@@ -232,16 +306,19 @@ class Shapes:
             if same and row.id != keep and row.id not in used and not self._lent[row.id]:
                 await self._delete(row.id)
 
-    def _is_whole(self, snapshot: Snapshot) -> bool:
-        """Whether its files are those that were sealed: hashed once after each boot of the host."""
+    def _whole(self, snapshot: Snapshot) -> Identity | None:
+        """What its files are known by, if they are those that were sealed: hashed once after each boot of the host."""
+        identity = _identity(snapshot)
+        if identity is None:
+            return None
         for name, digest in snapshot.digests.items():
             with (snapshot.folder / name).open("rb") as file:
                 if not self._host.verified.recognises(file.fileno(), digest):
                     if digest_of(file.fileno()) != digest:
                         log.error("a snapshot's file was changed", snapshot=snapshot.id, file=name)
-                        return False
+                        return None
                     self._host.verified.remember(file.fileno(), digest)
-        return True
+        return identity
 
     # -------------------------------------------------------------------------------- letting go
 
@@ -292,13 +369,14 @@ class Shapes:
             return False
         async with self._turn(key):
             known = self._known.get(key)
-            if known is not None and known.id == stored.row.id:
+            if known is not None and known[0].id == stored.row.id:
                 del self._known[key]  # first, so that from here on nobody can borrow it
             if self._lent[stored.row.id] or stored.row.id in await self.users():
                 if known is not None:
                     self._known[key] = known
                 return False
             await self._delete(stored.row.id)
+            self.rebuilds.pop(key, None)
             return True
 
     @contextmanager
@@ -332,6 +410,15 @@ def said(shape: Shape) -> str:
 
 def _numbers(shape: Shape) -> tuple[int, int, int]:
     return shape.vcpus, shape.memory_mib, shape.disk_mib
+
+
+def _identity(snapshot: Snapshot) -> Identity | None:
+    """Another one after any write, exchange or change of mode; None where a file is gone."""
+    try:
+        stats = [os.stat(snapshot.folder / name) for name in (*sorted(snapshot.digests), "manifest.json")]
+    except FileNotFoundError:
+        return None
+    return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)
 
 
 def _measured(folder: Path, row: SnapshotRow) -> Stored:

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
@@ -21,8 +21,8 @@ import structlog
 
 from casemate import errors
 from casemate.host import own_folder
-from casemate.images import Artifacts, make_scratch_disk
-from casemate.sandbox import Introduction, Link, Shape, Snapshot, introduce, machine_spec, new_id
+from casemate.images import Artifacts, copy_disk, make_scratch_disk
+from casemate.sandbox import Introduction, Link, Seal, Shape, Snapshot, introduce, machine_spec, new_id
 from casemate.vmm import Driver, Kernel, Machine, Platform
 
 log = structlog.get_logger()
@@ -40,24 +40,34 @@ class Recipe:
     image: str  # name@version
     shape: Shape
     artifacts: Artifacts
+    tenant: str
     zygote: bool = True
 
 
-async def build_snapshot(
-    driver: Driver, recipe: Recipe, snapshots: Path, progress: Progress, *, boot_timeout_s: float
-) -> Snapshot:
-    """A new snapshot below *snapshots*. Cancelled or failed: nothing of it stays. A boot that hangs is tried again.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where snapshots are made, by what, and who vouches for them."""
 
-    Raises BootTimeout or AgentSilent (evidence: the console's last lines), VmmError, HostError.
+    driver: Driver
+    snapshots: Path
+    seal: Seal
+    boot_timeout_s: float
+
+
+async def build_snapshot(place: Place, recipe: Recipe, progress: Progress) -> Snapshot:
+    """A new snapshot, of which a clone has answered. Cancelled or failed: nothing of it stays.
+
+    A boot that hangs is tried again. Raises BootTimeout or AgentSilent (evidence: the console's last lines),
+    VmmError, HostError.
     """
     try:
-        return await _build(driver, recipe, snapshots, progress, boot_timeout_s)
+        return await _build(place, recipe, progress)
     except (errors.BootTimeout, ExceptionGroup) as raised:  # a task group wraps what ends it
         error = the_error(raised)
         if not isinstance(error, errors.BootTimeout):
             raise
         log.warning("a boot got no answer; trying once more", image=recipe.image, **error.evidence)
-    return await _build(driver, recipe, snapshots, progress, boot_timeout_s)
+    return await _build(place, recipe, progress)
 
 
 def the_error(raised: BaseException) -> BaseException:
@@ -67,15 +77,14 @@ def the_error(raised: BaseException) -> BaseException:
     return raised
 
 
-async def _build(
-    driver: Driver, recipe: Recipe, snapshots: Path, progress: Progress, boot_timeout_s: float
-) -> Snapshot:
+async def _build(place: Place, recipe: Recipe, progress: Progress) -> Snapshot:
+    driver, snapshots = place.driver, place.snapshots
     snapshot_id, platform = new_id(), await driver.platform()
     started = time.monotonic()
     async with own_folder(snapshots / f"{BUILDING}{snapshot_id}", FOLDER_MODE) as folder:
         progress("disk", "making the writable disk", 0.0)
         await anyio.to_thread.run_sync(make_scratch_disk, folder / "disk", recipe.shape.disk_mib)
-        async with _booted(driver, recipe, folder, progress, boot_timeout_s) as (machine, link):
+        async with _booted(driver, recipe, folder, progress, place.boot_timeout_s) as (machine, link):
             progress("warm", "starting the interpreters", 0.3)
             await _prepare(link, machine, recipe)
             progress("save", "saving the machine", 0.8)
@@ -84,7 +93,9 @@ async def _build(
         progress("digest", "taking digests", 0.9)
         digests = await anyio.to_thread.run_sync(_seal, folder)
         snapshot = _describe(snapshot_id, recipe, platform, snapshots / snapshot_id, digests)
-        await anyio.to_thread.run_sync(_write_manifest, folder, snapshot)
+        progress("prove", "starting a clone of it", 0.95)
+        await _prove(driver, replace(snapshot, folder=folder), place.boot_timeout_s)
+        await anyio.to_thread.run_sync(_write_manifest, folder, snapshot, place.seal)
         folder.rename(snapshot.folder)
     progress("done", f"snapshot {snapshot_id} in {time.monotonic() - started:.1f} s", 1.0)
     return snapshot
@@ -127,6 +138,26 @@ async def _prepare(link: Link, machine: Machine, recipe: Recipe) -> None:
         raise
 
 
+async def _prove(driver: Driver, snapshot: Snapshot, timeout_s: float) -> None:
+    """A clone of it takes the hand-shake and answers: until one has, what it replaces is kept.
+
+    Raises VmmError, AgentSilent, ProtocolViolation. The clone and its disk are gone afterwards.
+    """
+    guest_id, disk = new_id(), snapshot.folder / "disk-of-the-proof"
+    try:
+        await anyio.to_thread.run_sync(copy_disk, snapshot.disk, disk)
+        spec = snapshot.machine(guest_id, disk)
+        async with driver.restore(spec, snapshot.files) as machine, anyio.create_task_group() as tasks:
+            link = Link(guest_id, silence_s=timeout_s)
+            tasks.start_soon(link.run, machine.stream)
+            await machine.unpause()
+            await introduce(link, Introduction(guest_id), timeout_s)
+            await link.ping(timeout_s=timeout_s)
+            tasks.cancel_scope.cancel()
+    finally:
+        disk.unlink(missing_ok=True)
+
+
 def _seal(folder: Path) -> dict[str, str]:
     """Make what clones map and copy unchangeable, durable and known by digest."""
     digests = {}
@@ -160,13 +191,14 @@ def _describe(
         root=recipe.artifacts.root,
         agent=recipe.artifacts.agent,
         digests=digests,
+        tenant=recipe.tenant,
     )
 
 
-def _write_manifest(folder: Path, snapshot: Snapshot) -> None:
+def _write_manifest(folder: Path, snapshot: Snapshot, seal: Seal) -> None:
     path = folder / "manifest.json"
     with path.open("x") as file:
-        json.dump(snapshot.manifest(), file, indent=1, sort_keys=True)
+        json.dump(snapshot.manifest(seal), file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
     path.chmod(0o444)

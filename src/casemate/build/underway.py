@@ -56,6 +56,15 @@ class Underway(Generic[T]):
         assert self._result is not None
         return self._result
 
+    @property
+    def progress(self) -> tuple[str, str, float | None] | None:
+        """What it told last."""
+        return self._last
+
+    @property
+    def failure(self) -> errors.CasemateError | None:
+        return self._failure if self._done.is_set() else None
+
     def tell(self, step: str, message: str, fraction: float | None) -> None:
         self._last = (step, message, fraction)
         for listener in self._listeners:

@@ -53,8 +53,10 @@ def _artifact(host: BuildHost, version: VersionRow, part: str) -> str | None:
 
 def _file(host: BuildHost, stored: Stored, name: str) -> str | None:
     try:
-        expected = Snapshot.read(stored.folder).digests[name]
+        expected = Snapshot.read(stored.folder, host.seal, tenant=stored.row.tenant).digests[name]
         found = digest_of(stored.folder / name)
+    except errors.SealBroken as error:
+        return error.message
     except (errors.ImageBroken, KeyError, OSError) as error:
         return f"cannot be read: {error}"
     if found != expected:

@@ -195,6 +195,17 @@ for word, command in COMMANDS.items():
 
 def _row(image: dict[str, Any]) -> tuple[str, ...]:
     shapes = [f"{s['vcpus']}x{s['memory_mib']}" for s in image["snapshots"] if s["state"] == "ready"]
-    state = image["state"] + (" (active)" if image["active"] else "")
+    state = ", ".join([image["state"] + (" (active)" if image["active"] else ""), *_rebuilds(image)])
     reference = f"{image['name']}@{image['version']}"
     return reference, state, mib(image["size_bytes"]), " ".join(shapes) or "-", age(image["created_at"])
+
+
+def _rebuilds(image: dict[str, Any]) -> list[str]:
+    """What of it is just being rebuilt for another VMM, processor, kernel or agent, or could not be."""
+    words = []
+    for rebuild in image.get("rebuilds", []):
+        if rebuild["state"] == "failed":
+            words.append("rebuild failed")
+        else:
+            words.append("rebuilding" + (f" {rebuild['fraction']:.0%}" if rebuild["fraction"] is not None else ""))
+    return list(dict.fromkeys(words))

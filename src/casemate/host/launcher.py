@@ -26,6 +26,7 @@ Single-threaded: the parent-death signal belongs to the thread that forks. Few i
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import select
@@ -254,7 +255,8 @@ class Launcher:
             opened += [os.open(process / "pagemap", os.O_RDONLY | os.O_CLOEXEC)]
             signal.pidfd_send_signal(child.target, 0)  # it lives, so the pid was its all the time
             with socket.socket(fileno=os.dup(over)) as channel:
-                socket.send_fds(channel, [b"m"], opened, socket.MSG_DONTWAIT)
+                beside = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", opened))
+                channel.sendmsg([b"m"], [beside], socket.MSG_DONTWAIT)  # send_fds forgets its flags
         except (Refused, OSError, ValueError, KeyError) as error:
             self._tell({"unmapped": key, "why": str(error) or repr(error)})
         else:

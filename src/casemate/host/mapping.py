@@ -22,7 +22,7 @@ from casemate.errors import HostError
 PAGE_BYTES = mmap.PAGESIZE
 PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg); Linux 6.7
 PAGE_IS_FILE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED = 1 << 2, 1 << 3, 1 << 4
-SCANNED_AT_ONCE = 4096  # regions
+SCANNED_AT_ONCE = 512  # regions: as many as the kernel gathers; with room for more, Linux 6.18 tells some twice
 ENTRY_BYTES = 8  # of pagemap, for each page
 TOP_BYTE = 7  # of an entry: bit 63 present, 62 swapped, 61 a file's (or shared)
 _WRITTEN = bytes(byte & 0xC0 != 0 and not byte & 0x20 for byte in range(256))
@@ -82,9 +82,9 @@ class ProcessMemory:
         try:
             return scan(self.pagemap, self.start, self.size_bytes)
         except OSError as error:
-            if error.errno not in (errno.ENOTTY, errno.EINVAL):
+            if error.errno not in (errno.ENOTTY, errno.EINVAL, errno.EILSEQ):  # Linux before 6.7, or one not as known
                 raise HostError(f"the kernel does not tell the written pages: {error}") from error
-        return read_pagemap(self.pagemap, self.start, self.size_bytes)  # older than 6.7
+        return read_pagemap(self.pagemap, self.start, self.size_bytes)
 
     def read_into(self, page: int, buffer: memoryview) -> None:
         """Fill *buffer* from *page* on. Raises HostError, also when the process has ended."""
@@ -112,7 +112,7 @@ class ProcessMemory:
 
 
 def scan(pagemap: int, start: int, size_bytes: int) -> Runs:
-    """By the PAGEMAP_SCAN ioctl. Raises OSError (ENOTTY before Linux 6.7)."""
+    """By the PAGEMAP_SCAN ioctl. Raises OSError: ENOTTY before Linux 6.7, EILSEQ for an answer that is not in order."""
     regions = (_Region * SCANNED_AT_ONCE)()
     end = start + size_bytes
     wanted = _ScanArg(
@@ -127,17 +127,22 @@ def scan(pagemap: int, start: int, size_bytes: int) -> Runs:
         return_mask=PAGE_IS_FILE,  # never so here: neighbours are told as one, swapped out or not
     )
     first, count = array.array("Q"), array.array("Q")
+    told = start
     while wanted.start < end:
         found = fcntl.ioctl(pagemap, PAGEMAP_SCAN, wanted)
         for region in regions[:found]:
+            if not told <= region.start < region.end <= end:
+                raise OSError(errno.EILSEQ, "PAGEMAP_SCAN tells regions out of order")
+            told = region.end
             page, pages = (region.start - start) // PAGE_BYTES, (region.end - region.start) // PAGE_BYTES
             if first and first[-1] + count[-1] == page:  # the kernel's own buffer ended in between
                 count[-1] += pages
             else:
                 first.append(page)
                 count.append(pages)
-        # Not by walk_end: Linux 6.18 was seen to tell one before regions that it had told
-        wanted.start = regions[found - 1].end if found == SCANNED_AT_ONCE else end
+        if wanted.walk_end <= wanted.start:
+            raise OSError(errno.EILSEQ, "PAGEMAP_SCAN does not go on")
+        wanted.start = wanted.walk_end
     return Runs(first, count)
 
 

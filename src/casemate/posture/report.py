@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from casemate.config import Settings
-from casemate.posture import keeping, kernel, kvm, programs, space
+from casemate.posture import keeping, kernel, kvm, programs, space, stored
 from casemate.posture.check import Check, Status
 
 COLOURS = {Status.PASS: "32", Status.WARN: "33", Status.FAIL: "31;1", Status.SKIP: "2"}
@@ -68,6 +68,7 @@ def examine(settings: Settings, *, fresh: bool = False) -> Report:
         keeping.check_home(settings),
         keeping.check_uid_range(settings),
         keeping.check_time_sync(),
+        stored.check_stored(settings),
     )
     return Report(
         isolation="hardware" if verdict.usable else "emulated",

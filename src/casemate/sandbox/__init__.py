@@ -2,6 +2,7 @@
 
 from casemate.sandbox.admission import Admission, Amount, Relief
 from casemate.sandbox.faults import parse_fault
+from casemate.sandbox.fitness import Here, Made, Misfit, check_fit, sentences, unfit
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.ids import is_id, is_name, new_id
@@ -9,10 +10,10 @@ from casemate.sandbox.link import Channel, Link
 from casemate.sandbox.pool_spec import SHARED, PoolSpec, pools_of
 from casemate.sandbox.records import Records
 from casemate.sandbox.recover import Recovered, Sweeper, recover
-from casemate.sandbox.resuming import Resumer
+from casemate.sandbox.resuming import Kit, Resumer
 from casemate.sandbox.seal import Seal, open_seal
 from casemate.sandbox.service import Sandboxes, open_sandboxes
-from casemate.sandbox.snapshot import Snapshot, machine_spec
+from casemate.sandbox.snapshot import Snapshot, machine_spec, needed_by
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, StateReason
 from casemate.sandbox.starting import Starter, introduce
 from casemate.sandbox.states import Reason, State
@@ -20,6 +21,7 @@ from casemate.sandbox.supervisor import Supervisor
 from casemate.sandbox.suspending import Suspender
 
 __all__ = [
+    "Kit",
     "Suspender",
     "Starter",
     "Resumer",
@@ -28,8 +30,11 @@ __all__ = [
     "Amount",
     "Channel",
     "Handle",
+    "Here",
     "Introduction",
     "Link",
+    "Made",
+    "Misfit",
     "PoolSpec",
     "Reason",
     "Recovered",
@@ -45,14 +50,18 @@ __all__ = [
     "StateReason",
     "Supervisor",
     "Sweeper",
+    "check_fit",
     "introduce",
     "is_id",
     "is_name",
     "machine_spec",
+    "needed_by",
     "new_id",
     "open_sandboxes",
     "open_seal",
     "parse_fault",
     "pools_of",
     "recover",
+    "sentences",
+    "unfit",
 ]

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from casemate.errors import NotAttested
@@ -81,10 +82,22 @@ class Attestation:
         return asdict(self)
 
 
-async def attest(driver: Driver, machine: Machine, snapshot: Snapshot, sandbox_id: str, network: str) -> Attestation:
-    """Raises NotAttested when the kernel's account is not that of such a sandbox; VmmExited, HostError."""
-    account = await machine.account(snapshot.files.memory)
-    if wrong := list(_deviations(account, snapshot, sandbox_id, len(driver.filters))):
+async def attest(
+    driver: Driver,
+    machine: Machine,
+    snapshot: Snapshot,
+    sandbox_id: str,
+    network: str,
+    *,
+    memory: Path | None = None,
+    booted: bool = False,
+) -> Attestation:
+    """*memory*: the file its memory stands on, if not the snapshot's; *booted*: the machine writes that file.
+
+    Raises NotAttested when the kernel's account is not that of such a sandbox; VmmExited, HostError.
+    """
+    account = await machine.account(memory or snapshot.files.memory)
+    if wrong := list(_deviations(account, snapshot, sandbox_id, len(driver.filters), booted)):
         raise NotAttested(
             f"sandbox {sandbox_id}: process {account.pid} is not its jailed VMM: {'; '.join(wrong)}",
             hint="nothing was run in it; look at that process and at what the account says",
@@ -118,14 +131,15 @@ def policy(network: str) -> PolicyFacts:
     return PolicyFacts(network, hashlib.sha256(canonical.encode()).hexdigest())
 
 
-def _deviations(account: Account, snapshot: Snapshot, sandbox_id: str, filters: int) -> list[str]:
+def _deviations(account: Account, snapshot: Snapshot, sandbox_id: str, filters: int, booted: bool) -> list[str]:
     """What is wrong with it, in words. A control group may be missing, where the host's owner allowed that."""
     memory_bytes = snapshot.shape.memory_mib << 20
     checks = {
         "its executable is another": account.executable_sha256 == snapshot.platform.vmm_sha256,
-        "this sandbox's memory is not mapped once, copy-on-write": (
-            (account.private_bytes, account.shared_bytes) == (memory_bytes, 0)
-        ),
+        "this sandbox's memory is not mapped once, copy-on-write": booted
+        or (account.private_bytes, account.shared_bytes) == (memory_bytes, 0),
+        "its own memory is not mapped once": not booted
+        or (account.private_bytes, account.shared_bytes) == (0, memory_bytes),
         "it has capabilities": account.capabilities == 0,
         "it may gain privileges": account.no_new_privs,
         f"it has fewer than {filters} filters of system calls": (

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyio.abc import TaskGroup
@@ -16,7 +17,7 @@ from casemate.sandbox.handle import Handle
 from casemate.sandbox.link import Link
 from casemate.sandbox.snapshot import Snapshot
 from casemate.sandbox.suspended import Place, Suspended
-from casemate.vmm import Machine
+from casemate.vmm import Kernel, Machine
 
 if TYPE_CHECKING:
     from casemate.sandbox.suspending import Saving
@@ -36,7 +37,10 @@ class Boot:
     attestation: Mapping[str, object] | None = None
     intended: asyncio.Event = field(default_factory=asyncio.Event)
     restored_ms: float = 0.0
-    found: Suspended | None = None  # while it is resumed: what of
+    found: Suspended | None = None  # what it was last resumed from
+    own_memory: str | None = None  # the file in its folder that its memory is, or was restored from: booted from disk
+    kernel: Kernel | None = None  # of a boot from the disk
+    booted: bool = False  # its machine writes that file itself
     saving: Saving | None = None  # the suspend that has just succeeded
     _snapshot: Snapshot | None = None
     _beside: TaskGroup | None = None
@@ -52,6 +56,11 @@ class Boot:
     def snapshot(self) -> Snapshot:
         assert self._snapshot is not None, "a resume has not found it yet"
         return self._snapshot
+
+    @property
+    def memory(self) -> Path:
+        """The file under what its guest has written."""
+        return self.snapshot.files.memory if self.own_memory is None else self.place.folder / self.own_memory
 
     @property
     def beside(self) -> TaskGroup:

@@ -132,7 +132,7 @@ class MemberSupervisor:
 
     @asynccontextmanager
     async def _warm(self, member: Member) -> AsyncIterator[None]:
-        await warm(member.link)
+        await warm(member.link, member.id)
         yield
 
     @asynccontextmanager

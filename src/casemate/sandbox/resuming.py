@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 import structlog
@@ -17,6 +19,7 @@ from casemate.audit import EventKind
 from casemate.host import own
 from casemate.sandbox.admission import Amount
 from casemate.sandbox.boot import Boot
+from casemate.sandbox.fitness import Made
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.link import Link
@@ -26,11 +29,38 @@ from casemate.sandbox.snapshot import Snapshot
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec
 from casemate.sandbox.starting import Starter, copy_where_there_is_room, introduce, ours
 from casemate.sandbox.states import Action, State
-from casemate.sandbox.suspended import Suspended, check_parts
+from casemate.sandbox.suspended import OWN_MEMORY, Suspended, check_disk, check_parts
+from casemate.vmm import Kernel, Platform, SnapshotFiles
+from casemate.wire import GENERATION
 
 log = structlog.get_logger()
-FindBase = Callable[[str], Awaitable[Snapshot]]
-"""The snapshot of that id, whole and this host's own. Raises NotFound, ImageBroken, SealBroken."""
+COLD_HINT = "casemate resume --cold boots it from its disk"
+BOOT_S = 60.0
+PREPARE_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """What boots a machine: the kernel, and the read-only disks of today."""
+
+    kernel: Kernel
+    kernel_release: str
+    root: Path
+    agent: Path
+    platform: Platform
+
+
+class Ground(Protocol):
+    """What suspended sandboxes stand on."""
+
+    async def check(self, made: Made, what: str) -> None:
+        """Raises Unfit, about *what*, with every reason why what was *made* so cannot be restored here."""
+
+    async def snapshot(self, snapshot_id: str) -> Snapshot:
+        """Whole, and this host's own. Raises NotFound, ImageBroken, SealBroken."""
+
+    async def kit(self, tenant: str, image: str) -> Kit:
+        """What boots a machine of that version. Raises NotFound, ImageBroken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +69,7 @@ class Resumer:
 
     starter: Starter
     seal: Seal
-    find_base: FindBase
+    ground: Ground
 
     def adopt_plan(self) -> tuple[Step[Boot], ...]:
         """The life of one that is on the disk already."""
@@ -108,18 +138,28 @@ class Resumer:
     @asynccontextmanager
     async def _check(self, boot: Boot) -> AsyncIterator[None]:
         """Before a VMM gets anything: it is all ours, as it was stored, and stands on what it stood on."""
+        found = await self._found(boot)
+        what = f"sandbox {boot.id}"
+        await self.ground.check(found.made, what)
+        if found.own_memory is None:
+            boot._snapshot = await self.ground.snapshot(found.snapshot)
+        else:
+            boot._snapshot = found.as_snapshot(boot.place.folder)
+        if boot.snapshot.digests["memory"] != found.base:
+            raise errors.ImageBroken(
+                f"{what}: snapshot {found.snapshot} is not the one it was restored from", hint=COLD_HINT
+            )
+        boot.own_memory, boot.booted = found.own_memory, False
+        await anyio.to_thread.run_sync(check_parts, boot.place, found)
+        yield
+
+    async def _found(self, boot: Boot) -> Suspended:
+        """The manifest of what is stored. Raises ImageBroken, SealBroken."""
         found = boot.found = await anyio.to_thread.run_sync(Suspended.read, boot.place.folder)
         if (found.id, found.tenant) != (boot.id, boot.handle.info.tenant):
             raise errors.SealBroken(f"sandbox {boot.id}: what is stored in its folder is another's")
         found.check(self.seal)
-        boot._snapshot = await self.find_base(found.snapshot)
-        if boot.snapshot.digests.get("memory") != found.base:
-            raise errors.ImageBroken(
-                f"sandbox {boot.id}: snapshot {found.snapshot} is not the one it was restored from",
-                hint="casemate resume --cold boots it from its disk",
-            )
-        await anyio.to_thread.run_sync(check_parts, boot.place, found)
-        yield
+        return found
 
     @asynccontextmanager
     async def _copy_disk(self, boot: Boot) -> AsyncIterator[None]:
@@ -132,11 +172,10 @@ class Resumer:
     @asynccontextmanager
     async def _restore_suspended(self, boot: Boot) -> AsyncIterator[None]:
         assert boot.found is not None, "check comes first"
-        spec = boot.snapshot.machine(boot.id, boot.place.disk)
         restored = self.starter.driver.restore(
-            spec,
-            boot.place.files(boot.snapshot),
-            difference=boot.place.kept / "difference",
+            boot.snapshot.machine(boot.id, boot.place.disk),
+            SnapshotFiles(memory=boot.memory, state=boot.place.kept / "state"),
+            difference=boot.place.kept / "difference" if "difference" in boot.found.digests else None,
             vmm_sha256=boot.found.platform.vmm_sha256,
         )
         async with restored as boot._machine:
@@ -144,11 +183,16 @@ class Resumer:
 
     @asynccontextmanager
     async def _connect_again(self, boot: Boot) -> AsyncIterator[None]:
-        """The conversation goes on where it stopped. With a new daemon it begins anew, and so it does after a failure:
-        what was said to a machine that is gone cannot be unsaid."""
+        """The conversation goes on where it stopped; with a new daemon it begins anew."""
         if boot._link is None:
             boot._link = Link(boot.id, silence_s=self.starter.agent_timeout_s)
             boot.link.begin(reopened=True)
+        async with self._linked(boot):
+            yield
+
+    @asynccontextmanager
+    async def _linked(self, boot: Boot) -> AsyncIterator[None]:
+        """After a failure the next resume begins anew: what was said to a machine that is gone cannot be unsaid."""
         try:
             async with self.starter.carried(boot):
                 yield
@@ -168,12 +212,84 @@ class Resumer:
         handle, machine = boot.handle, boot.machine
         async with self.starter.running(boot):
             await anyio.to_thread.run_sync(boot.place.drop)
+            await anyio.to_thread.run_sync(boot.place.forget_memories, boot.own_memory)
             pid = {"pid": machine.pid}
             changes = {"pid": machine.pid, "attestation": boot.attestation, "suspended": None}
             async with own(f"the record of sandbox {boot.id}", partial(self.starter.terminate, boot), limit_s=10.0):
                 await self.starter.records.edge(handle, Action.RESUMED, EventKind.SANDBOX_RESUMED, pid, **changes)
                 handle.touch()
                 yield
+
+    # ------------------------------------------------------------------ the steps of a boot from the disk
+
+    def cold_plan(self) -> tuple[Step[Boot], ...]:
+        """When its memory is of no use: a new machine, a new life of its processes, the same disk."""
+        return (
+            Step("resume-reserve", self._reserve_memory, undo="release-memory"),
+            Step("resume-record", self._record_resume, undo="resume-over"),
+            Step("cold-check", self._check_disk),
+            Step("resume-disk", self._copy_disk),
+            Step("cold-machine", self._boot, undo="kill-resumed"),
+            Step("cold-attest", self.starter.attest),
+            Step("cold-link", self._connect_anew, undo="close-resumed-link"),
+            Step("cold-handshake", self._introduce_anew),
+            Step("cold-prepare", self._prepare),
+            Step("resume-ping", self.starter.ping),
+            Step("resume-run", self._run_again, undo="terminate-resumed"),
+        )
+
+    @asynccontextmanager
+    async def _check_disk(self, boot: Boot) -> AsyncIterator[None]:
+        found = await self._found(boot)
+        await anyio.to_thread.run_sync(check_disk, boot.place, found)
+        kit = await self.ground.kit(found.tenant, found.image)
+        if kit.root != found.root:
+            raise errors.ImageBroken(f"sandbox {boot.id}: the root disk of {found.image} is not the one it was made on")
+        boot._snapshot = replace(
+            found.as_snapshot(boot.place.folder),
+            platform=kit.platform,
+            kernel_release=kit.kernel_release,
+            agent=kit.agent,
+            generation=GENERATION,
+        )
+        boot.kernel = kit.kernel
+        yield
+
+    @asynccontextmanager
+    async def _boot(self, boot: Boot) -> AsyncIterator[None]:
+        """Into a memory of its own: what it was suspended with stays as it is until it runs."""
+        assert boot.kernel is not None, "check comes first"
+        before, boot.own_memory = boot.own_memory, f"{OWN_MEMORY}{secrets.token_hex(6)}"
+        boot.booted = True
+        boot.place.folder.chmod(0o710)  # a VMM's uid passes through by its group to the file bound into its jail
+        spec = boot.snapshot.machine(boot.id, boot.place.disk)
+        async with self.starter.driver.boot(spec, boot.kernel, boot.memory) as boot._machine:
+            try:
+                yield
+            finally:
+                if boot.handle.info.state is State.RESUMING:
+                    boot.memory.unlink(missing_ok=True)
+                    boot.own_memory, boot.booted = before, False
+
+    @asynccontextmanager
+    async def _connect_anew(self, boot: Boot) -> AsyncIterator[None]:
+        if boot._link is not None:
+            boot.link.close()
+        boot._link = Link(boot.id, silence_s=BOOT_S)
+        async with self._linked(boot):
+            yield
+
+    @asynccontextmanager
+    async def _introduce_anew(self, boot: Boot) -> AsyncIterator[None]:
+        spec = boot.handle.spec
+        await introduce(boot.link, Introduction(boot.id, spec.env, spec.user, spec.cwd), BOOT_S)
+        yield
+
+    @asynccontextmanager
+    async def _prepare(self, boot: Boot) -> AsyncIterator[None]:
+        """What waits warm in a snapshot is started here."""
+        async with boot.link.open("control", {"op": "prepare", "zygote": True}, timeout_s=PREPARE_S):
+            yield
 
 
 def adopted(info: SandboxInfo, folders: Path) -> Handle:

@@ -20,6 +20,7 @@ from casemate.images import copy_disk
 from casemate.sandbox.admission import RETRY_AFTER_S, Admission
 from casemate.sandbox.attestation import attest
 from casemate.sandbox.boot import Boot
+from casemate.sandbox.fitness import Here, check_fit
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.link import Link
@@ -127,6 +128,9 @@ class Starter:
 
     @asynccontextmanager
     async def _restore(self, boot: Boot) -> AsyncIterator[None]:
+        disks = (boot.snapshot.root, boot.snapshot.agent)
+        here = Here(await self.driver.platform(), disks)
+        check_fit(boot.snapshot.made, here, "image-snapshot", f"snapshot {boot.snapshot.id}")
         spec = boot.snapshot.machine(boot.id, boot.place.disk)
         await boot.intended.wait()  # the deed; if the intent cannot be made durable this is cancelled
         async with self.driver.restore(spec, boot.snapshot.files) as boot._machine:
@@ -135,7 +139,16 @@ class Starter:
     @asynccontextmanager
     async def attest(self, boot: Boot) -> AsyncIterator[None]:
         info = boot.handle.info
-        boot.attestation = (await attest(self.driver, boot.machine, boot.snapshot, info.id, info.network)).to_json()
+        found = await attest(
+            self.driver,
+            boot.machine,
+            boot.snapshot,
+            info.id,
+            info.network,
+            memory=boot.memory,
+            booted=boot.booted,
+        )
+        boot.attestation = found.to_json()
         yield
 
     @asynccontextmanager

@@ -262,8 +262,9 @@ class Supervisor:
     async def _resumed(self, boot: Boot, wish: Wish) -> bool:
         """Run it again. False: it could not be, is suspended as before, and who asked for it is told why."""
         handle = boot.handle
+        plan = self.resumer.cold_plan() if wish.cold else self.resumer.resume_plan()
         try:
-            async with carried_out(self.resumer.resume_plan(), boot, self.reach):
+            async with carried_out(plan, boot, self.reach):
                 handle.forget_wish()
                 wish.grant()
                 boot.failure = await self._watch(boot)

@@ -19,22 +19,27 @@ from typing import Any, Self
 from casemate.errors import ImageBroken, SealBroken
 from casemate.host import remove_folder
 from casemate.images import digest_of
-from casemate.sandbox.handshake import GENERATION
+from casemate.sandbox.fitness import Made
 from casemate.sandbox.seal import Seal
 from casemate.sandbox.snapshot import Snapshot
-from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, SuspendedFacts
-from casemate.vmm import Platform, SnapshotFiles
+from casemate.sandbox.spec import SandboxSpec, Shape, SuspendedFacts
+from casemate.vmm import Platform
 
 FORMAT = 1
 FOLDER, NEW, DROPPED = "suspended", "suspended.new", "suspended.dropped"
-PARTS = ("state", "difference", "disk")
+PARTS = ("state", "difference", "disk")  # without a difference where the whole memory was saved
+SPARSE = ("disk", "memory")
+OWN_MEMORY = "memory-"
 BLOCK_BYTES = 4096
 READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """*base*: the sha256 of the memory under the difference. *spec*: env, user and cwd, for a boot from the disk."""
+    """*own_memory*: the file in its folder that is under the difference, None for its snapshot's; *base*: its sha256.
+
+    *spec*: with env, user and cwd, for a boot from the disk.
+    """
 
     id: str
     tenant: str
@@ -43,33 +48,33 @@ class Suspended:
     shape: Shape
     platform: Platform
     kernel_release: str
+    generation: int
     root: Path
     agent: Path
+    own_memory: str | None
     base: str
     digests: Mapping[str, str]
     facts: SuspendedFacts
     spec: Mapping[str, Any] = field(repr=False)
-    generation: int = GENERATION
     mac: str = ""
 
-    @classmethod
-    def of(
-        cls, info: SandboxInfo, spec: SandboxSpec, snapshot: Snapshot, digests: Mapping[str, str], facts: SuspendedFacts
-    ) -> Self:
-        return cls(
-            id=info.id,
-            tenant=info.tenant,
-            snapshot=snapshot.id,
-            image=snapshot.image,
-            shape=snapshot.shape,
-            platform=snapshot.platform,
-            kernel_release=snapshot.kernel_release,
-            root=snapshot.root,
-            agent=snapshot.agent,
-            base=snapshot.digests["memory"],
-            digests=digests,
-            facts=facts,
-            spec=asdict(spec),
+    @property
+    def made(self) -> Made:
+        return Made(self.platform, self.kernel_release, self.generation, self.root, self.agent)
+
+    def as_snapshot(self, folder: Path) -> Snapshot:
+        """What its machine is made of, where it stands on no snapshot any more."""
+        return Snapshot(
+            id=self.snapshot,
+            image=self.image,
+            shape=self.shape,
+            platform=self.platform,
+            kernel_release=self.kernel_release,
+            folder=folder,
+            root=self.root,
+            agent=self.agent,
+            digests={"memory": self.base},
+            generation=self.generation,
         )
 
     def sealed(self, seal: Seal) -> dict[str, Any]:
@@ -131,9 +136,6 @@ class Place:
     def kept(self) -> Path:
         return self.folder / FOLDER
 
-    def files(self, snapshot: Snapshot) -> SnapshotFiles:
-        return SnapshotFiles(memory=snapshot.files.memory, state=self.kept / "state")
-
     def begin(self) -> None:
         remove_folder(self.new)
         self.new.mkdir(mode=0o700)
@@ -169,16 +171,27 @@ class Place:
         for name in (NEW, DROPPED):
             remove_folder(self.folder / name)
         self.disk.unlink(missing_ok=True)
+        try:
+            wanted = Suspended.read(self.folder).own_memory
+        except ImageBroken:  # who looks into it may want all of it
+            return
+        self.forget_memories(wanted)
+
+    def forget_memories(self, but: str | None) -> None:
+        """Remove what it was booted into before, or in vain."""
+        for path in self.folder.glob(f"{OWN_MEMORY}*"):
+            if path.name != but:
+                path.unlink()
 
 
 def check_parts(place: Place, found: Suspended) -> None:
     """Blocks. Raises SealBroken unless the files are those that the manifest has the digests of."""
-    for name in PARTS:
-        try:
-            digest = digest_of_part(place.kept, name)
-        except OSError as error:
-            raise _broken(found.id, error) from error
-        if digest != found.digests.get(name):
+    paths = {name: place.kept / name for name in PARTS if name in found.digests}
+    wanted = dict(found.digests)
+    if found.own_memory is not None:
+        paths["memory"], wanted["memory"] = place.folder / found.own_memory, found.base
+    for name, path in paths.items():
+        if _digest(path, name, found.id) != wanted[name]:
             raise SealBroken(
                 f"suspended sandbox {found.id}: its {name} is not what was stored",
                 hint="it is not given to a VMM; find out who can write in the home, and kill the sandbox",
@@ -186,12 +199,24 @@ def check_parts(place: Place, found: Suspended) -> None:
             )
 
 
-def digest_of_part(folder: Path, name: str) -> str:
-    """Blocks. Raises OSError."""
-    if name == "disk":
-        return digest_of_data(folder / name)
-    with (folder / name).open("rb") as file:
-        return digest_of(file.fileno())
+def check_disk(place: Place, found: Suspended) -> None:
+    """The same of the disk alone, for who needs no more of it."""
+    if _digest(place.kept / "disk", "disk", found.id) != found.digests.get("disk"):
+        raise SealBroken(
+            f"suspended sandbox {found.id}: its disk is not what was stored",
+            hint="find out who can write in the home, and kill the sandbox",
+            evidence={"what": "disk"},
+        )
+
+
+def _digest(path: Path, name: str, sandbox: str) -> str:
+    try:
+        if name in SPARSE:
+            return digest_of_data(path)
+        with path.open("rb") as file:
+            return digest_of(file.fileno())
+    except OSError as error:
+        raise _broken(sandbox, error) from error
 
 
 def digest_of_data(path: Path) -> str:

@@ -6,10 +6,11 @@ good, and its supervisor kills it.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import anyio
@@ -26,9 +27,9 @@ from casemate.sandbox.seal import Seal
 from casemate.sandbox.spec import SuspendedFacts
 from casemate.sandbox.states import Action
 from casemate.sandbox.suspended import Suspended, digest_of_data, stored_bytes, sync_file
-from casemate.vmm import Difference
 
 log = structlog.get_logger()
+PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 SYNC_S = 10.0  # a guest that does not write its files in that time is stored as it is
 QUIET_S = 10.0
 DRAIN_S = 5.0
@@ -44,13 +45,9 @@ class Saving:
     began: float = field(default_factory=time.perf_counter)
     paused: float = 0.0
     digests: dict[str, str] = field(default_factory=dict)
-    _difference: Difference | None = None
+    base: str = ""  # the sha256 of the memory under the difference
+    dirty_bytes: int = 0
     facts: SuspendedFacts | None = None
-
-    @property
-    def difference(self) -> Difference:
-        assert self._difference is not None, "memory comes first"
-        return self._difference
 
     def final_facts(self) -> SuspendedFacts:
         """Now that its memory is given back."""
@@ -162,11 +159,16 @@ class Suspender:
 
     @asynccontextmanager
     async def _save_memory(self, saving: Saving) -> AsyncIterator[None]:
+        """The pages that were written over the base; of a machine that was booted all, which is a file already."""
         boot = saving.boot
-        saving._difference = await boot.machine.save_difference(
-            boot.snapshot.files.memory, boot.place.new / "difference"
-        )
-        saving.digests["difference"] = saving.difference.sha256
+        if boot.booted:
+            saving.base = await anyio.to_thread.run_sync(_synced_memory, boot.memory)
+            saving.dirty_bytes = boot.memory.stat().st_blocks * 512
+        else:
+            difference = await boot.machine.save_difference(boot.memory, boot.place.new / "difference")
+            saving.digests["difference"] = difference.sha256
+            saving.base = boot.found.base if boot.found is not None else boot.snapshot.digests["memory"]
+            saving.dirty_bytes = difference.pages * PAGE_BYTES
         yield
 
     @asynccontextmanager
@@ -181,7 +183,7 @@ class Suspender:
     async def _seal(self, saving: Saving) -> AsyncIterator[None]:
         boot = saving.boot
         saving.facts = await anyio.to_thread.run_sync(_facts, saving)
-        found = Suspended.of(boot.handle.info, boot.handle.spec, boot.snapshot, saving.digests, saving.facts)
+        found = _manifest(saving, saving.facts)
         with anyio.CancelScope(shield=True):  # a thread goes on; whether it is suspended has to be known
             await anyio.to_thread.run_sync(boot.place.seal, found.sealed(self.seal))
         boot.sealed = True
@@ -194,14 +196,43 @@ def _synced_digest(path: Path) -> str:
         return digest_of(file.fileno())
 
 
+def _synced_memory(path: Path) -> str:
+    sync_file(path)
+    return digest_of_data(path)
+
+
 def _facts(saving: Saving) -> SuspendedFacts:
     boot, now = saving.boot, time.perf_counter()
-    base, disk = boot.snapshot.disk.stat(), (boot.place.new / "disk").stat()
+    own_bytes = 0 if boot.own_memory is None else boot.memory.stat().st_blocks * 512
+    base_blocks = boot.snapshot.disk.stat().st_blocks if boot.own_memory is None else 0
+    disk_blocks = (boot.place.new / "disk").stat().st_blocks
     return SuspendedFacts(
         at=time.time(),
-        stored_bytes=stored_bytes(boot.place.new),
-        dirty_bytes=saving.difference.pages * 4096,
-        written_bytes=max(0, disk.st_blocks - base.st_blocks) * 512,
+        stored_bytes=stored_bytes(boot.place.new) + own_bytes,
+        dirty_bytes=saving.dirty_bytes,
+        written_bytes=max(0, disk_blocks - base_blocks) * 512,
         pause_ms=round((now - saving.paused) * 1000, 1),
         took_ms=round((now - saving.began) * 1000, 1),
+    )
+
+
+def _manifest(saving: Saving, facts: SuspendedFacts) -> Suspended:
+    boot = saving.boot
+    info, snapshot = boot.handle.info, boot.snapshot
+    return Suspended(
+        id=info.id,
+        tenant=info.tenant,
+        snapshot=snapshot.id,
+        image=snapshot.image,
+        shape=snapshot.shape,
+        platform=snapshot.platform,
+        kernel_release=snapshot.kernel_release,
+        generation=snapshot.generation,
+        root=snapshot.root,
+        agent=snapshot.agent,
+        own_memory=boot.own_memory,
+        base=saving.base,
+        digests=saving.digests,
+        facts=facts,
+        spec=asdict(boot.handle.spec),
     )

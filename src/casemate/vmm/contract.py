@@ -57,7 +57,7 @@ class SnapshotFiles:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What a snapshot only fits together with; compared for equality before a restore, for a VMM does not."""
+    """What a snapshot only fits together with; compared before a restore (sandbox/fitness.py), for a VMM does not."""
 
     vmm: str  # "qemu"
     version: str  # as the VMM prints it
@@ -65,6 +65,8 @@ class Platform:
     machine: str  # the machine's configuration, one line
     cpu: str  # the CPU model as given to the VMM and the host CPU's name
     accelerator: Accelerator
+    cpu_features: str  # what the guest's CPU has, as the VMM names it: words in order
+    tsc_khz: int  # the rate of the clock that guests are given; 0: none is
 
 
 @dataclass(frozen=True, slots=True)

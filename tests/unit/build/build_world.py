@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
-from tests.fakes.fake_vmm import FakeDriver, FakeMachine
+from tests.fakes.fake_vmm import PLATFORM, FakeDriver, FakeMachine
 
 from casemate import storage
 from casemate.build import BuildHost, Images, open_images
 from casemate.images import Identities, Progress, Workshop
 from casemate.images.rootfs import Recipe
-from casemate.sandbox import Shape
+from casemate.sandbox import Shape, open_seal
 from casemate.storage import Database, SandboxRow, VersionRow
 from casemate.storage import images as rows
 from casemate.storage import sandboxes as sandbox_rows
-from casemate.vmm import Kernel, MachineSpec
+from casemate.vmm import Kernel, MachineSpec, Platform, SnapshotFiles
 
 TENANT = "local"
 DEFAULT = Shape(1, 128, 64)
@@ -46,6 +46,23 @@ class SlowDriver(FakeDriver):
         self.gate: anyio.Event | None = None
         self.fail_with: Exception | None = None
         self.silent = False  # its guests say nothing
+        self.restored: list[tuple[bytes, bytes]] = []  # the memory and the state that a VMM was given
+        self.restore_gate: anyio.Event | None = None
+        self.refuse_restore: Exception | None = None
+        self.now = PLATFORM
+
+    async def platform(self) -> Platform:
+        return self.now
+
+    @asynccontextmanager
+    async def restore(self, spec: MachineSpec, snapshot: SnapshotFiles) -> AsyncIterator[FakeMachine]:
+        self.restored.append((snapshot.memory.read_bytes(), snapshot.state.read_bytes()))
+        if self.restore_gate is not None:
+            await self.restore_gate.wait()
+        if self.refuse_restore is not None:
+            raise self.refuse_restore
+        async with super().restore(spec, snapshot) as machine:
+            yield machine
 
     @asynccontextmanager
     async def boot(self, spec: MachineSpec, kernel: Kernel, memory: Path) -> AsyncIterator[FakeMachine]:
@@ -57,7 +74,7 @@ class SlowDriver(FakeDriver):
         async with super().boot(spec, kernel, memory) as machine:
             if self.silent:
                 await machine.pause()
-            memory.write_bytes(b"memory" * 200_000)  # 1.2 MB that a budget counts
+            memory.write_bytes(b"memory" * 200_000 + bytes([self.boots]))  # 1.2 MB that a budget counts
             yield machine
 
 
@@ -96,7 +113,8 @@ class World:
 
 @asynccontextmanager
 async def open_world(home: Path, *, shape_budget_mib: int = 4096, boot_timeout_s: float = 10) -> AsyncIterator[World]:
-    (home / "snapshots").mkdir(parents=True, exist_ok=True)
+    for name in ("snapshots", "sandboxes", "vmm", "seal"):
+        (home / name).mkdir(parents=True, exist_ok=True)
     database = storage.open(home / "casemate.db")
     driver, bench = SlowDriver(), Bench(home)
     host = BuildHost(
@@ -105,6 +123,10 @@ async def open_world(home: Path, *, shape_budget_mib: int = 4096, boot_timeout_s
         workshop=bench,
         bootstrap=no_bootstrap,
         snapshots=home / "snapshots",
+        sandboxes=home / "sandboxes",
+        vmm_builds=home / "vmm",
+        upkeep_report=home / "run" / "upkeep.json",
+        seal=open_seal(home),
         verified=Identities(home / "run" / "verified"),
         host_id="host",
         default_shape=DEFAULT,

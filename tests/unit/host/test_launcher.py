@@ -14,13 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from casemate.host import Bind, Jail, Limits
+from casemate.host.account import bare
 from casemate.host.cgroup import Trees
 
 UIDS = 2_110_000_000
@@ -378,3 +379,68 @@ def test_the_jails_command_line_gives_nothing_by_default() -> None:
     assert words.count("--bind") == 1
     assert "--dev" not in words
     assert "--proc" not in words
+
+
+def mapping(peer: Peer, key: str, memory: int, access: str = "COPY") -> None:
+    """Spawn a process that has mapped the file behind *memory*."""
+    code = f"import mmap, time; m = mmap.mmap(3, 1 << 20, access=mmap.ACCESS_{access}); time.sleep(60)"
+    peer.spawn(key, "/usr/bin/python3", "-I", "-c", code, extra=memory)
+    pid = peer.hear()["pid"]
+    wait_until(lambda: "/memory" in Path(f"/proc/{pid}/maps").read_text())
+
+
+def ask_memory(peer: Peer, key: str, memory: int) -> tuple[dict[str, Any], list[int]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        peer.say({"do": "memory", "id": key}, memory, theirs.fileno())
+        told = peer.hear()
+        return told, socket.recv_fds(ours, 1, 4, socket.MSG_DONTWAIT)[1] if "mapped" in told else []
+
+
+def test_the_memory_of_a_child_is_handed_out(peer: Peer, tmp_path: Path) -> None:
+    (tmp_path / "memory").write_bytes(b"\7" * (1 << 20))
+    (tmp_path / "other").write_bytes(bytes(1 << 20))
+    with open(tmp_path / "memory", "rb") as memory, open(tmp_path / "other", "rb") as other:
+        mapping(peer, "one", memory.fileno())
+        told, (mem, pagemap) = ask_memory(peer, "one", memory.fileno())
+        assert told["bytes"] == 1 << 20
+        assert os.pread(mem, 4, told["start"]) == b"\7\7\7\7"
+        assert len(os.pread(pagemap, 8, told["start"] // 4096 * 8)) == 8
+        os.close(mem)
+        os.close(pagemap)
+        assert "not mapped" in ask_memory(peer, "one", other.fileno())[0]["why"]
+        assert ask_memory(peer, "nobody", memory.fileno())[0] == {"unmapped": "nobody", "why": "it does not run"}
+
+
+def test_a_shared_mapping_is_not_handed_out(peer: Peer, tmp_path: Path) -> None:
+    (tmp_path / "memory").write_bytes(bytes(1 << 20))
+    with open(tmp_path / "memory", "r+b") as memory:
+        mapping(peer, "one", memory.fileno(), "WRITE")
+        assert "as a clone does" in ask_memory(peer, "one", memory.fileno())[0]["why"]
+
+
+def test_a_process_that_has_rights_left_is_not_in_its_jail(tmp_path: Path) -> None:
+    """A taken-over daemon that asks in time gets bubblewrap's memory: with capabilities, and without the filter."""
+    me = Path("/proc/self")
+    if os.geteuid() == 0:
+        assert not bare(me, filtered=False)
+    with subprocess.Popen(
+        ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "sleep", "60"]
+    ) as other:
+        wait_until(lambda: comm(other.pid) == "sleep")
+        assert not bare(Path(f"/proc/{other.pid}"), filtered=True)
+        other.kill()
+
+
+def test_a_socket_that_takes_nothing_does_not_hold_it_up(peer: Peer, tmp_path: Path) -> None:
+    (tmp_path / "memory").write_bytes(bytes(1 << 20))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs, open(tmp_path / "memory", "rb") as memory:
+        mapping(peer, "one", memory.fileno())
+        with suppress(BlockingIOError):
+            while theirs.send(bytes(1000), socket.MSG_DONTWAIT):
+                pass
+        peer.say({"do": "memory", "id": "one"}, memory.fileno(), theirs.fileno())
+        assert peer.hear()["unmapped"] == "one"
+        peer.say({"do": "memory", "id": "one"}, memory.fileno(), memory.fileno())
+        assert peer.hear()["unmapped"] == "one", "a file is no socket"

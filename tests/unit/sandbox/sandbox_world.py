@@ -15,6 +15,8 @@ from casemate import audit, storage
 from casemate.sandbox import (
     Admission,
     Amount,
+    Kit,
+    Made,
     Records,
     Resumer,
     Sandboxes,
@@ -27,6 +29,7 @@ from casemate.sandbox import (
     open_sandboxes,
 )
 from casemate.sandbox.index import Index
+from casemate.vmm import Kernel
 
 TENANT = "t"
 SHAPE = Shape(1, 128, 64)
@@ -51,6 +54,25 @@ class World:
             self.known.clear()
             while self.sandboxes.count_live():
                 await anyio.sleep(0.001)
+
+
+@dataclass
+class FakeGround:
+    """What suspended sandboxes stand on, with nothing to judge."""
+
+    base: Snapshot
+
+    async def check(self, made: Made, what: str) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def snapshot(self, snapshot_id: str) -> Snapshot:
+        await anyio.lowlevel.checkpoint()
+        return self.base
+
+    async def kit(self, tenant: str, image: str) -> Kit:
+        base = self.base
+        kernel = Kernel(base.root, base.root, "")
+        return Kit(kernel, base.kernel_release, base.root, base.agent, base.platform)
 
 
 @asynccontextmanager
@@ -81,10 +103,7 @@ async def open_world(folder: Path, *, room: int = 50, wait_s: float = 0) -> Asyn
         records = Records(index, audit.Trail(database, "host"), folders)
         starter, seal = Starter(FakeDriver(), records, admission, 10.0), Seal(bytes(32))
 
-        async def base(_snapshot_id: str) -> Snapshot:
-            return snapshot
-
-        supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, base))
+        supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, FakeGround(snapshot)))
         async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
             worlds.append(World(sandboxes, index, folders, admission, snapshot))
             yield worlds[0]

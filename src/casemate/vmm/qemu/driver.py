@@ -25,15 +25,17 @@ from casemate.host.jail import FIRST_DESCRIPTOR
 from casemate.vmm.contract import Accelerator, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles, VmmExit
 from casemate.vmm.difference import Difference, load, save
 from casemate.vmm.qemu.closure import BINARY, Closure, find_closure, find_kept
+from casemate.vmm.qemu.features import find_features
 from casemate.vmm.qemu.monitor import Monitor, open_monitor
-from casemate.vmm.qemu.plan import FILTERS, STATE_SET, Plan, arguments_text, plan_boot, plan_restore
+from casemate.vmm.qemu.plan import CPU_MODELS, FILTERS, STATE_SET, Plan, arguments_text, plan_boot, plan_restore
 from casemate.vmm.qemu.tsc import host_tsc_khz
 
 SAVE_SET = 20  # the fdset that device state is saved to
-MAX_STATE_BYTES = 16 << 20  # some 25 KB are usual
+MAX_STATE_BYTES = 16 << 20  # a booted machine's has some 110 KB
 STATE_HEAD = struct.Struct(">4sIB")
 STATE_FORMAT, CONFIGURATION = (b"QEVM", 3), 7  # Source: QEMU's migration/savevm.h
 ERROR_BYTES = 16_384
+EXIT_TOLD_S = 1.0
 CONSOLE_BYTES = 65_536
 
 
@@ -94,7 +96,13 @@ class QemuMachine:
         if (await self._monitor.execute("query-status"))["running"]:
             raise errors.StateConflict(f"process {self.pid}: its guest runs, so its memory cannot be saved")
         with await self._memory(memory) as process:
-            return await anyio.to_thread.run_sync(save, process, into, anyio.from_thread.check_cancelled)
+            try:
+                return await anyio.to_thread.run_sync(save, process, into, anyio.from_thread.check_cancelled)
+            except errors.HostError as error:
+                with anyio.move_on_after(EXIT_TOLD_S):  # it may have ended under our hands
+                    await self._spawned.exited.wait()
+                    raise errors.VmmExited(f"process {self.pid} ended while its memory was saved") from error
+                raise
 
     async def load_difference(self, memory: Path, difference: Path) -> None:
         """Before the device state is: nothing runs yet. Raises ImageBroken, HostError."""
@@ -172,6 +180,7 @@ class QemuDriver:
         self._launcher = launcher
         self._accelerator: Accelerator = accelerator
         self._closure: Closure | None = None
+        self._platform: Platform | None = None
 
     @property
     def isolation(self) -> Isolation:
@@ -203,8 +212,15 @@ class QemuDriver:
         return (*((f"casemate:{ours}",) if ours else ()), "qemu:-sandbox")
 
     async def platform(self) -> Platform:
+        if self._platform is None:
+            self._platform = await self._measure_platform()
+        return self._platform
+
+    async def _measure_platform(self) -> Platform:
         closure = await self._find_closure()
-        example = plan_restore(MachineSpec("any", 1, 512, ()), self._accelerator, self._settings.tb_size_mib, "vmm")
+        features = await anyio.to_thread.run_sync(find_features, closure, self._accelerator)
+        # The room for translated code is no part of a machine: a guest does not see it, a device state has none of it
+        example = plan_restore(MachineSpec("any", 1, 512, ()), self._accelerator, 0, "vmm")
         return Platform(
             vmm="qemu",
             version=closure.version,
@@ -212,6 +228,8 @@ class QemuDriver:
             machine=f"{arguments_text(example.command)} -append '{' '.join(self._constant_arguments)}'",
             cpu=_cpu_name(self._accelerator),
             accelerator=self._accelerator,
+            cpu_features=features,
+            tsc_khz=host_tsc_khz() or 0,
         )
 
     @asynccontextmanager
@@ -396,13 +414,9 @@ def _pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _cpu_name(accelerator: Accelerator) -> str:
-    """What a snapshot's CPU and its clock depend on."""
     name = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             name = line.partition(":")[2].strip()
             break
-    if accelerator == "kvm":
-        return f"host on {name}"
-    khz = host_tsc_khz()
-    return f"max on {name}" + (f", {round(khz, -3) // 1000} MHz" if khz else "")
+    return f"{CPU_MODELS[accelerator]} on {name}"

@@ -26,6 +26,7 @@ OVERHEAD_MIB = 128  # beside the guest's memory and the translated code
 OWN_THREADS_PERCENT = 50  # for its main loop and its disk threads, beside one processor per vCPU
 OWN_THREADS = 96  # QEMU's pool has up to 64, and there are bubblewrap, the main loop, RCU
 FILTERS: dict[Accelerator, str | None] = {"tcg": "qemu-tcg", "kvm": None}  # ours; no list has been recorded under KVM
+CPU_MODELS: dict[Accelerator, str] = {"tcg": "max", "kvm": "host"}
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -112,7 +113,7 @@ def _common(
         *("-name", f"guest={spec.guest_id}"),
         *("-M", MACHINE),
         *("-accel", "kvm" if accelerator == "kvm" else f"tcg,tb-size={tb_size_mib}"),
-        *("-cpu", "host" if accelerator == "kvm" else "max"),
+        *("-cpu", CPU_MODELS[accelerator]),
         *("-m", str(spec.memory_mib), "-smp", str(spec.vcpus)),
         *("-object", f"memory-backend-file,id=mem,size={spec.memory_mib}M,{memory}"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),

@@ -1,0 +1,55 @@
+"""What suspended sandboxes stand on: the snapshot under their memory, and what boots them when that is of no use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+
+from casemate import errors
+from casemate.build.host import BUILT_IN, BuildHost
+from casemate.build.shapes import Shapes
+from casemate.sandbox import Here, Kit, Made, Snapshot, check_fit
+from casemate.storage import VersionRow
+from casemate.storage import images as rows
+from casemate.vmm import Kernel
+
+
+class Ground:
+    """Every method may be called from any task."""
+
+    def __init__(self, host: BuildHost, shapes: Shapes) -> None:
+        self._host = host
+        self._shapes = shapes
+
+    async def check(self, made: Made, what: str) -> None:
+        """Raises Unfit, about *what*, with every reason why what was *made* so cannot be restored here."""
+        builds, disks = await anyio.to_thread.run_sync(self._there, made)
+        here = Here(await self._host.driver.platform(), disks, builds)
+        check_fit(made, here, "suspended-sandbox", what)
+
+    def _there(self, made: Made) -> tuple[list[str], list[Path]]:
+        builds = [path.parent.name for path in self._host.vmm_builds.glob("*/usr")]
+        return builds, [disk for disk in (made.root, made.agent) if disk.is_file()]
+
+    async def snapshot(self, snapshot_id: str) -> Snapshot:
+        """Also one that fits no more. Raises NotFound, ImageBroken, SealBroken."""
+        return await self._shapes.base(snapshot_id)
+
+    async def kit(self, tenant: str, image: str) -> Kit:
+        """What boots a machine of that version today. Raises NotFound, ImageBroken."""
+        version = await self._version(tenant, image)
+        try:
+            parts = await anyio.to_thread.run_sync(self._host.artifacts, version)
+        except KeyError as error:
+            raise errors.ImageBroken(f"image {image} is not whole", hint="casemate image build --force") from error
+        driver = self._host.driver
+        kernel = Kernel(parts.kernel, parts.initrd, driver.kernel_arguments)
+        return Kit(kernel, parts.kernel_release, parts.root, parts.agent, await driver.platform())
+
+    async def _version(self, tenant: str, image: str) -> VersionRow:
+        name, _, number = image.partition("@")
+        try:
+            return await self._host.database.read(rows.version, tenant, name, int(number))
+        except errors.NotFound:
+            return await self._host.database.read(rows.version, BUILT_IN, name, int(number))
