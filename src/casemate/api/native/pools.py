@@ -117,6 +117,8 @@ class PoolResource:
 
     @operation("What sandboxes and pools did, in Prometheus' text format", gives=(TEXT,))
     async def metrics(self, request: Request) -> Response:
+        if not _is_owner(principal(request)):
+            raise Forbidden("only the host's owner may see what all tenants did")
         return Response(self._sandboxes.meters.text(), media_type=METRICS_TYPE)
 
 
