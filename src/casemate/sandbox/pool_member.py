@@ -183,6 +183,7 @@ class MemberSupervisor:
         claim, handle, records = member.claim, member.handle, self.starter.records
         assert claim is not None, "who waits comes past a claim only"
         handle.spec, handle.actor, member.born = claim.spec, claim.actor, claim.at
+        member.admitted_ms = since(claim.at)
         handle.begin()
         detail = {"image": handle.info.image, "name": handle.info.name, "from_pool": True}
         await records.tell(EventKind.SANDBOX_CREATE, handle, detail, along=records.index.claiming(handle.info))

@@ -70,6 +70,7 @@ class Starter:
         info = boot.handle.info
         amount = self.admission.amount(boot.snapshot.id, info.memory_mib, info.disk_mib)
         async with self.admission.reserved_for(info.tenant, amount) as boot._reservation:
+            boot.admitted_ms = since(boot.born)
             yield
 
     @asynccontextmanager
@@ -188,7 +189,7 @@ class Starter:
     @asynccontextmanager
     async def _run(self, boot: Boot) -> AsyncIterator[None]:
         handle, machine = boot.handle, boot.machine
-        timings = Timings(restore_ms=boot.restored_ms, first_answer_ms=since(boot.born))
+        timings = Timings(boot.restored_ms, since(boot.born), boot.admitted_ms)
         if fresh_mib := private_mib(machine.pid):
             self.admission.learn(boot.snapshot.id, fresh_mib)
         async with self.running(boot):
