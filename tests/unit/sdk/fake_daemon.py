@@ -85,7 +85,7 @@ class FakeDaemon:
             "labels": body["labels"],
             "created_at": time.time(),
             "updated_at": time.time(),
-            "timings": {"restore_ms": 30.5, "first_answer_ms": 90.25},
+            "timings": {"restore_ms": 30.5, "first_answer_ms": 90.25, "admitted_ms": 0.5},
             "pid": os.getpid(),
             "a_field_of_tomorrow": 1,
         }
