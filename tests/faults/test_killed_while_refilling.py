@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
 SAMPLE = 5
-SLOW = {"pool-machine": 60, "pool-handshake": 80, "pool-warm": 500, "claim-wake": 10}
+SLOW = {"pool-machine": 60, "pool-handshake": 80, "pool-warm": 500, "claim-handshake": 10}
 READY = 2
 
 

@@ -23,7 +23,7 @@ from casemate.sandbox.boot import Boot
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.plan import Step
 from casemate.sandbox.spec import SandboxSpec
-from casemate.sandbox.starting import Starter, since
+from casemate.sandbox.starting import Starter, introduce, since
 from casemate.sandbox.supervisor import Supervisor
 from casemate.sandbox.warmth import warm
 
@@ -117,8 +117,9 @@ class MemberSupervisor:
             Step("pool-warm", self._warm),
             Step("pool-park", self._park),
             Step("pool-wait", wait),
-            Step("claim-intend", self._intend),
             Step("claim-wake", self._wake_up),
+            Step("claim-intend", self._intend),
+            Step("claim-handshake", self._introduce),
             Step(run.name, run.open, run.undo),
         )
 
@@ -178,29 +179,32 @@ class MemberSupervisor:
         await member.machine.freeze()
 
     @asynccontextmanager
-    async def _intend(self, member: Member) -> AsyncIterator[None]:
-        """On record it is claimed just once, and before anything is done for who claimed it."""
-        claim, handle, records = member.claim, member.handle, self.starter.records
+    async def _wake_up(self, member: Member) -> AsyncIterator[None]:
+        """First, since it has to find out how late it is while we write; it runs nothing of its claimer's yet."""
+        claim, handle = member.claim, member.handle
         assert claim is not None, "who waits comes past a claim only"
         handle.spec, handle.actor, member.born = claim.spec, claim.actor, claim.at
-        member.admitted_ms = since(claim.at)
         handle.begin()
+        member.admitted_ms = since(claim.at)
+        await member.machine.thaw()
+        member.restored_ms = since(claim.at)
+        yield
+
+    @asynccontextmanager
+    async def _intend(self, member: Member) -> AsyncIterator[None]:
+        """On record it is claimed just once, and before anything is done for who claimed it."""
+        handle, records = member.handle, self.starter.records
         detail = {"image": handle.info.image, "name": handle.info.name, "from_pool": True}
         await records.tell(EventKind.SANDBOX_CREATE, handle, detail, along=records.index.claiming(handle.info))
         yield
 
     @asynccontextmanager
-    async def _wake_up(self, member: Member) -> AsyncIterator[None]:
-        """Awake, and another one than it was: entropy, clock and identity are of this moment."""
+    async def _introduce(self, member: Member) -> AsyncIterator[None]:
+        """It is another one than it was: entropy, clock and identity are of this moment."""
         spec, limit_s = member.handle.spec, self.starter.agent_timeout_s
         async with anyio.create_task_group() as beside:
             beside.start_soon(self.starter.records.trail.settle)
-            await member.machine.thaw()
-            member.restored_ms = since(member.born)
-            introduction = Introduction(member.id, spec.env, spec.user, spec.cwd)
-            sent_ns, sent_at = time.time_ns(), time.monotonic_ns()
-            ready = await member.link.handshake(introduction.hello(), timeout_s=limit_s)
-            introduction.check(ready, sent_ns, sent_ns + time.monotonic_ns() - sent_at)
+            await introduce(member.link, Introduction(member.id, spec.env, spec.user, spec.cwd), limit_s)
         yield
 
 

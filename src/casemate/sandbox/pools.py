@@ -125,7 +125,10 @@ class Pools:
                 if await self._handed_over(pool, found):
                     return found.handle
                 why = Miss.DEAD
-            why = why or found
+                if isinstance(found.failure, errors.HostError | errors.CapacityError):
+                    break  # it is not the member that is ill: the next ones would fare no better
+            else:
+                why = why or found
         if serving:
             closest = min(serving, key=lambda p: _CLOSENESS.index(p.why_missed(snapshot, claim.spec.network)))
             closest.meter.misses[why or closest.why_missed(snapshot, claim.spec.network)] += 1
@@ -180,7 +183,7 @@ class Pools:
             pool.meter.claims_ms.append(took_s * 1000)
             self._keeper.meters.claims.labels(*pool.labels).observe(took_s)
             return True
-        if isinstance(member.failure, errors.VmmError | errors.GuestError):
+        if member.failure is not None and not isinstance(member.failure, errors.RequestError):
             pool.meter.died += 1
             return False
         raise member.failure or errors.StateConflict(f"sandbox {member.id} was ended while it was claimed")
