@@ -9,6 +9,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -203,6 +205,10 @@ def test_ready_ones_rest_and_nobody_finds_them(pooled: Daemon) -> None:
         for name in list(resting)[:2]:
             with pytest.raises(NotFound):
                 client.call("GET", f"/v1/sandboxes/{name}")
+        argv = [sys.executable, "-m", "casemate.cli", "pool", "ls"]
+        env = os.environ | {"CASEMATE_URL": pooled.url}
+        said = subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=30).stdout
+        assert f"{READY}/{READY}" in said
         transport = httpx.HTTPTransport(uds=str(pooled.home / "run/daemon.sock"))
         with httpx.Client(transport=transport, base_url="http://casemate") as raw:
             lines = raw.get("/metrics").text.splitlines()

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.errors import InvalidSpec, NotSupported
-from casemate.sandbox.pool_spec import PEAK_WINDOW_S, SHRINK_EVERY_S, Demand, PoolSpec, Scale, is_due
+from casemate.sandbox.pool_spec import (
+    PEAK_WINDOW_S,
+    SHARED,
+    SHRINK_EVERY_S,
+    Demand,
+    PoolSpec,
+    Scale,
+    is_due,
+    pools_of,
+)
 from casemate.sandbox.spec import Shape
 
 SHAPE = Shape(1, 512, 1024)
@@ -147,3 +156,37 @@ def test_it_stays_between_floor_and_ceiling(uses: list[int], target: float, leas
         while demand.in_use > wanted_use:
             demand.end(float(now))
         assert least <= scale.settle(pool, demand, float(now), MONDAY_9) <= most
+
+
+def test_the_configurations_pools_are_for_everybody_and_of_the_default_shape() -> None:
+    tables = [
+        {"image": "python", "min_ready": 4},
+        {
+            "image": "python",
+            "min_ready": 1,
+            "max_ready": 3,
+            "tenant": "alice",
+            "memory_mib": 256,
+            "schedule": "* 9 * * *",
+        },
+    ]
+    assert pools_of(tables, SHAPE) == [
+        (SHARED, PoolSpec("python", SHAPE, 4)),
+        ("alice", PoolSpec("python", Shape(1, 256, 1024), 1, 3, schedule="* 9 * * *")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [
+        ({"image": "python"}, "min_ready is missing"),
+        ({"min_ready": 1}, "image is missing"),
+        ({"image": "python", "min_ready": "4"}, "min_ready"),
+        ({"image": "python", "min_ready": True}, "min_ready"),
+        ({"image": 7, "min_ready": 1}, "image"),
+        ({"image": "python", "min_ready": 1, "burst": 2}, "burst"),
+    ],
+)
+def test_what_is_wrong_with_the_configurations_pools_is_named(table: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidSpec, match=named):
+        pools_of([table], SHAPE)

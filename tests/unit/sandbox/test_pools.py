@@ -384,3 +384,33 @@ def test_a_shape_of_its_own(tmp_path: Path) -> None:
         assert pool.meter.hits == 1
 
     run(tmp_path, scenario)
+
+
+def test_a_claimed_one_is_suspended_and_resumed_like_any_other(tmp_path: Path, no_trace: None) -> None:
+    async def scenario(world: World) -> None:
+        pool = await filled(world)
+        handle = await create(world)
+        assert (await handle.suspend()).state is State.SUSPENDED
+        assert pool.claimed == 1
+        assert (await handle.resume()).state is State.RUNNING
+        async with execs.start(handle.link, execs.ExecSpec(("echo", "hello"))) as running:
+            assert isinstance(await running.read(), execs.Output)
+        await world.sandboxes.kill(TENANT, handle.info.id)
+        world.known.clear()
+        await until(lambda: (pool.claimed, pool.demand.in_use) == (0, 0))
+
+    run(tmp_path, scenario)
+
+
+def test_while_it_stops_nothing_is_claimed(tmp_path: Path, no_trace: None) -> None:
+    async def scenario(world: World) -> None:
+        pool = await filled(world)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(world.sandboxes.drain)
+            await until(lambda: not pool.ready)
+            with pytest.raises(errors.HostFull, match="stopping"):
+                await world.sandboxes.create(TENANT, SandboxSpec("python"))
+        assert pool.meter.hits == 0
+        assert await world.index.unfinished() == []
+
+    run(tmp_path, scenario)
