@@ -186,6 +186,7 @@ async def open_service(
                 Suspender(records, build_host.seal),
                 Resumer(starter, build_host.seal, Ground(build_host, images.shapes)),
                 reach=parse_fault(os.environ.get("CASEMATE_FAULT")),
+                park_margin_s=settings.park_margin_s,
             )
             async with open_sandboxes(
                 supervisor,

@@ -78,7 +78,7 @@ class Agent(Guest):
         match event:
             case wire.Hello():
                 self.connection.ready(self._handshake.apply(handshake.parse(event.body)))
-            case wire.Opened(kind="control"):
+            case wire.Opened(kind="control", params={"op": op}) if op != "activity":
                 self.connection.accept(event.channel)
                 self.connection.finish(event.channel)
             case _:

@@ -12,6 +12,7 @@ from typing import Any
 
 from casemate.bench import acts, pools
 from casemate.bench.floor import Floor, open_floor
+from casemate.bench.rests import rest_rows
 from casemate.bench.rows import Samples, percentile, rates, row
 from casemate.errors import CasemateError
 from casemate.sdk import Client
@@ -60,6 +61,9 @@ def _rows(client: Client, image: dict[str, Any], floor: Floor, n: int) -> list[d
             rows.append(measured | rates(acts.FILE_BYTES, measured))
         _tell("pool_claim_to_first_exec")
         rows.append(pools.claim_to_first_exec(client, warm, few))
+    created = next(found for found in rows if found["name"] == "create_to_first_exec")
+    rows.append(created | {"name": "restore_to_first_exec", "samples_of": "create_to_first_exec"})  # no pool, no claim
+    rows += rest_rows(client, floor, few, _tell)
     rows += [_interleaved("burst_20", lambda: acts.burst_20(client), floor, fewest), _private_memory(client, fewest)]
     return rows
 

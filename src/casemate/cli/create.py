@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from casemate.cli import options
+
+
+class OnIdle(StrEnum):
+    KILL = "kill"
+    SUSPEND = "suspend"
+    KEEP = "keep"
 
 
 def create(
@@ -22,8 +29,15 @@ def create(
         float | None, typer.Option("--max-duration", metavar="S", help="End it after S seconds.")
     ] = None,
     idle_timeout_s: Annotated[
-        float, typer.Option("--idle-timeout", metavar="S", help="End it after S seconds without use; 0: never.")
+        float, typer.Option("--idle-timeout", metavar="S", help="It idles after S seconds without work; 0: never.")
     ] = 900,
+    on_idle: Annotated[OnIdle, typer.Option("--on-idle", help="What becomes of it then.")] = OnIdle.KILL,
+    park_after_s: Annotated[
+        float, typer.Option("--park-after", metavar="S", help="Freeze it after S seconds without work; 0: never.")
+    ] = 5,
+    auto_resume: Annotated[
+        bool, typer.Option("--auto-resume/--no-auto-resume", help="The next call resumes it when it is suspended.")
+    ] = True,
     build: Annotated[bool, typer.Option("--build/--no-build", help="Build a snapshot that is missing.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -47,6 +61,9 @@ def create(
             labels=labels,
             max_duration_s=max_duration_s,
             idle_timeout_s=idle_timeout_s or None,
+            on_idle=on_idle.value,
+            park_after_s=park_after_s or None,
+            auto_resume=auto_resume,
             build=build,
             progress=tell,
         )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from casemate.cli.options import labels_of
-from casemate.cli.table import age, print_table
+from casemate.cli.table import age, mib, print_table
+
+if TYPE_CHECKING:
+    from casemate.sdk import SandboxInfo
 
 HEAD = ("ID", "NAME", "IMAGE", "STATE", "ISOLATION", "MEMORY", "AGE")
 
@@ -34,7 +37,16 @@ def ps(
         return
     rows = []
     for info in found:
-        state = f"{info.state} ({info.state_reason.code})" if info.state_reason else info.state
+        state = f"{info.state} ({why})" if (why := _why(info)) else info.state
         memory = f"{info.memory_mib} MiB"
         rows.append((info.id, info.name or "-", info.image, state, info.isolation, memory, age(info.created_at)))
     print_table(HEAD, rows)
+
+
+def _why(info: SandboxInfo) -> str | None:
+    """What there is to say about its state in a word or two."""
+    if info.state_reason is not None:
+        return info.state_reason.code
+    if info.suspended is not None:
+        return mib(info.suspended.stored_bytes)
+    return "parked" if info.parked else None

@@ -21,5 +21,5 @@ def age(since: float) -> str:
     return f"{past_s / (size_s or 1):.0f} {unit}"
 
 
-def mib(size_bytes: float | None) -> str:
-    return "-" if size_bytes is None else f"{size_bytes / 2**20:.0f} MiB"
+def mib(size_bytes: float | None, digits: int = 0) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / 2**20:.{digits}f} MiB"

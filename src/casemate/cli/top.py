@@ -17,7 +17,7 @@ from casemate.errors import CasemateError, NotFound
 if TYPE_CHECKING:
     from casemate.sdk import Client, SandboxInfo, SandboxStats
 
-HEAD = ("ID", "NAME", "IMAGE", "CPU", "PRIVATE", "GUEST MEMORY", "EXECS", "AGE")
+HEAD = ("ID", "NAME", "IMAGE", "STATE", "CPU", "PRIVATE", "GUEST MEMORY", "EXECS", "AGE")
 FIRST_S = 0.5  # between the two looks that a figure of CPU takes
 CLEAR = "\x1b[H\x1b[J"
 
@@ -30,7 +30,8 @@ def top(
 ) -> None:
     """Show what sandboxes take: processor, memory, commands.
 
-    On a terminal until Ctrl-C, elsewhere once. Looking does not put off the idle time-out.
+    On a terminal until Ctrl-C, elsewhere once. Looking does not put off the idle time-out, wakes none that is parked
+    and resumes none that is suspended; of those there is less to see.
 
     Example:
       casemate top --once
@@ -55,17 +56,21 @@ def top(
             time.sleep(interval_s)
 
 
-Look = tuple["SandboxInfo", "SandboxStats"]
+Look = tuple["SandboxInfo", "SandboxStats | None"]  # of a suspended one there are no figures
+SHOWN = ("running", "suspending", "suspended", "resuming")
 
 
 def _look(client: Client, refs: Sequence[str]) -> dict[str, Look]:
-    """The running sandboxes and their figures; one that ends while we look is left out, unless it was named."""
+    """The sandboxes and their figures; a running one that ends while we look is left out, unless it was named."""
     from casemate.sdk import Sandbox, SandboxStats
 
-    listed = [info for info in Sandbox.list(client=client) if info.state == "running"]
+    listed = [info for info in Sandbox.list(client=client) if info.state in SHOWN]
     wanted = [_named(listed, ref) for ref in refs] if refs else listed
-    found = {}
+    found: dict[str, Look] = {}
     for info in wanted:
+        if info.state != "running":
+            found[info.id] = (info, None)
+            continue
         try:
             stats = SandboxStats.from_json(client.call("GET", f"/v1/sandboxes/{info.id}/stats"))
         except CasemateError:
@@ -83,17 +88,18 @@ def _named(listed: Sequence[SandboxInfo], ref: str) -> SandboxInfo:
     return found[0]
 
 
-def _percent(now: SandboxStats, before: Look | None) -> float | None:
-    return now.cpu_percent_since(before[1]) if before else None
+def _percent(now: SandboxStats | None, before: Look | None) -> float | None:
+    return now.cpu_percent_since(before[1]) if now and before and before[1] else None
 
 
-def _shown(info: SandboxInfo, now: SandboxStats, before: Look | None) -> dict[str, Any]:
-    return {"name": info.name, "image": info.image, **asdict(now), "cpu_percent": _percent(now, before)}
+def _shown(info: SandboxInfo, now: SandboxStats | None, before: Look | None) -> dict[str, Any]:
+    about = {"name": info.name, "image": info.image, "state": info.state, "parked": info.parked, "sandbox": info.id}
+    return about | (asdict(now) if now else {}) | {"cpu_percent": _percent(now, before)}
 
 
-def _row(info: SandboxInfo, now: SandboxStats, before: Look | None) -> tuple[str, ...]:
+def _row(info: SandboxInfo, now: SandboxStats | None, before: Look | None) -> tuple[str, ...]:
     percent, memory, execs = _percent(now, before), "-", "-"
-    if now.guest is not None:
+    if now is not None and now.guest is not None:
         used = now.guest.memory_total_bytes - now.guest.memory_available_bytes
         memory = f"{used >> 20} of {now.guest.memory_total_bytes >> 20} MiB"
         execs = str(now.guest.execs_running)
@@ -101,8 +107,9 @@ def _row(info: SandboxInfo, now: SandboxStats, before: Look | None) -> tuple[str
         info.id,
         info.name or "-",
         info.image,
+        "parked" if info.parked else info.state,
         "-" if percent is None else f"{percent:.1f} %",
-        mib(now.memory_private_bytes),
+        mib(now.memory_private_bytes if now else None),
         memory,
         execs,
         age(info.created_at),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -163,7 +162,7 @@ class Exec:
 
     def __init__(self, channel: Channel, asked: Mapping[Stream, int], timeout_s: float | None = None) -> None:
         body = channel.accepted
-        self._due_at = None if timeout_s is None else time.monotonic() + timeout_s
+        self._timeout_s, self._began_at = timeout_s, channel.guest_time
         self.exec_id = parse.text(body, "exec_id", 64)
         self.pid = parse.whole(body, "pid")
         self.asked = asked
@@ -197,16 +196,13 @@ class Exec:
                 raise ProtocolViolation(f"exec {self.exec_id}: a message nobody sends")
 
     async def _receive(self) -> wire.Data | wire.Message | None:
-        """The guest ends an exec at its time-out; we don't wait for ever for one that does not."""
-        if self._due_at is None:
+        """The guest ends an exec at its time-out, by its own clock; we don't wait for ever for one that does not."""
+        if self._timeout_s is None:
             return await self._channel.receive()
-        try:
-            with anyio.fail_after(max(self._due_at - time.monotonic(), 0) + OVERDUE_S):
+        while (left_s := self._timeout_s + OVERDUE_S - (self._channel.guest_time - self._began_at)) > 0:
+            with anyio.move_on_after(max(left_s, 0.2)):
                 return await self._channel.receive()
-        except TimeoutError as error:
-            raise AgentSilent(
-                f"exec {self.exec_id} should have ended {OVERDUE_S:g} s ago", hint="kill the sandbox"
-            ) from error
+        raise AgentSilent(f"exec {self.exec_id} should have ended {OVERDUE_S:g} s ago", hint="kill the sandbox")
 
     async def feed(self, data: bytes | memoryview) -> None:
         """Write to its standard input; waits while it does not read. Pieces of two tasks do not mix."""

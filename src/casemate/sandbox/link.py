@@ -70,6 +70,11 @@ class Channel:
         return self._answer is None and self._failure is None
 
     @property
+    def guest_time(self) -> float:
+        """Seconds that go on when the guest's do: not while it is suspended."""
+        return self._link.guest_time
+
+    @property
     def accepted(self) -> dict[str, Any]:
         """What the agent said when it accepted."""
         return self._answer or {}
@@ -182,10 +187,17 @@ class Link:
         self._speaking.set()
         self._sending = False
         self._resting = False
+        self._still = False  # nobody expects an answer
+        self._rested_at = 0.0
+        self._rested_s = 0.0  # in all, before this rest
         self.held = 0  # who wants to open a channel meanwhile
         self._received = 0
         self._hellos: deque[_Hello] = deque()  # said, not answered yet
         self.begin()
+
+    @property
+    def guest_time(self) -> float:
+        return (self._rested_at if self._resting else time.monotonic()) - self._rested_s
 
     def consumed(self, number: int, count: int) -> None:
         self.connection.consumed(number, count)
@@ -209,7 +221,7 @@ class Link:
         Never raises for what the guest does; cancellation ends it at once.
         """
         if self._resting:
-            self.last_traffic = self._asked_at = time.monotonic()
+            self._rested_s += time.monotonic() - self._rested_at
             self._resting = self._doubted = False
             self.speak()
         try:
@@ -268,9 +280,10 @@ class Link:
 
     def rest(self) -> None:
         """The end of ``run`` is not the end of the conversation."""
-        self._resting = True
+        self._resting, self._rested_at = True, time.monotonic()
 
     def speak(self) -> None:
+        self.last_traffic = self._asked_at = time.monotonic()  # it could not speak either
         self._speaking.set()
         self.wake()
 
@@ -278,6 +291,11 @@ class Link:
         """The end of one that rests."""
         self._fail(errors.AgentSilent(f"sandbox {self.guest_id}: it ended while it was suspended"))
         self.ended.set()
+
+    def stand_still(self, still: bool) -> None:
+        """Its machine is frozen, or thawed: a guest that cannot speak is not silent."""
+        self._still = still
+        self.last_traffic = self._asked_at = time.monotonic()
 
     async def handshake(self, hello: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
         """Introduce this clone to itself and return the agent's answer, unchecked. Again and again if need be.
@@ -390,7 +408,7 @@ class Link:
         """While anybody waits for the guest, or did so in vain, ask it now and then whether it lives."""
         while True:
             await anyio.sleep(min(PING_EVERY_S, self._silence_s / 2))
-            if not self._channels and not self._doubted:
+            if self._still or not self._speaking.is_set() or not (self._channels or self._doubted):
                 continue
             silent_s = time.monotonic() - max(self.last_traffic, self._asked_at)
             if silent_s > self._silence_s:

@@ -46,7 +46,7 @@ class Traffic:
     live: dict[str, Handle] = field(default_factory=dict)
 
     def busy(self) -> bool:
-        return bool(self.creating) or any(handle.in_use for handle in self.live.values())
+        return bool(self.creating) or any(handle.usage.is_busy for handle in self.live.values())
 
 
 @dataclass(eq=False)

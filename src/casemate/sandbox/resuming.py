@@ -217,7 +217,7 @@ class Resumer:
             changes = {"pid": machine.pid, "attestation": boot.attestation, "suspended": None}
             async with own(f"the record of sandbox {boot.id}", partial(self.starter.terminate, boot), limit_s=10.0):
                 await self.starter.records.edge(handle, Action.RESUMED, EventKind.SANDBOX_RESUMED, pid, **changes)
-                handle.touch()
+                handle.usage.touch()
                 yield
 
     # ------------------------------------------------------------------ the steps of a boot from the disk

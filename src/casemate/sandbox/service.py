@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup
 from prometheus_client.core import Metric
 
 from casemate import errors
+from casemate.sandbox.admission import Relief
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.ids import new_id
 from casemate.sandbox.index import Index
@@ -20,6 +21,7 @@ from casemate.sandbox.pool_keeper import Keeper, Traffic
 from casemate.sandbox.pool_member import Claim, MemberSupervisor
 from casemate.sandbox.pool_spec import PoolSpec
 from casemate.sandbox.pools import Pools
+from casemate.sandbox.relief import IdleSuspender
 from casemate.sandbox.resuming import adopted
 from casemate.sandbox.snapshot import FindSnapshot, Progress, Snapshot
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape
@@ -140,6 +142,14 @@ class Sandboxes:
         except errors.NotFound:
             return await self.info(tenant, ref)
 
+    def live(self) -> Iterable[Handle]:
+        return self._live.values()
+
+    def is_parked(self, sandbox_id: str) -> bool:
+        """Whether it is frozen until somebody needs it; of one that is not live: no."""
+        handle = self._live.get(sandbox_id)
+        return handle is not None and handle.parked
+
     async def suspend(self, tenant: str, ref: str, *, actor: str = "host") -> SandboxInfo:
         """See Handle.suspend. Raises NotFound too."""
         return await self.get(tenant, ref).suspend(actor)
@@ -147,6 +157,10 @@ class Sandboxes:
     async def resume(self, tenant: str, ref: str, *, cold: bool = False, actor: str = "host") -> SandboxInfo:
         """See Handle.resume. Raises NotFound too."""
         return await self.get(tenant, ref).resume(actor, cold=cold)
+
+    async def keep_alive(self, tenant: str, ref: str, for_s: float) -> SandboxInfo:
+        """See Handle.keep_alive. Raises NotFound too."""
+        return await self.get(tenant, ref).keep_alive(for_s)
 
     def adopt(self, info: SandboxInfo) -> Handle:
         """A sandbox that an earlier daemon suspended is live again, and rests."""
@@ -270,6 +284,8 @@ async def open_sandboxes(
         sandboxes = Sandboxes(supervisor, index, find_snapshot, default_shape, tasks, refills_at_once)
         for info in suspended:
             sandboxes.adopt(info)
+        admission = supervisor.starter.admission
+        admission.relievers[Relief.SUSPEND_IDLE] = IdleSuspender(sandboxes.live, admission, tasks)
         try:
             await sandboxes.pools.load(pools)
             yield sandboxes

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Output,
         SandboxInfo,
         Signaled,
+        SuspendedFacts,
         TimedOut,
     )
     from casemate.sdk.stats import SandboxStats
@@ -63,6 +64,7 @@ __all__ = [
     "SandboxInfo",
     "SandboxStats",
     "Signaled",
+    "SuspendedFacts",
     "TimedOut",
 ]
 

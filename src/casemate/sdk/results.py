@@ -185,8 +185,30 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class SuspendedFacts:
+    """What is stored of a suspended sandbox since *at*, beside what its guest had changed.
+
+    *dirty_bytes* of memory, *written_bytes* of disk. *pause_ms*: how long it stood still until all was stored;
+    *took_ms*: from the request on until its memory was given back.
+    """
+
+    at: float
+    stored_bytes: int
+    dirty_bytes: int
+    written_bytes: int
+    pause_ms: float
+    took_ms: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Stored bytes by changed bytes; None where nothing had changed."""
+        changed = self.dirty_bytes + self.written_bytes
+        return self.stored_bytes / changed if changed else None
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxInfo:
-    """A sandbox as the daemon described it at one moment."""
+    """A sandbox as the daemon described it at one moment. *parked*: frozen until the next call; its clocks go on."""
 
     id: str
     name: str | None
@@ -208,14 +230,19 @@ class SandboxInfo:
     attached: bool
     timings: Timings
     pid: int | None
+    park_after_s: float | None
+    auto_resume: bool
+    suspended: SuspendedFacts | None
+    parked: bool
     raw: Mapping[str, Any] = field(repr=False, compare=False)
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> SandboxInfo:
-        reason, timings = body.get("state_reason"), body.get("timings") or {}
+        reason, timings, stored = body.get("state_reason"), body.get("timings") or {}, body.get("suspended")
         parsed = {
             "state_reason": StateReason(**_known(StateReason, reason)) if reason else None,
             "timings": Timings(**_known(Timings, timings)),
+            "suspended": SuspendedFacts(**_known(SuspendedFacts, stored)) if stored else None,
             "raw": body,
         }
         return cls(**_known(cls, {**body, **parsed}))

@@ -37,6 +37,7 @@ from casemate.sandbox import (
     new_id,
 )
 from casemate.sandbox.meters import Meters
+from casemate.sandbox.spec import SuspendedFacts
 
 DEADLINE_S = 60
 
@@ -90,6 +91,7 @@ class FakeSandboxes:
     guests: dict[str, Guest] = field(default_factory=dict)
     hold: anyio.Event | None = None
     cancelled: int = 0
+    lives: list[tuple[object, str]] = field(default_factory=list)  # what was asked for, and by whom or of whom
     news: int = 0  # how often a create tells of its progress
     fail_with: errors.CasemateError | None = None
 
@@ -120,6 +122,7 @@ class FakeSandboxes:
             isolation="emulated", accelerator="tcg", vcpus=1, memory_mib=512, disk_mib=1024,
             labels=dict(spec.labels), created_at=now, updated_at=now, idle_timeout_s=spec.idle_timeout_s,
             on_idle=spec.on_idle, max_duration_s=None, network="none", attached=spec.attached,
+            park_after_s=spec.park_after_s, auto_resume=spec.auto_resume,
         )  # fmt: skip
         handle = Handle(info, spec)
         await self.tasks.start(self._supervise, handle)
@@ -154,6 +157,26 @@ class FakeSandboxes:
 
     async def kill(self, tenant: str, ref: str) -> SandboxInfo:
         return await self.get(tenant, ref).kill()
+
+    async def suspend(self, tenant: str, ref: str, *, actor: str = "host") -> SandboxInfo:
+        handle = self.get(tenant, ref)
+        self.lives.append(("suspend", actor))
+        facts = SuspendedFacts(time.time(), 20_000, 16_384, 4_096, 12.5, 40.25)
+        handle.info = replace(handle.info, state=State.SUSPENDED, suspended=facts, pid=None)
+        return handle.info
+
+    async def resume(self, tenant: str, ref: str, *, cold: bool = False, actor: str = "host") -> SandboxInfo:
+        handle = self.get(tenant, ref)
+        self.lives.append(("cold" if cold else "resume", actor))
+        handle.info = replace(handle.info, state=State.RUNNING, suspended=None)
+        return handle.info
+
+    async def keep_alive(self, tenant: str, ref: str, for_s: float) -> SandboxInfo:
+        self.lives.append((for_s, self.get(tenant, ref).info.id))
+        return self.get(tenant, ref).info
+
+    def is_parked(self, sandbox_id: str) -> bool:
+        return self.handles[sandbox_id].parked
 
 
 def _check_image(tenant: str, ref: str) -> None:

@@ -99,8 +99,8 @@ def test_top_once(fake: FakeDaemon) -> None:
     casemate("create", "--name", "work")
     casemate("create", "--name", "other")
     lines = casemate("top").stdout.decode().splitlines()
-    assert re.split(r" {2,}", lines[0])[:5] == ["ID", "NAME", "IMAGE", "CPU", "PRIVATE"]
-    assert re.split(r" {2,}", lines[1])[1:7] == ["work", "python@1", "25.0 %", "16 MiB", "256 of 512 MiB", "1"]
+    assert re.split(r" {2,}", lines[0])[:5] == ["ID", "NAME", "IMAGE", "STATE", "CPU"]
+    assert re.split(r" {2,}", lines[1])[1:7] == ["work", "python@1", "running", "25.0 %", "16 MiB", "256 of 512 MiB"]
     assert len(lines) == 3
     found = json.loads(casemate("top", "work", "--json").stdout)["sandboxes"]
     assert [(one["name"], one["cpu_percent"]) for one in found] == [("work", 25.0)]

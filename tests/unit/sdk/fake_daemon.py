@@ -90,6 +90,7 @@ class FakeDaemon:
             "a_field_of_tomorrow": 1,
         }
         info |= {k: body[k] for k in ("idle_timeout_s", "on_idle", "max_duration_s", "network", "attached")}
+        info |= {k: body[k] for k in ("park_after_s", "auto_resume")} | {"suspended": None, "parked": False}
         box = self.boxes[sandbox_id] = Box(info, home)
         return box
 
@@ -144,6 +145,24 @@ class FakeDaemon:
         box = self._box(request)
         box.kill("killed")
         return JSONResponse(box.info)
+
+    async def suspend(self, request: Request) -> Response:
+        box = self._box(request)
+        if box.info["state"] == "terminated":
+            raise errors.StateConflict("cannot suspend it: it is terminated", hint="create a new sandbox")
+        facts = {"at": time.time(), "stored_bytes": 11 << 20, "dirty_bytes": 9 << 20, "written_bytes": 1 << 20}
+        box.info |= {"state": "suspended", "suspended": facts | {"pause_ms": 50.4, "took_ms": 120.2}}
+        return JSONResponse(box.info)
+
+    async def resume(self, request: Request) -> Response:
+        box = self._box(request)
+        self.starts.append(await request.json())
+        box.info |= {"state": "running", "suspended": None}
+        return JSONResponse(box.info)
+
+    async def keep_alive(self, request: Request) -> Response:
+        self.starts.append(await request.json())
+        return JSONResponse(self._box(request).info)
 
     # ------------------------------------------------------------------------------------- execs
 
@@ -336,6 +355,9 @@ class FakeDaemon:
             Route("/v1/sandboxes", self.list),
             Route(box, self.get),
             Route(box, self.delete, methods=["DELETE"]),
+            Route(f"{box}/suspend", self.suspend, methods=["POST"]),
+            Route(f"{box}/resume", self.resume, methods=["POST"]),
+            Route(f"{box}/keep-alive", self.keep_alive, methods=["POST"]),
             Route(f"{box}/execs", self.start, methods=["POST"]),
             Route(f"{box}/execs", self.execs),
             Route(f"{box}/execs/{{exec_id}}/stdin", self.stdin, methods=["POST"]),

@@ -27,6 +27,7 @@ from casemate.api.native.execs import Execs
 from casemate.api.native.files import Files
 from casemate.api.native.images import Images, ImageService
 from casemate.api.native.keys import KeyResource
+from casemate.api.native.lives import Lives
 from casemate.api.native.logs import Logs
 from casemate.api.native.openapi import document
 from casemate.api.native.operations import operation
@@ -76,7 +77,7 @@ def _routes(sandboxes: Sandboxes, images: ImageService, about: About, keys: Keys
     boxes, execs, files = SandboxResource(sandboxes), Execs(sandboxes), Files(sandboxes)
     archives, ports, logs, terminals = Archives(sandboxes), Ports(sandboxes), Logs(sandboxes), Terminals(sandboxes)
     code, shelf, ring, events = Code(sandboxes), Images(images), KeyResource(keys), Events(trail)
-    stats, pools = StatsResource(sandboxes), PoolResource(sandboxes)
+    stats, lives, pools = StatsResource(sandboxes), Lives(sandboxes), PoolResource(sandboxes)
     sandbox = "/v1/sandboxes/{ref}"
     routes: list[BaseRoute] = [
         _route("/v1/health", GET=about.health),
@@ -85,6 +86,9 @@ def _routes(sandboxes: Sandboxes, images: ImageService, about: About, keys: Keys
         _route("/v1/sandboxes", GET=boxes.list, POST=boxes.create),
         _route(sandbox, GET=boxes.get, DELETE=boxes.kill),
         _route(f"{sandbox}/stats", GET=stats.get),
+        _route(f"{sandbox}/suspend", POST=lives.suspend),
+        _route(f"{sandbox}/resume", POST=lives.resume),
+        _route(f"{sandbox}/keep-alive", POST=lives.keep_alive),
         _route(f"{sandbox}/execs", GET=execs.list, POST=execs.start),
         _route(f"{sandbox}/execs/{{exec_id}}/output", GET=execs.output),
         _route(f"{sandbox}/execs/{{exec_id}}/stdin", POST=execs.stdin),

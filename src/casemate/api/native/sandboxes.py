@@ -24,7 +24,7 @@ Create = Callable[..., Awaitable[Handle]]
 
 
 class CreateSandbox(Body):
-    """The fields of Sandbox.create. An ``idle_timeout_s`` of null means never; absent it is 900."""
+    """The fields of Sandbox.create. A null ``idle_timeout_s`` or ``park_after_s`` means never."""
 
     image: str = "python"
     name: str | None = None
@@ -37,7 +37,9 @@ class CreateSandbox(Body):
     labels: dict[str, str] | None = None
     max_duration_s: float | None = None
     idle_timeout_s: float | None = 900
-    on_idle: Literal["kill", "keep"] = "kill"
+    on_idle: Literal["kill", "keep", "suspend"] = "kill"
+    park_after_s: float | None = 5
+    auto_resume: bool = True
     network: str = "none"
     attached: bool = False
     create_timeout_s: float = 60
@@ -115,8 +117,19 @@ class AttestationOut(BaseModel):
     policy: PolicyOut
 
 
+class SuspendedOut(BaseModel):
+    """What is stored of a suspended sandbox, beside what its guest had changed."""
+
+    at: float
+    stored_bytes: int
+    dirty_bytes: int
+    written_bytes: int
+    pause_ms: float
+    took_ms: float
+
+
 class SandboxOut(BaseModel):
-    """A sandbox as clients see it."""
+    """A sandbox as clients see it. *parked*: it is running, and frozen until somebody calls it."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -141,6 +154,10 @@ class SandboxOut(BaseModel):
     timings: TimingsOut
     pid: int | None
     attestation: AttestationOut | None
+    park_after_s: float | None
+    auto_resume: bool
+    suspended: SuspendedOut | None
+    parked: bool
 
 
 class SandboxList(BaseModel):
@@ -174,7 +191,7 @@ class SandboxResource:
         handle = await while_wanted(request, create)
         if handle is None:  # its client went away while it was pending; create has ended it
             return Response(status_code=400)
-        return _said(shown(handle.info), 201)
+        return said(shown(handle.info), 201)
 
     async def _create(self, create: Create, tell: bool, out: Lines) -> Handle:
         """With *tell*, lines of progress come before the sandbox; most creates have nothing to tell."""
@@ -218,26 +235,29 @@ class SandboxResource:
         wanted = [info for info in found if query.matches(info.labels)]
         wanted.sort(key=_place)
         listed, following = page(wanted, query, _place)
-        return _said(SandboxList(sandboxes=[shown(info) for info in listed], next=following))
+        return said(SandboxList(sandboxes=[self._shown(info) for info in listed], next=following))
 
     @operation("Show a sandbox", answer=SandboxOut)
     async def get(self, request: Request) -> Response:
-        return _said(shown(await self._sandboxes.info(principal(request).tenant, request.path_params["ref"])))
+        return said(self._shown(await self._sandboxes.info(principal(request).tenant, request.path_params["ref"])))
 
     @operation("End a sandbox; it is gone when this answers", answer=SandboxOut)
     async def kill(self, request: Request) -> Response:
         with anyio.CancelScope(shield=True):  # asked for is asked for, also when the client does not wait
             info = await self._sandboxes.kill(principal(request).tenant, request.path_params["ref"])
-        return _said(shown(info))
+        return said(shown(info))
+
+    def _shown(self, info: SandboxInfo) -> SandboxOut:
+        return shown(info, parked=self._sandboxes.is_parked(info.id))
 
 
 def _place(info: SandboxInfo) -> Place:
     return info.created_at, info.id
 
 
-def shown(info: SandboxInfo) -> SandboxOut:
-    return SandboxOut.model_validate(info.to_json())
+def shown(info: SandboxInfo, *, parked: bool = False) -> SandboxOut:
+    return SandboxOut.model_validate(info.to_json() | {"parked": parked})
 
 
-def _said(body: BaseModel, status: int = 200) -> Response:
+def said(body: BaseModel, status: int = 200) -> Response:
     return Response(body.model_dump_json(), status, media_type="application/json")

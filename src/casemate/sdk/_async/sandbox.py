@@ -6,18 +6,20 @@ import binascii
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import quote
 from uuid import uuid4
 
+from casemate.errors import StateConflict
 from casemate.sdk._async.client import ANSWER_S, AsyncClient
 from casemate.sdk._async.commands import AsyncCommands
 from casemate.sdk._async.files import AsyncFiles
 from casemate.sdk._async.ports import AsyncPorts
-from casemate.sdk.results import Execution, Logs, SandboxInfo, cell_error_from_json
+from casemate.sdk.results import Execution, Logs, SandboxInfo, SuspendedFacts, cell_error_from_json
 from casemate.sdk.stats import SandboxStats
 from casemate.sdk.streams import Kept
 
+STORE_LIMIT_S = 180.0  # how long a suspend or a resume may take: all that a large guest wrote goes to a disk
 BUILD_LIMIT_S = 600.0  # how long a plain answer may take that has to wait for a snapshot to be built
 Progress = Callable[[str, str, float | None], object]
 
@@ -50,7 +52,9 @@ class AsyncSandbox:
         labels: Mapping[str, str] | None = None,
         max_duration_s: float | None = None,
         idle_timeout_s: float | None = 900,
-        on_idle: str = "kill",
+        on_idle: Literal["kill", "keep", "suspend"] = "kill",
+        park_after_s: float | None = 5,
+        auto_resume: bool = True,
         network: str = "none",
         attached: bool = False,
         create_timeout_s: float = 60,
@@ -62,6 +66,8 @@ class AsyncSandbox:
     ) -> Self:
         """A fresh, running sandbox, restored from the image's snapshot.
 
+        With nothing to do for *park_after_s* it is frozen until the next call, for *idle_timeout_s* it is killed or
+        suspended, as *on_idle* says; None is never. With *auto_resume* the next call resumes a suspended one.
         *attached*: it lives no longer than this process, whatever becomes of it. Neither an unset *url* nor
         CASEMATE_URL: the daemon is this user's own, started when there is none. A *client* is shared, not closed.
         The first use of a shape builds its snapshot, unless *build* is false: that takes some 10 s, of which
@@ -82,6 +88,8 @@ class AsyncSandbox:
             "max_duration_s": max_duration_s,
             "idle_timeout_s": idle_timeout_s,
             "on_idle": on_idle,
+            "park_after_s": park_after_s,
+            "auto_resume": auto_resume,
             "network": network,
             "attached": attached,
             "create_timeout_s": create_timeout_s,
@@ -155,6 +163,35 @@ class AsyncSandbox:
     async def stats(self) -> SandboxStats:
         """What it takes now. Does not count as use. Raises StateConflict or NotFound unless it is running."""
         return SandboxStats.from_json(await self._client.call("GET", f"{self._path}/stats"))
+
+    async def suspend(self) -> SuspendedFacts:
+        """Store its memory and disk as they are now and give the host's memory back. Programs in it stand still.
+
+        Raises StateConflict for one that is neither running nor suspended, HostFull where there is no room; it runs on
+        then. Suspending what is suspended is no error.
+        """
+        info = await self._lives("suspend", {}, STORE_LIMIT_S)
+        if info.suspended is None:
+            raise StateConflict(f"sandbox {info.id} is {info.state} by now")
+        return info.suspended
+
+    async def resume(self, *, cold: bool = False) -> SandboxInfo:
+        """Let it go on where it stood still; most calls do that by themselves.
+
+        *cold*: boot it from its disk instead: programs and all that was in memory are lost.
+        Raises HostError where its memory cannot be restored any more, HostFull; it stays suspended then.
+        """
+        return await self._lives("resume", {"cold": cold}, STORE_LIMIT_S)
+
+    async def keep_alive(self, for_s: float) -> SandboxInfo:
+        """For so long it is not idle, whatever it does: neither parked nor suspended nor killed for that."""
+        return await self._lives("keep-alive", {"for_s": for_s}, ANSWER_S)
+
+    async def _lives(self, act: str, body: Mapping[str, Any], answer_s: float) -> SandboxInfo:
+        path, key = f"{self._path}/{act}", uuid4().hex
+        found = await self._client.call("POST", path, body=body, answer_s=answer_s, again=True, idempotency_key=key)
+        self._info = SandboxInfo.from_json(found)
+        return self._info
 
     async def run_code(self, code: str, timeout_s: float | None = None) -> Execution:
         """Run Python in the sandbox's default context, whose names stay from one call to the next.
