@@ -192,6 +192,8 @@ def test_a_claimed_one_is_as_it_was_asked_for(pooled: Daemon) -> None:
             assert said[:2] == ["mine", "/tmp"]
             assert abs(int(said[2]) - time.time()) < 2
             assert sandbox.info.timings.restore_ms < 1000
+            sandbox.suspend()
+            assert sandbox.commands.run("echo again").stdout == "again\n"
 
 
 def test_ready_ones_rest_and_nobody_finds_them(pooled: Daemon) -> None:
