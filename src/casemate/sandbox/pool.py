@@ -31,6 +31,7 @@ class Pool:
     """*row* is what was asked for; *snapshot* what its reference means at the moment, once that is known."""
 
     row: PoolRow
+    spec: PoolSpec = field(init=False)
     meter: PoolMeter = field(default_factory=PoolMeter)
     demand: Demand = field(default_factory=Demand)
     snapshot: Snapshot | None = None
@@ -46,10 +47,13 @@ class Pool:
     _delay_s: float = 0.0
     _not_before: float = 0.0
 
-    @property
-    def spec(self) -> PoolSpec:
-        row = self.row
-        return PoolSpec(
+    def __post_init__(self) -> None:
+        self.change(self.row)
+
+    def change(self, row: PoolRow) -> None:
+        """Its numbers are these from now on."""
+        self.row = row
+        self.spec = PoolSpec(
             image=row.image,
             shape=self.shape,
             min_ready=row.min_ready,
@@ -58,6 +62,7 @@ class Pool:
             network=row.network,
             schedule=row.schedule,
         )
+        self.changed.set()
 
     @property
     def shape(self) -> Shape:

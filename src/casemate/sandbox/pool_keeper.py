@@ -154,7 +154,7 @@ class Keeper:
         except BaseException:
             pool.end(member, "its pool is not looked after any more")
             raise
-        if member.failure is not None and not member.offered:
+        if member.failure is not None and not member.offered and not member.given_up:
             raise member.failure
         if member.offered:
             took_s = time.monotonic() - began

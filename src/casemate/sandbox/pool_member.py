@@ -60,6 +60,11 @@ class Member(Boot):
     def reserved(self) -> Amount:
         return self._reservation.held if self._reservation is not None else Amount(0, 0)
 
+    @property
+    def given_up(self) -> bool:
+        """Its end was asked for; it did not fail."""
+        return self.handle._why is not None
+
     def hand_to(self, claim: Claim) -> None:
         """It is *claim*'s from here on; its task, which waits, goes on with the rest of its plan."""
         self.claim = claim

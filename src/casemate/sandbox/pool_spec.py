@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from casemate.errors import InvalidSpec, NotSupported
@@ -113,11 +113,15 @@ def check_schedule(schedule: str) -> None:
 
 
 def is_due(schedule: str, now: datetime) -> bool:
-    """Whether *schedule* matches the minute of *now*, which has no time zone: it is what the wall says."""
+    """Whether *schedule* matches the minute of *now*, which has no time zone: it is what the wall says.
+
+    Looks at its fields, since the search for the next match may go through decades.
+    """
     from cronsim import CronSim
 
-    minute = now.replace(second=0, microsecond=0)
-    return next(CronSim(schedule, minute - timedelta(seconds=1)), None) == minute
+    fields = CronSim(schedule, now)
+    time_fits = now.minute in fields.minutes and now.hour in fields.hours
+    return time_fits and now.month in fields.months and fields.match_day(now.date())
 
 
 @dataclass(slots=True)

@@ -217,8 +217,7 @@ class Pools:
 
     def _keep(self, row: PoolRow) -> Pool:
         if pool := self._pools.get(row.id):
-            pool.row = row
-            pool.changed.set()
+            pool.change(row)
         else:
             pool = self._pools[row.id] = Pool(row)
             self._keeper.tend(pool)

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from cronsim import CronSim
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -190,3 +191,23 @@ def test_the_configurations_pools_are_for_everybody_and_of_the_default_shape() -
 def test_what_is_wrong_with_the_configurations_pools_is_named(table: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidSpec, match=named):
         pools_of([table], SHAPE)
+
+
+FIELDS = [
+    ("*", "*/7", "0", "5-20", "59"),
+    ("*", "8-18", "0", "*/5"),
+    ("*", "1", "L", "LW", "13", "31"),
+    ("*", "3", "*/3"),
+]
+WEEKDAYS = ("*", "1-5", "0", "SUN", "MON#1", "5L", "7")
+
+
+@given(
+    st.tuples(*map(st.sampled_from, FIELDS), st.sampled_from(WEEKDAYS)),
+    st.datetimes(datetime(2023, 1, 1), datetime(2026, 1, 1)),
+)
+def test_a_minute_is_due_when_the_search_for_the_next_one_finds_it(fields: tuple[str, ...], moment: datetime) -> None:
+    schedule, minute = " ".join(fields), moment.replace(second=0, microsecond=0)
+    found = next(CronSim(schedule, minute - timedelta(seconds=1)))
+    assert is_due(schedule, moment) is (found == minute)
+    assert is_due(schedule, found)

@@ -241,6 +241,7 @@ def test_a_create_that_does_not_fit_gets_the_room_of_ready_members(tmp_path: Pat
         await create(world, memory_mib=520)  # 48 and 130 of 300; the members have 48 each, and it does not fit beside
         assert not pool.ready or len(pool.ready) == 1
         assert world.admission.pressed
+        assert (pool.failure, pool.meter.failures, pool.meter.died) == (None, 0, 0)
 
     run(tmp_path, scenario, room=2)
 
