@@ -19,7 +19,7 @@ from casemate.sdk import Client, Sandbox
 IMAGE = "python"
 READY = 3  # of the pool that single claims are made from
 BURST, DENSITY = 100, 200
-AT_ONCE = 16  # connections of a burst; what waits for one is not measured
+KILLED_AT_ONCE = 16
 WATCHED_S = 5.0
 FILL_S = 3.0  # for each member
 
@@ -102,10 +102,10 @@ def burst(client: Client, name: str, count: int = BURST) -> dict[str, Any]:
             found.errors.append(f"{error.code}: {error.message}")
 
     try:
-        with ThreadPoolExecutor(AT_ONCE) as threads:
+        with ThreadPoolExecutor(count) as threads:
             whole_ms = timed(lambda: list(threads.map(one, range(count))))
     finally:
-        with ThreadPoolExecutor(AT_ONCE) as threads:
+        with ThreadPoolExecutor(KILLED_AT_ONCE) as threads:
             list(threads.map(lambda sandbox: sandbox.kill(), held))
     told = {
         f"{what}_{key}_ms": _rounded(percentile(values, share))
