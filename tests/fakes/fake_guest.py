@@ -203,6 +203,11 @@ class Guest:
         self.connection.accept(number)
         self.connection.finish(number)
 
+    def _exec_remove(self, number: int, params: dict[str, Any]) -> None:
+        del self.programs[params["exec_id"]]
+        self.connection.accept(number)
+        self.connection.finish(number)
+
     def _exec_list(self, number: int, params: dict[str, Any]) -> None:
         known = [{"exec_id": p.exec_id, "argv": p.argv} for p in self.programs.values()]
         self.connection.accept(number, {"execs": known})

@@ -37,6 +37,7 @@ class Boot:
     attestation: Mapping[str, object] | None = None
     intended: asyncio.Event = field(default_factory=asyncio.Event)
     restored_ms: float = 0.0
+    admitted_ms: float = 0.0
     found: Suspended | None = None  # what it was last resumed from
     own_memory: str | None = None  # the file in its folder that its memory is, or was restored from: booted from disk
     kernel: Kernel | None = None  # of a boot from the disk
