@@ -64,7 +64,7 @@ class FakeGround:
     async def check(self, made: Made, what: str) -> None:
         await anyio.lowlevel.checkpoint()
 
-    async def snapshot(self, snapshot_id: str) -> Snapshot:
+    async def snapshot(self, tenant: str, snapshot_id: str) -> Snapshot:
         await anyio.lowlevel.checkpoint()
         return self.base
 
@@ -75,7 +75,9 @@ class FakeGround:
 
 
 @asynccontextmanager
-async def open_world(folder: Path, *, room: int = 50, wait_s: float = 0) -> AsyncIterator[World]:
+async def open_world(
+    folder: Path, *, room: int = 50, wait_s: float = 0, driver: FakeDriver | None = None
+) -> AsyncIterator[World]:
     """*room*: for how many sandboxes at once."""
     snapshot_folder, folders = folder / "snapshot", folder / "sandboxes"
     snapshot_folder.mkdir()
@@ -98,8 +100,7 @@ async def open_world(folder: Path, *, room: int = 50, wait_s: float = 0) -> Asyn
         index = Index(database, "host")
         admission = Admission(Amount(room * 100, 10_000), commit_ratio=0.25, wait_s=wait_s)
         records = Records(index, audit.Trail(database, "host"), folders)
-        starter, seal = Starter(FakeDriver(), records, admission, 10.0), Seal(bytes(32))
-
+        starter, seal = Starter(driver or FakeDriver(), records, admission, 10.0), Seal(bytes(32))
         supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, FakeGround(snapshot)))
         async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
             yield World(sandboxes, index, folders, admission)
