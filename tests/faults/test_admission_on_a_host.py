@@ -98,3 +98,17 @@ def test_what_can_never_fit_is_refused_at_once(home: Path, no_trace: None) -> No
             Sandbox.create(client=running.client)
         assert raised.value.code == "host-full"
         until(lambda: running.client.health()["sandboxes"] == 0, "nothing stays of it")
+
+
+def test_who_has_nothing_to_do_makes_room_and_comes_back_when_called(home: Path, no_trace: None) -> None:
+    with daemon_on(home, **BUDGET) as running:
+        rests = {"on_idle": "suspend", "park_after_s": 0.3, "client": running.client}
+        made = [Sandbox.create(**rests) for _ in range(ROOM)]
+        until(lambda: all(sandbox.refresh().parked for sandbox in made), "all are parked")
+        made.append(Sandbox.create(**rests))
+        assert [sandbox.refresh().state for sandbox in made] == ["suspended"] + ["running"] * ROOM
+        until(lambda: all(sandbox.refresh().parked for sandbox in made[1:]), "all others are parked")
+        assert made[0].commands.run("echo back").stdout == "back\n"
+        assert [sandbox.refresh().state for sandbox in made[:2]] == ["running", "suspended"]
+        for sandbox in made:
+            sandbox.kill()

@@ -14,7 +14,7 @@ from casemate.bench.rows import Samples, percentile, row
 from casemate.errors import CasemateError, GuestError
 from casemate.sdk import Client, Sandbox, SuspendedFacts
 
-PARK_AFTER_S = 0.2
+PARK_AFTER_S = 1.0  # time enough for a guest to make ready for the next exec
 PARKED_WITHIN_S = 30.0
 MORE_BYTES = 16 << 20  # what a suspend has to store is told beside what it took; with more of it the slope shows
 Tell = Callable[[str], None]
