@@ -6,6 +6,7 @@ quiet moment, and not at all while somebody does not find room. A member's own t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -30,8 +31,9 @@ from casemate.sandbox.states import Reason, State
 log = structlog.get_logger()
 TICK_S = 1.0  # so often a pool is looked at when nothing happens to it
 FOLLOW_S = 5.0  # so often it is looked up what its reference means
-PATIENCE_S = 0.25  # how long a full pool waits for a quiet moment before a member is made; an empty one does not wait
-QUIET_AGAIN_S = 0.02
+PATIENCE_S = 1.0  # how long a full pool waits for a quiet moment before a member is made; an empty one does not wait
+QUIET_S = 0.1
+LOOK_AGAIN_S = 0.02
 MAKE_S = 60.0
 DRAIN_S = 40.0
 NewInfo = Callable[[str, SandboxSpec, Snapshot], SandboxInfo]
@@ -43,10 +45,15 @@ class Traffic:
     """What goes on that making members would be in the way of."""
 
     creating: int = 0
+    created_at: float = -math.inf  # when the last create was over
     live: dict[str, Handle] = field(default_factory=dict)
 
-    def busy(self) -> bool:
-        return bool(self.creating) or any(handle.usage.is_busy for handle in self.live.values())
+    def quiet_s(self) -> float:
+        """For how long nobody has asked for anything; what follows a create is worth waiting for, too."""
+        if self.creating:
+            return 0.0
+        used_at = max((handle.usage.used_at for handle in self.live.values()), default=-math.inf)
+        return time.monotonic() - max(used_at, self.created_at)
 
 
 @dataclass(eq=False)
@@ -133,8 +140,8 @@ class Keeper:
     async def _until_quiet(self, pool: Pool) -> None:
         """Not beside what somebody waits for; the emptier the pool, the sooner all the same."""
         with anyio.move_on_after(PATIENCE_S * pool.current() / max(1, pool.wanted)):
-            while self.traffic.busy():
-                await anyio.sleep(QUIET_AGAIN_S)
+            while self.traffic.quiet_s() < QUIET_S:
+                await anyio.sleep(LOOK_AGAIN_S)
 
     # ----------------------------------------------------------------------------- making a member
 

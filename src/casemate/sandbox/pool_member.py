@@ -48,6 +48,7 @@ class Member(Boot):
     *ready* is set when it waits to be claimed, *settled* when it runs as its claimer's; a member that ended sets both.
     """
 
+    warmed: bool = True
     claim: Claim | None = None
     offered: bool = False  # it was ready once
     heard_at: float = field(default_factory=time.monotonic)
@@ -143,8 +144,8 @@ class MemberSupervisor:
 
     @asynccontextmanager
     async def _park(self, member: Member) -> AsyncIterator[None]:
-        if fresh_mib := private_mib(member.machine.pid):
-            self.starter.admission.learn(member.snapshot.id, fresh_mib)
+        if own_mib := private_mib(member.machine.pid):
+            self.starter.admission.learn_ready(member.snapshot.id, own_mib)
         await member.machine.freeze()
         yield
 

@@ -98,6 +98,7 @@ class Sandboxes:
             raise
         finally:
             self._traffic.creating -= 1
+            self._traffic.created_at = time.monotonic()
             self.meters.creates.labels(result).inc()
 
     def _check_serving(self) -> None:

@@ -190,7 +190,7 @@ class Starter:
     async def _run(self, boot: Boot) -> AsyncIterator[None]:
         handle, machine = boot.handle, boot.machine
         timings = Timings(boot.restored_ms, since(boot.born), boot.admitted_ms)
-        if fresh_mib := private_mib(machine.pid):
+        if not boot.warmed and (fresh_mib := private_mib(machine.pid)):
             self.admission.learn(boot.snapshot.id, fresh_mib)
         async with self.running(boot):
             pid = {"pid": machine.pid}
