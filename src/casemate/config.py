@@ -33,6 +33,7 @@ class Settings:
     uid_count: int = 4096
     allow_weak_jail: bool = False  # as root: run machines also where control groups can't be written
     idle_exit_s: float = 600.0
+    park_margin_s: float = 60.0  # not parked when a timer of its programs is due so soon
     agent_timeout_s: float = 10.0  # how long an agent may be silent before it counts as dead
     listen: str = ""  # HOST:PORT for TCP beside the unix socket
     tls_cert: str = ""

@@ -181,6 +181,7 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
                 Suspender(records, build_host.seal),
                 Resumer(starter, build_host.seal, Ground(build_host, images.shapes)),
                 reach=parse_fault(os.environ.get("CASEMATE_FAULT")),
+                park_margin_s=settings.park_margin_s,
             )
             async with open_sandboxes(supervisor, index, images.snapshot_for, shape, suspended) as sandboxes:
                 yield Service(settings, sandboxes, images, driver, admission, recovered, trail, keys)

@@ -50,6 +50,8 @@ class Guest:
         self.torn: list[str] = []
         self.cells: dict[int, bytearray] = {}
         self.stats: dict[str, Any] = {}  # what it answers to control stats
+        self.activity: dict[str, Any] | None = None  # to control activity; None: it does not know the word
+        self.asked = 0  # how often
         self.running = asyncio.Event()  # whether its vCPUs run; it hears and says nothing while they don't
         self.running.set()
         self.kept = False  # it is saved: its programs outlive its machine
@@ -102,6 +104,13 @@ class Guest:
             case wire.Opened(kind="control", params={"op": "stats"}):
                 self.connection.accept(event.channel, self.stats)
                 self.connection.finish(event.channel)
+            case wire.Opened(kind="control", params={"op": "activity"}):
+                self.asked += 1
+                if self.activity is None:
+                    self.connection.deny(event.channel, "not-served", "an older agent")
+                else:
+                    self.connection.accept(event.channel, self.activity)
+                    self.connection.finish(event.channel)
             case wire.Opened(kind="cell"):
                 self.connection.accept(event.channel)
                 self.cells[event.channel] = bytearray()

@@ -78,7 +78,7 @@ class Agent(Guest):
         match event:
             case wire.Hello():
                 self.connection.ready(self._handshake.apply(handshake.parse(event.body)))
-            case wire.Opened(kind="control"):
+            case wire.Opened(kind="control", params={"op": op}) if op != "activity":
                 self.connection.accept(event.channel)
                 self.connection.finish(event.channel)
             case _:
@@ -102,9 +102,9 @@ class Agent(Guest):
 
 
 class FakeMachine:
-    def __init__(self, spec: MachineSpec, saved: dict[bytes, Agent], agent: Agent | None = None) -> None:
+    def __init__(self, spec: MachineSpec, saved: dict[bytes, Agent] | None = None, agent: Agent | None = None) -> None:
         self._spec = spec
-        self._saved = saved
+        self._saved = {} if saved is None else saved
         self._process = subprocess.Popen(["sleep", "infinity"], stdin=subprocess.DEVNULL)
         self._exited = asyncio.Event()
         self._paused = self._frozen = False

@@ -29,7 +29,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def daemon(home: Path) -> Iterator[Daemon]:
-    with run_daemon(home) as daemon, pytest.MonkeyPatch.context() as patch:
+    with run_daemon(home, CASEMATE_PARK_MARGIN_S="5") as daemon, pytest.MonkeyPatch.context() as patch:
         patch.setenv("CASEMATE_URL", daemon.url)
         build_image(daemon)
         yield daemon

@@ -12,6 +12,7 @@ from typing import Any
 
 from casemate.bench import acts
 from casemate.bench.floor import Floor, open_floor
+from casemate.bench.rests import rest_rows
 from casemate.bench.rows import Samples, percentile, rates, row
 from casemate.errors import CasemateError
 from casemate.sdk import Client
@@ -53,6 +54,9 @@ def _rows(client: Client, image: dict[str, Any], floor: Floor, n: int) -> list[d
         for name, act in (("put_16mib", warm.put_16mib), ("get_16mib", warm.get_16mib)):
             measured = _interleaved(name, act, floor, few)
             rows.append(measured | rates(acts.FILE_BYTES, measured))
+    created = next(found for found in rows if found["name"] == "create_to_first_exec")
+    rows.append(created | {"name": "restore_to_first_exec", "samples_of": "create_to_first_exec"})  # no pool, no claim
+    rows += rest_rows(client, floor, few, _tell)
     rows += [_interleaved("burst_20", lambda: acts.burst_20(client), floor, fewest), _private_memory(client, fewest)]
     return rows
 

@@ -31,6 +31,8 @@ def resume(
 
 
 def _resumed(sandbox: Sandbox, *, cold: bool) -> str:
+    if sandbox.info.state == "running":
+        return f"{sandbox.id} runs already"
     began = time.perf_counter()
     sandbox.resume(cold=cold)
     how = "booted from its disk, nothing of its memory is left" if cold else "resumed"

@@ -73,15 +73,21 @@ class ControlChannel(Conversation):
         }
 
     def _activity(self) -> dict[str, Any]:
-        """What work there is. Background processes of ended execs show in the CPU time only."""
-        server = self.server
-        running = [program.terminal for program in server.execs.all() if program.end is None]
+        """What work there is. Background processes of ended execs show in the CPU time only.
+
+        The time-out of an exec is due like a timer of its own.
+        """
+        server, now = self.server, monotonic()
+        running = [program for program in server.execs.all() if program.end is None]
+        time_outs = [max(0, round((program.due_at - now) * 1000)) for program in running if program.due_at is not None]
+        timer_ms = server.timers.next_ms()
+        terminals = sum(program.terminal for program in running)
         return {
-            "execs_running": running.count(False),
-            "terminals_running": running.count(True),
+            "execs_running": len(running) - terminals,
+            "terminals_running": terminals,
             "cells_running": server.interpreter.cells if server.interpreter is not None else 0,
             "user_cpu_ms": server.groups.cpu_ms(),
-            "next_timer_ms": server.timers.next_ms(),
+            "next_timer_ms": min([*time_outs, *([] if timer_ms is None else [timer_ms])], default=None),
         }
 
     def _done(self, body: dict[str, Any]) -> None:

@@ -120,6 +120,7 @@ class Exec:
         self.stdin = stdin
         self.on_disconnect = "kill"
         self.timeout_s: float | None = None
+        self.due_at: float | None = None  # when that is over, by the monotonic clock
         self.pid = 0
         self.end: dict[str, Any] | None = None
         self.settled = False
@@ -140,6 +141,7 @@ class Exec:
         if self._killed:
             self.kill()
         if self.timeout_s is not None:
+            self.due_at = monotonic() + self.timeout_s
             self._timer = self._reactor.call_later(self.timeout_s, self._time_out)
 
     def exited(self, status: int) -> None:

@@ -4,13 +4,17 @@ A sandbox reserves the private memory of a fresh clone, as measured, plus ``comm
 and of its disk. Who does not fit waits ``admission_wait_s`` in a queue, then is refused with HostFull; nothing
 has been made for it by then. First come, first served within a tenant; between tenants in turn, and a tenant
 whose next one does not fit yet does not keep the others waiting. Processors are not reserved: they queue by themselves.
+
+A ready member of a pool reserves what it has, not what its guest may come to need, and the rest when it is claimed;
+members are the first to go when a create does not fit.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -23,21 +27,20 @@ from casemate.host import own
 
 ASSUMED_CLONE_MIB = 48  # until the first clone of a snapshot has been measured; it comes to 25 to 45
 RETRY_AFTER_S = 5
+RELIEF_S = 10.0  # how long who does not fit waits for what is being ended in its favour
+PRESSURE_S = 10.0  # so long after somebody did not fit, nothing is made that nobody asked for
 
 
 class Relief(StrEnum):
     """What is done when the host runs low, in this order; a later one only when the earlier gave too little.
 
-    There is no pool yet, and no suspend: so far a full host goes straight to the last.
+    Who can give something back is in ``Admission.relievers``; refusing is what is left when all of it is too little.
     """
 
     STOP_REFILLING_POOLS = "stop-refilling-pools"
     SHRINK_POOLS = "shrink-pools"
     SUSPEND_IDLE = "suspend-idle"
     REFUSE_CREATES = "refuse-creates"
-
-
-SERVED_RELIEF = (Relief.REFUSE_CREATES,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,18 @@ class Amount:
     def fits(self, room: Amount) -> bool:
         return self.memory_mib <= room.memory_mib and self.disk_mib <= room.disk_mib
 
+    def is_nothing(self) -> bool:
+        return self.memory_mib <= 0 and self.disk_mib <= 0
+
     def __str__(self) -> str:
         return f"{self.memory_mib} MiB of memory and {self.disk_mib} MiB of disk"
+
+
+Reliever = Callable[[Amount], Amount]
+"""``reliever(missing)`` begins to give back at least *missing*, as far as it can, and says how much will come.
+
+What is on its way already, from an earlier call, counts too. Called in the event loop, must not wait.
+"""
 
 
 @dataclass(eq=False)
@@ -88,6 +101,8 @@ class Admission:
     def __init__(self, budget: Amount, *, commit_ratio: float, wait_s: float) -> None:
         self.budget = budget
         self.reserved = Amount(0, 0)
+        self.relievers: dict[Relief, Reliever] = {}
+        self._pressed_at = -PRESSURE_S
         self._commit_ratio = commit_ratio
         self._wait_s = wait_s
         self._queues: dict[str, deque[_Waiting]] = {}  # the first tenant's turn is next
@@ -95,17 +110,53 @@ class Admission:
 
     def amount(self, snapshot: str, memory_mib: int, disk_mib: int) -> Amount:
         """What a clone of *snapshot* with such a guest reserves."""
-        private_mib = self._clone_mib.get(snapshot, ASSUMED_CLONE_MIB)
-        return Amount(private_mib + round(memory_mib * self._commit_ratio), round(disk_mib * self._commit_ratio))
+        ready = self.ready_amount(snapshot)
+        return Amount(ready.memory_mib + round(memory_mib * self._commit_ratio), round(disk_mib * self._commit_ratio))
+
+    def ready_amount(self, snapshot: str) -> Amount:
+        """What a clone of *snapshot* reserves while nobody uses it: the memory that it has of its own."""
+        return Amount(self._clone_mib.get(snapshot, ASSUMED_CLONE_MIB), 0)
 
     def learn(self, snapshot: str, private_mib: int) -> None:
         """A fresh clone of *snapshot* was seen to have so much memory of its own; the largest counts."""
         self._clone_mib[snapshot] = max(private_mib, self._clone_mib.get(snapshot, 0))
 
+    @property
+    def pressed(self) -> bool:
+        """Whether somebody waits for room, or did not find enough of it just now."""
+        return bool(self._queues) or time.monotonic() - self._pressed_at < PRESSURE_S
+
+    @asynccontextmanager
+    async def reserved_ready(self, tenant: str, amount: Amount, *, beside: Amount) -> AsyncIterator[Reservation]:
+        """As reserved_for, for what nobody asked for: only where *beside* would fit as well, and nobody waits.
+
+        Raises HostFull at once.
+        """
+        if self._queues or not (amount + beside).fits(self.budget - self.reserved):
+            raise HostFull(
+                f"there is no room to keep a sandbox ready: {amount} and, for who comes next, {beside} are not left"
+                f" beside the {self.reserved} that are reserved of {self.budget}",
+                hint="end a sandbox, make pools smaller, or raise memory_budget_mib or disk_budget_mib",
+                evidence=self._evidence(amount),
+            )
+        self.reserved += amount
+        async with self._owned(Reservation(self, tenant, amount)) as reservation:
+            yield reservation
+
+    def grow_nowait(self, reservation: Reservation, tenant: str, amount: Amount) -> bool:
+        """Make it *amount*, for *tenant*, if there is room for the rest; not past others of *tenant* who wait."""
+        more = amount - reservation.held
+        if tenant in self._queues or not more.fits(self.budget - self.reserved):
+            return False
+        self.reserved += more
+        reservation.tenant, reservation.held = tenant, amount
+        return True
+
     @asynccontextmanager
     async def reserved_for(self, tenant: str, amount: Amount) -> AsyncIterator[Reservation]:
         """*amount* is set aside until the block ends; for good where something opened inside has leaked.
 
+        Where it does not fit and ending what nobody uses makes room, it waits for that, RELIEF_S at most.
         Raises HostFull after ``admission_wait_s``, at once when it could never fit. Cancelled: nothing is reserved.
         """
         if not amount.fits(self.budget):
@@ -140,7 +191,10 @@ class Admission:
     async def wait_admitted(self, tenant: str, amount: Amount) -> None:
         """*amount* is reserved when this returns. Raises HostFull after ``admission_wait_s``."""
         with self._queued(tenant, amount) as waiting:
-            with anyio.move_on_after(self._wait_s):
+            wait_s = self._wait_s
+            if not waiting.admitted.is_set() and self._relieve():
+                wait_s = max(wait_s, RELIEF_S)
+            with anyio.move_on_after(wait_s):
                 await waiting.admitted.wait()
             if not waiting.admitted.is_set():
                 raise HostFull(
@@ -149,6 +203,20 @@ class Admission:
                     hint="end a sandbox, or try again later; casemate ps lists them",
                     evidence=self._evidence(amount),
                 )
+
+    def _relieve(self) -> bool:
+        """Begin to make room for all who wait; whether there will be enough."""
+        self._pressed_at = time.monotonic()
+        wanted, room = Amount(0, 0), self.budget - self.reserved
+        for queue in self._queues.values():
+            for waiting in queue:
+                wanted += waiting.amount
+        for relief in Relief:
+            if relief in self.relievers:
+                room += self.relievers[relief](wanted - room)
+            if wanted.fits(room):
+                return True
+        return False
 
     @contextmanager
     def _queued(self, tenant: str, amount: Amount) -> Iterator[_Waiting]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import anyio
 
 from casemate import errors
 from casemate.sandbox.link import Link
+from casemate.sandbox.parking import Parking
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, StateReason
 from casemate.sandbox.states import Action, Reason, State, go
+from casemate.sandbox.usage import Usage
 from casemate.vmm import Machine
 
 CHANGE_S = 180.0  # how long a call is held while its sandbox is suspended or resumed
+MAX_KEPT_S = 30 * 86_400
 PASSING = (State.SUSPENDING, State.RESUMING)
 
 
@@ -45,7 +48,6 @@ class Handle:
     info: SandboxInfo
     spec: SandboxSpec
     actor: str = "host"  # whose key asked for it
-    parked: bool = False  # frozen until somebody needs it; running all the same
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _link: Link | None = None
@@ -56,8 +58,8 @@ class Handle:
     _wished: asyncio.Event = field(default_factory=asyncio.Event)
     _console: bytes = b""  # what a suspended one said last
     _born_at: float = field(default_factory=lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
-    _used_at: float = field(default_factory=time.monotonic)
-    _busy: int = 0
+    usage: Usage = field(default_factory=Usage)
+    parking: Parking = field(default_factory=Parking)
     _recording: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     # --------------------------------------------------------------------------------------- talking
@@ -76,12 +78,24 @@ class Handle:
         The call is held while it is being suspended or resumed. Raises StateConflict where it neither runs nor may
         be resumed by a call; what the resume raises.
         """
-        with self.busy():
+        with self.usage.busy():
             await self._settled()
-            while self.info.state is State.SUSPENDED and self.info.auto_resume:
+            while self.info.state is State.SUSPENDED:
+                if not self.info.auto_resume:
+                    raise errors.StateConflict(
+                        f"sandbox {self.info.id} is suspended, and was made with auto_resume off",
+                        hint=f"casemate resume {self.info.id}",
+                    )
                 await self.resume(self.actor)
                 await self._settled()  # somebody may have had it suspended again at once
-            yield self.link
+            link = self.link
+            await self.parking.wake()
+            yield link
+
+    async def awake(self) -> None:
+        """As reach, for somebody who has a channel already and is about to say something on it."""
+        async with self.reach():
+            pass
 
     async def console(self) -> bytes:
         return await self._machine.console() if self._machine else self._console
@@ -97,33 +111,33 @@ class Handle:
 
     # --------------------------------------------------------------------------------------- its use
 
-    def touch(self) -> None:
-        """Somebody used it: the idle time starts again."""
-        self._used_at = time.monotonic()
+    @property
+    def parked(self) -> bool:
+        """It runs, and is frozen until somebody needs it."""
+        return self.parking.parked and self.info.state is State.RUNNING
 
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Work is under way: it is not idle until the block ends."""
-        self._busy += 1
-        try:
-            yield
-        finally:
-            self._busy -= 1
-            self.touch()
+    async def park(self, wanted: Callable[[], bool]) -> bool:
+        """Its supervisor's to call. Raises HostError, VmmError."""
+        if self._machine is None or self._link is None:
+            return False
+        return await self.parking.park(self._machine, self._link, wanted)
+
+    async def keep_alive(self, for_s: float) -> SandboxInfo:
+        """It counts as in use for so long from now on. A call as any other: see ``reach``. Raises InvalidSpec."""
+        if not 0 < for_s <= MAX_KEPT_S:
+            raise errors.InvalidSpec(f"for_s is {for_s:g}; it must be over 0 and at most {MAX_KEPT_S} (30 days)")
+        async with self.reach():
+            self.usage.keep(for_s)
+        return self.info
 
     def born_ago(self, lived_s: float) -> None:
         """It began so long before now, and before this daemon."""
         self._born_at = time.clock_gettime(time.CLOCK_BOOTTIME) - lived_s
 
-    def overdue(self) -> StateReason | None:
-        """Why the sandbox's time is up, if it is."""
-        idle_s = self.spec.idle_timeout_s
-        if reason := self.too_old():
-            return reason
-        unused_s = time.monotonic() - self._used_at
-        if self.spec.on_idle == "kill" and idle_s is not None and not self._busy and unused_s > idle_s:
-            return StateReason(Reason.IDLE.value, f"not used for its idle_timeout_s of {idle_s:g} s")
-        return None
+    @property
+    def stopping(self) -> bool:
+        """Its end was asked for."""
+        return self._stop.is_set()
 
     def too_old(self) -> StateReason | None:
         limit_s = self.spec.max_duration_s

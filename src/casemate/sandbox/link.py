@@ -56,12 +56,14 @@ class Channel:
         return self._answer is None and self._failure is None
 
     @property
+    def guest_time(self) -> float:
+        """Seconds that go on when the guest's do: not while it is suspended."""
+        return self._link.guest_time
+
+    @property
     def accepted(self) -> dict[str, Any]:
         """What the agent said when it accepted."""
         return self._answer or {}
-
-    def clock(self) -> float:
-        return self._link.clock()
 
     async def receive(self) -> wire.Data | wire.Message | None:
         """The next piece in order; None when the guest has said all. Safe to cancel.
@@ -172,12 +174,18 @@ class Link:
         self._holding = False  # from then on until it is known to be as before, or itself again
         self._sending = False
         self._resting = False
-        self._rested_at = self._rested_s = 0.0
+        self._still = False  # nobody expects an answer
+        self._rested_at = 0.0
+        self._rested_s = 0.0  # in all, before this rest
         self._held: set[_Held] = set()  # who wants to open a channel meanwhile
         self._wanted = asyncio.Event()
         self._received = 0
         self._hellos: deque[_Hello] = deque()  # said, not answered yet
         self.begin()
+
+    @property
+    def guest_time(self) -> float:
+        return (self._rested_at if self._resting else time.monotonic()) - self._rested_s
 
     def consumed(self, number: int, count: int) -> None:
         self.connection.consumed(number, count)
@@ -267,12 +275,9 @@ class Link:
         """The end of ``run`` is not the end of the conversation."""
         self._resting, self._rested_at = True, time.monotonic()
 
-    def clock(self) -> float:
-        """Seconds; it stands still while the guest's clocks do."""
-        return (self._rested_at if self._resting else time.monotonic()) - self._rested_s
-
     def speak(self) -> None:
         """It goes on, for everybody."""
+        self.last_traffic = self._asked_at = time.monotonic()  # it could not speak either
         self._speaking.set()
         self._holding = False
         for held in self._held:
@@ -307,6 +312,11 @@ class Link:
         """The end of one that rests."""
         self._fail(errors.AgentSilent(f"sandbox {self.guest_id}: it ended while it was suspended"))
         self.ended.set()
+
+    def stand_still(self, still: bool) -> None:
+        """Its machine is frozen, or thawed: a guest that cannot speak is not silent."""
+        self._still = still
+        self.last_traffic = self._asked_at = time.monotonic()
 
     async def handshake(self, hello: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
         """Introduce this clone to itself and return the agent's answer, unchecked. Again and again if need be.
@@ -415,7 +425,7 @@ class Link:
         """While anybody waits for the guest, or did so in vain, ask it now and then whether it lives."""
         while True:
             await anyio.sleep(min(PING_EVERY_S, self._silence_s / 2))
-            if not self._channels and not self._doubted:
+            if self._still or not self._speaking.is_set() or not (self._channels or self._doubted):
                 continue
             silent_s = time.monotonic() - max(self.last_traffic, self._asked_at)
             if silent_s > self._silence_s:

@@ -224,7 +224,7 @@ class Resumer:
                 except (errors.HostError, errors.CapacityError) as refused:
                     log.error("a resume could not be recorded", sandbox=boot.id, error=str(refused))
                 boot.link.speak()
-                handle.touch()
+                handle.usage.touch()
                 yield
 
     # ------------------------------------------------------------------ the steps of a boot from the disk

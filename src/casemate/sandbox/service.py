@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
@@ -11,9 +11,11 @@ import anyio
 from anyio.abc import TaskGroup
 
 from casemate import errors
+from casemate.sandbox.admission import Relief
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.ids import new_id
 from casemate.sandbox.index import Index
+from casemate.sandbox.relief import IdleSuspender
 from casemate.sandbox.resuming import adopted
 from casemate.sandbox.snapshot import Snapshot
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape
@@ -120,6 +122,14 @@ class Sandboxes:
         except errors.NotFound:
             return await self.info(tenant, ref)
 
+    def live(self) -> Iterable[Handle]:
+        return self._live.values()
+
+    def is_parked(self, sandbox_id: str) -> bool:
+        """Whether it is frozen until somebody needs it; of one that is not live: no."""
+        handle = self._live.get(sandbox_id)
+        return handle is not None and handle.parked
+
     async def suspend(self, tenant: str, ref: str, *, actor: str = "host") -> SandboxInfo:
         """See Handle.suspend. Raises NotFound too."""
         return await self.get(tenant, ref).suspend(actor)
@@ -127,6 +137,10 @@ class Sandboxes:
     async def resume(self, tenant: str, ref: str, *, cold: bool = False, actor: str = "host") -> SandboxInfo:
         """See Handle.resume. Raises NotFound too."""
         return await self.get(tenant, ref).resume(actor, cold=cold)
+
+    async def keep_alive(self, tenant: str, ref: str, for_s: float) -> SandboxInfo:
+        """See Handle.keep_alive. Raises NotFound too."""
+        return await self.get(tenant, ref).keep_alive(for_s)
 
     def adopt(self, info: SandboxInfo) -> Handle:
         """A sandbox that an earlier daemon suspended is live again, and rests."""
@@ -140,11 +154,6 @@ class Sandboxes:
             await self._supervisor.look_after(handle)
         finally:
             self._live.pop(handle.info.id, None)
-
-    def is_parked(self, sandbox_id: str) -> bool:
-        """Whether it is frozen until somebody needs it; of one that is not live: no."""
-        handle = self._live.get(sandbox_id)
-        return handle is not None and handle.parked
 
     def count_live(self) -> int:
         """Those that a daemon has to be there for: the suspended ones wait for the next one, too."""
@@ -240,6 +249,8 @@ async def open_sandboxes(
         sandboxes = Sandboxes(supervisor, index, find_snapshot, default_shape, tasks)
         for info in suspended:
             sandboxes.adopt(info)
+        admission = supervisor.starter.admission
+        admission.relievers[Relief.SUSPEND_IDLE] = IdleSuspender(sandboxes.live, admission, tasks)
         try:
             yield sandboxes
         finally:

@@ -195,7 +195,7 @@ class Starter:
             pid = {"pid": machine.pid}
             changes = {"timings": timings, "pid": machine.pid, "attestation": boot.attestation}
             await self.records.edge(handle, Action.STARTED, EventKind.SANDBOX_CREATED, pid, **changes)
-            handle.touch()
+            handle.usage.touch()
             async with own(f"the record of sandbox {boot.id}", partial(self.terminate, boot), limit_s=10.0):
                 yield
 

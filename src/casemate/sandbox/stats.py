@@ -1,6 +1,6 @@
 """What one sandbox takes: the kernel's word on its VMM, and the agent's on the guest.
 
-Looking is not using: it does not put off the idle time-out.
+Looking is not using: it does not put off the idle time-out, and wakes nobody.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Guest:
 class Stats:
     """*cpu_s* is the VMM's processor time since its start, *memory_private_bytes* what it alone holds (anonymous).
 
-    None where the kernel did not say; *guest* is None where the agent did not answer in time.
+    None where the kernel did not say; *guest* is None where the agent did not answer in time, or is frozen: *parked*.
     """
 
     sandbox: str
@@ -62,6 +62,7 @@ class Stats:
     cpu_s: float | None
     memory_private_bytes: int | None
     guest: Guest | None
+    parked: bool = False
 
 
 async def sample(handle: Handle) -> Stats:
@@ -69,8 +70,9 @@ async def sample(handle: Handle) -> Stats:
     link, pid = handle.link, handle.info.pid
     guest: Guest | None = None
     try:
-        async with link.open("control", {"op": "stats"}, timeout_s=ANSWER_S) as channel:
-            guest = Guest.from_agent(channel.accepted)
+        if not handle.parked:
+            async with link.open("control", {"op": "stats"}, timeout_s=ANSWER_S) as channel:
+                guest = Guest.from_agent(channel.accepted)
     except errors.ProtocolViolation as error:
         handle.ask_stop(Reason.PROTOCOL_VIOLATION, error.message)
         raise
@@ -78,7 +80,7 @@ async def sample(handle: Handle) -> Stats:
         if link.failure is not None:
             raise
     cpu_s, memory = await anyio.to_thread.run_sync(_of_process, pid) if pid is not None else (None, None)
-    return Stats(handle.info.id, pid, time.time(), cpu_s, memory, guest)
+    return Stats(handle.info.id, pid, time.time(), cpu_s, memory, guest, handle.parked)
 
 
 def _of_process(pid: int) -> tuple[float | None, int | None]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 import structlog
@@ -23,6 +24,7 @@ from casemate.sandbox.boot import Boot
 from casemate.sandbox.handle import Handle, Wish
 from casemate.sandbox.plan import Reach, Step, carried_out, pass_by
 from casemate.sandbox.records import Records
+from casemate.sandbox.rest import NEAR_S, Rest
 from casemate.sandbox.resuming import Resumer
 from casemate.sandbox.snapshot import Snapshot
 from casemate.sandbox.spec import StateReason
@@ -43,6 +45,7 @@ class Supervisor:
     suspender: Suspender
     resumer: Resumer
     reach: Reach = pass_by
+    park_margin_s: float = NEAR_S
 
     @property
     def records(self) -> Records:
@@ -104,8 +107,9 @@ class Supervisor:
 
     async def _watch(self, boot: Boot) -> errors.CasemateError | None:
         """Until it is on the disk, somebody wants its end, its time is up, or its guest or VMM brings it about."""
+        rest = Rest(boot.handle, near_s=self.park_margin_s)
         while True:
-            wish = await self._until_something(boot.handle)
+            wish = await self._until_something(boot.handle, rest)
             if wish is None:
                 return await self._verdict(boot.handle)
             if wish.action is Action.RESUME:
@@ -114,7 +118,7 @@ class Supervisor:
             elif await self._suspend(boot, wish):
                 return None
 
-    async def _until_something(self, handle: Handle) -> Wish | None:
+    async def _until_something(self, handle: Handle, rest: Rest) -> Wish | None:
         link, machine = handle._link, handle._machine
         assert link is not None
         assert machine is not None
@@ -124,11 +128,6 @@ class Supervisor:
             await wait()
             race.cancel_scope.cancel()
 
-        async def until_overdue() -> None:
-            while not (why := handle.overdue()):
-                await anyio.sleep(WATCH_EVERY_S)
-            handle.ask_stop(Reason(why.code), why.message)
-
         async def until_wished() -> None:
             wishes.append(await handle.wished())
 
@@ -136,7 +135,8 @@ class Supervisor:
             race.start_soon(first, handle._stop.wait)
             race.start_soon(first, link.ended.wait)
             race.start_soon(first, machine.wait_exit)
-            race.start_soon(first, until_overdue)
+            race.start_soon(first, partial(_until_too_old, handle))
+            race.start_soon(first, rest.run)
             race.start_soon(first, until_wished)
         over = handle._stop.is_set() or link.ended.is_set()
         return wishes[0] if wishes and not over else None
@@ -163,6 +163,7 @@ class Supervisor:
         saving = Saving(boot, wish)
         try:
             with anyio.fail_after(LIMIT_S):
+                await boot.handle.parking.wake()
                 async with carried_out(self.suspender.plan(), saving, self.reach):
                     pass
         except TimeoutError:
@@ -242,16 +243,11 @@ class Supervisor:
             await handle._stop.wait()
             race.cancel_scope.cancel()
 
-        async def until_too_old() -> None:
-            while not (why := handle.too_old()):
-                await anyio.sleep(WATCH_EVERY_S if handle.spec.max_duration_s is not None else 3600)
-            handle.ask_stop(Reason(why.code), why.message)
-
         async with anyio.create_task_group() as race:
             race.start_soon(until_wished)
             race.start_soon(until_held)
             race.start_soon(until_stopped)
-            race.start_soon(until_too_old)
+            race.start_soon(_until_too_old, handle)
         return wishes[0] if wishes and not handle._stop.is_set() else None
 
     async def _leave_rest(self, boot: Boot) -> None:
@@ -282,6 +278,14 @@ class Supervisor:
                 boot.link.turn_away(failure)  # a call that was held: to try again for it would be to try for ever
             return False
         return True
+
+
+async def _until_too_old(handle: Handle) -> None:
+    if handle.spec.max_duration_s is None:
+        await anyio.sleep_forever()
+    while not (why := handle.too_old()):
+        await anyio.sleep(WATCH_EVERY_S)
+    handle.ask_stop(Reason(why.code), why.message)
 
 
 async def _give_up_boot(handle: Handle, scope: anyio.CancelScope) -> None:

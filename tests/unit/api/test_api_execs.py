@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 import tracemalloc
 
 import anyio
@@ -230,14 +231,14 @@ def test_killing_the_sandbox_tells_those_who_follow(serve):
 
 def test_work_keeps_a_sandbox_from_being_idle(serve):
     async def scenario(world):
-        sandbox = await world.create(idle_timeout_s=0.1)
-        handle = world.sandboxes.get("local", sandbox)
+        sandbox = await world.create()
+        usage = world.sandboxes.get("local", sandbox).usage
         async with world.client.stream("POST", f"/v1/sandboxes/{sandbox}/execs", json={"argv": ["hang"]}) as answer:
             lines = answer.aiter_lines()
             await anext(lines)
             await anyio.sleep(0.2)
-            assert handle.overdue() is None
-        await until(lambda: handle.overdue() is not None)
+            assert time.monotonic() - usage.used_at < 0.01
+        await until(lambda: time.monotonic() - usage.used_at > 0.2)
 
     serve(scenario)
 

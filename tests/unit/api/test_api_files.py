@@ -84,7 +84,7 @@ def test_a_download_nobody_reads_is_left_when_the_client_goes(serve):
         async with world.client.stream("GET", f"/v1/sandboxes/{sandbox}/files?path=big") as answer:
             await anext(answer.aiter_bytes())
         handle = world.sandboxes.get("local", sandbox)
-        await until(lambda: handle._busy == 0)
+        await until(lambda: handle.usage._busy == 0)
 
     serve(scenario)
 

@@ -65,7 +65,7 @@ def test_kept_alive(serve):
 def test_a_parked_one_says_so(serve):
     async def scenario(world):
         sandbox = await world.create()
-        world.sandboxes.handles[sandbox].parked = True
+        world.sandboxes.handles[sandbox].parking.parked = True
         assert (await world.client.get(f"/v1/sandboxes/{sandbox}")).json()["parked"] is True
         listed = (await world.client.get("/v1/sandboxes")).json()["sandboxes"]
         assert [(s["state"], s["parked"]) for s in listed] == [("running", True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,42 @@ def test_a_program_on_a_terminal(serve):
         async with socket(world, f"{sandbox}/execs/{started['exec_id']}/terminal?offset=3") as here:
             again = await heard(here)
         assert [again[0]["stdout_offset"], again[1]] == [3, b"wn"]
+
+    serve(scenario)
+
+
+def test_an_open_terminal_is_use_when_something_is_said_and_only_then(serve):
+    async def scenario(world: World) -> None:
+        sandbox = await world.create()
+        usage = world.sandboxes.get("local", sandbox).usage
+        async with socket(world, f"{sandbox}/terminal") as here:
+            await here.send(json.dumps({"argv": ["cat"], "pty": PTY, "stdin": True}))
+            await here.receive()
+            await until(lambda: time.monotonic() - usage.used_at > 0.3)
+            await here.send(b"key")
+            await until(lambda: time.monotonic() - usage.used_at < 0.1, 2)
+            await until(lambda: time.monotonic() - usage.used_at > 0.3)
+        await until(lambda: time.monotonic() - usage.used_at < 0.1, 2)  # leaving is
+
+    serve(scenario)
+
+
+def test_a_key_wakes_who_is_parked(serve):
+    async def scenario(world: World) -> None:
+        sandbox = await world.create()
+        handle, woken = world.sandboxes.get("local", sandbox), anyio.Event()
+
+        class Frozen:
+            async def thaw(self) -> None:
+                woken.set()
+
+        async with socket(world, f"{sandbox}/terminal") as here:
+            await here.send(json.dumps({"argv": ["cat"], "pty": PTY, "stdin": True}))
+            await here.receive()
+            handle.parking.parked, handle.parking._machine, handle.parking._link = True, Frozen(), handle.link
+            await here.send(b"key")
+            with anyio.fail_after(5):
+                await woken.wait()
 
     serve(scenario)
 

@@ -22,13 +22,17 @@ def test_the_figures(serve):
         sandbox = await world.create()
         guest, handle = world.guest(sandbox), world.sandboxes.handles[sandbox]
         guest.stats = HONEST
-        before = handle._used_at
+        before = handle.usage.used_at
         answer = await world.client.get(f"/v1/sandboxes/{sandbox}/stats")
         assert answer.status_code == 200
         body = answer.json()
         assert body["guest"]["memory_available_bytes"] == 2**28
         assert body["guest"]["user_processes"] == 2
-        assert handle._used_at == before  # looking is not using
+        assert handle.usage.used_at == before  # looking is not using
+        assert body["parked"] is False
+        handle.parking.parked = True  # a frozen agent is not asked
+        parked = (await world.client.get(f"/v1/sandboxes/{sandbox}/stats")).json()
+        assert (parked["guest"], parked["parked"]) == (None, True)
         assert (await world.client.get("/v1/sandboxes/none/stats")).status_code == 404
 
     serve(scenario)

@@ -53,6 +53,8 @@ def test_resume_says_how(fake: FakeDaemon) -> None:
     casemate("suspend", "one")
     done = casemate("resume", "one")
     assert (done.returncode, done.stdout.startswith(f"{sandbox} resumed; took ")) == (0, True)
+    assert casemate("resume", "--cold", "one").stdout == f"{sandbox} runs already\n"
+    casemate("suspend", "one")
     assert "nothing of its memory is left" in casemate("resume", "--cold", "one").stdout
     assert fake.starts == [{"cold": False}, {"cold": True}]
     assert json.loads(casemate("resume", "one", "--json").stdout)["sandboxes"][0]["state"] == "running"

@@ -87,7 +87,8 @@ async def open_world(
     for name in ("memory", "state", "disk", "root", "agent"):
         (snapshot_folder / name).write_bytes(name.encode())
     root, agent = snapshot_folder / "root", snapshot_folder / "agent"
-    snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, {"memory": "0" * 64})
+    digests = {"memory": "0" * 64}
+    snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, digests)
     database = storage.open(folder / "casemate.db")
 
     @asynccontextmanager

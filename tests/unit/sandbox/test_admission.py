@@ -160,3 +160,103 @@ def test_never_more_than_there_is_and_in_the_end_nothing(asked: list[tuple[str, 
         assert desk.to_json()["waiting"] == 0
 
     run(scenario)
+
+
+def test_who_does_not_fit_gets_the_room_of_what_nobody_uses() -> None:
+    async def scenario() -> None:
+        desk, ended = admission(room=3), anyio.Event()
+        asked: list[Amount] = []
+
+        def shrink(missing: Amount) -> Amount:
+            asked.append(missing)
+            ended.set()
+            return ONE
+
+        desk.relievers[Relief.SHRINK_POOLS] = shrink
+
+        async def ready(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+            async with desk.reserved_ready("system", ONE, beside=ONE):
+                task_status.started()
+                await ended.wait()
+
+        async with anyio.create_task_group() as tasks, AsyncExitStack() as held:
+            await tasks.start(ready)
+            for _ in range(2):
+                await held.enter_async_context(desk.reserved_for("t", ONE))
+            assert not desk.pressed
+            await held.enter_async_context(desk.reserved_for("t", ONE))
+            assert asked == [ONE]
+            assert desk.pressed
+
+    run(scenario)
+
+
+def test_a_later_relief_is_asked_only_for_what_the_earlier_did_not_give() -> None:
+    async def scenario() -> None:
+        desk, asked = admission(room=1), list[tuple[Relief, Amount]]()
+        for relief in (Relief.SUSPEND_IDLE, Relief.STOP_REFILLING_POOLS, Relief.SHRINK_POOLS):
+
+            def give(missing: Amount, relief: Relief = relief) -> Amount:
+                asked.append((relief, missing))
+                return Amount(40, 10)
+
+            desk.relievers[relief] = give
+        asked_last = desk.relievers[Relief.SUSPEND_IDLE]
+        desk.relievers[Relief.SUSPEND_IDLE] = lambda missing: asked_last(missing) - Amount(40, 10)  # gives nothing
+        async with desk.reserved_for("t", ONE):
+            with pytest.raises(HostFull):
+                async with desk.reserved_for("t", ONE):
+                    pytest.fail("there was no room")
+        assert asked == [
+            (Relief.STOP_REFILLING_POOLS, ONE),
+            (Relief.SHRINK_POOLS, Amount(60, 0)),
+            (Relief.SUSPEND_IDLE, Amount(20, -10)),
+        ]
+
+    run(scenario)
+
+
+def test_what_nobody_asked_for_leaves_room_for_who_comes_next() -> None:
+    async def scenario() -> None:
+        desk = admission(room=2)
+        async with desk.reserved_ready("system", ONE, beside=ONE):
+            with pytest.raises(HostFull, match="keep a sandbox ready"):
+                async with desk.reserved_ready("system", ONE, beside=ONE):
+                    pytest.fail("there was no room")
+        assert desk.reserved == Amount(0, 0)
+
+    run(scenario)
+
+
+def test_a_claim_grows_what_is_reserved_and_all_of_it_is_given_back() -> None:
+    async def scenario() -> None:
+        desk = admission(room=3)
+        async with desk.reserved_ready("system", ONE, beside=ONE) as reservation:
+            assert not desk.grow_nowait(reservation, "t", Amount(301, 10))
+            assert desk.reserved == ONE
+            assert desk.grow_nowait(reservation, "t", Amount(250, 30))
+            assert desk.reserved == Amount(250, 30)
+        assert desk.reserved == Amount(0, 0)
+
+    run(scenario)
+
+
+def test_a_claim_does_not_pass_others_of_its_tenant_who_wait() -> None:
+    async def scenario() -> None:
+        desk = admission(room=3, wait_s=5)
+        async with (
+            desk.reserved_ready("system", ONE, beside=ONE) as reservation,
+            anyio.create_task_group() as tasks,
+        ):
+
+            async def wait_for_more() -> None:
+                async with desk.reserved_for("t", Amount(250, 20)):
+                    pytest.fail("there was no room")
+
+            tasks.start_soon(wait_for_more)
+            await settle()
+            assert not desk.grow_nowait(reservation, "t", Amount(110, 10))
+            assert desk.grow_nowait(reservation, "u", Amount(110, 10))
+            tasks.cancel_scope.cancel()
+
+    run(scenario)

@@ -167,3 +167,19 @@ def test_an_exec_that_never_ends_at_its_time(monkeypatch: pytest.MonkeyPatch) ->
                 await follow(link, timeout_s=0.1)
 
     anyio.run(run)
+
+
+def test_the_time_of_an_exec_stands_still_with_its_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest's clock stands still while it is suspended; who follows a command then does not give it up."""
+    monkeypatch.setattr(execs, "OVERDUE_S", 0.1)
+
+    async def run() -> None:
+        async with linked() as (link, liar), anyio.create_task_group() as tasks:
+            tasks.start_soon(liar.accept_one)
+            with anyio.move_on_after(1.5) as waited:
+                async with execs.start(link, execs.ExecSpec(("x",), timeout_s=0.3)) as running:
+                    link.rest()
+                    await running.read()
+            assert waited.cancelled_caught
+
+    anyio.run(run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -106,8 +106,9 @@ class Execs:
     async def start(self, request: Request) -> Response | ASGIApp:
         body = await read_body(request, StartExec)
         handle, spec = find_handle(request, self._sandboxes), body.spec()
-        if body.stream:
-            return lines(partial(self._follow, handle, lambda link: execs.start(link, spec)))
+        if body.stream:  # who starts a command waits for it; a terminal may be left open and silent
+            waits = spec.pty is None
+            return lines(partial(self._follow, handle, lambda link: execs.start(link, spec), waits))
         async with using(handle) as link, execs.start(link, spec) as running:
             await running.detach()
         return JSONResponse({"exec_id": running.exec_id, "pid": running.pid}, 201)
@@ -117,7 +118,7 @@ class Execs:
         query = read_query(request, OutputQuery)
         handle, exec_id = find_handle(request, self._sandboxes), exec_id_of(request)
         offsets = query.stdout_offset, query.stderr_offset
-        return lines(partial(self._follow, handle, lambda link: watched(link, exec_id, *offsets)))
+        return lines(partial(self._follow, handle, lambda link: watched(link, exec_id, *offsets), False))
 
     @operation("Write to a command's standard input", query=StdinQuery, answer=Fed, takes=OCTETS)
     async def stdin(self, request: Request) -> Response:
@@ -150,15 +151,20 @@ class Execs:
         async with using(find_handle(request, self._sandboxes)) as link:
             return JSONResponse({"execs": await execs.listed(link)})
 
-    async def _follow(self, handle: Handle, opened: Opener, out: Lines) -> None:
-        """Write down all an exec says until its end. A client that does not read holds the exec up."""
+    async def _follow(self, handle: Handle, opened: Opener, waits: bool, out: Lines) -> None:
+        """Write down all an exec says until its end. A client that does not read holds the exec up.
+
+        The sandbox is in use for as long as somebody *waits*; by one who only looks on, when there is something to see.
+        """
+        usage = handle.usage
         async with using(handle) as link, opened(link) as running:
-            with self._known(handle, running):
+            with self._known(handle, running), nullcontext() if waits else usage.looking_on():
                 await out.say({"event": "started", "exec_id": running.exec_id, "pid": running.pid} | _at(running))
                 for stream, asked in running.asked.items():
                     if running.offsets[stream] > asked:
                         await out.say({"event": "gap", "stream": stream, "from": asked, "to": running.offsets[stream]})
                 while isinstance(item := await running.read(), execs.Output):
+                    usage.touch()
                     await out.say_output(item)
                 await out.say({"event": "end"} | item.to_json())
 

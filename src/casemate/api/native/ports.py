@@ -18,7 +18,7 @@ from casemate.api.native.operations import operation
 from casemate.api.native.requests import Body, find_handle, parsed, using
 from casemate.api.native.sockets import Talk, together
 from casemate.errors import InvalidSpec, StateConflict
-from casemate.sandbox import Sandboxes, ports
+from casemate.sandbox import Handle, Sandboxes, ports
 
 
 class End(Body):
@@ -49,31 +49,35 @@ class Ports:
         text = socket.path_params["port"]
         if not text.isdecimal() or len(text) > 5:
             raise InvalidSpec(f"port is {text[:40]!r}; it must be a number")
-        async with using(find_handle(socket, self._sandboxes)) as link, ports.connect(link, int(text)) as there:
+        handle = find_handle(socket, self._sandboxes)
+        async with using(handle) as link, ports.connect(link, int(text)) as there:
             await talk.accept()
-            await _carry(there, talk)
+            with handle.usage.connected(), handle.usage.looking_on():
+                await _carry(handle, there, talk)
 
 
-async def _carry(there: ports.Connection, talk: Talk) -> None:
-    """Both ways until both have ended or the client leaves."""
+async def _carry(handle: Handle, there: ports.Connection, talk: Talk) -> None:
+    """Both ways until both have ended or the client leaves. Bytes are use of the sandbox; silence is none."""
     async with together() as tasks:
         tasks.start_soon(talk.watch, tasks.cancel_scope)
         async with anyio.create_task_group() as both:
-            both.start_soon(_take_out, there, talk)
-            if not await _take_in(there, talk):
+            both.start_soon(_take_out, handle, there, talk)
+            if not await _take_in(handle, there, talk):
                 tasks.cancel_scope.cancel()
         tasks.cancel_scope.cancel()
 
 
-async def _take_out(there: ports.Connection, talk: Talk) -> None:
+async def _take_out(handle: Handle, there: ports.Connection, talk: Talk) -> None:
     while (piece := await there.read()) is not None:
+        handle.usage.touch()
         await talk.put(piece)
     await talk.say({"event": "eof"})
 
 
-async def _take_in(there: ports.Connection, talk: Talk) -> bool:
+async def _take_in(handle: Handle, there: ports.Connection, talk: Talk) -> bool:
     """False: the client left without an end."""
     while (message := await talk.receive()) is not None:
+        await handle.awake()
         if isinstance(message, str):
             parsed(End, message)
             there.finish()

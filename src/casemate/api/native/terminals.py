@@ -23,7 +23,7 @@ from casemate.api.native.execs import MAX_OFFSET, StartExec, exec_id_of, watched
 from casemate.api.native.requests import Body, Query, find_handle, parsed, read_query, using
 from casemate.api.native.sockets import Talk, together
 from casemate.errors import InvalidSpec, RequestError, StateConflict
-from casemate.sandbox import Sandboxes, execs
+from casemate.sandbox import Handle, Sandboxes, execs
 
 FIRST_MESSAGE_S = 10.0
 
@@ -61,7 +61,7 @@ class Terminals:
         await talk.accept()
         spec = await _wish(talk)
         async with using(handle) as link, execs.start(link, spec) as running:
-            await _carry(running, talk)
+            await _carry(handle, running, talk)
 
     async def attach(self, socket: WebSocket, talk: Talk) -> None:
         """From ``?offset=`` on, or from where what is still held begins."""
@@ -69,7 +69,7 @@ class Terminals:
         offset = read_query(socket, OffsetQuery).offset
         async with using(handle) as link, watched(link, exec_id, offset, 0) as running:
             await talk.accept()
-            await _carry(running, talk)
+            await _carry(handle, running, talk)
 
 
 async def _wish(talk: Talk) -> execs.ExecSpec:
@@ -85,21 +85,24 @@ async def _wish(talk: Talk) -> execs.ExecSpec:
     return spec
 
 
-async def _carry(running: execs.Exec, talk: Talk) -> None:
-    """Both ways until the program ends or the client leaves."""
+async def _carry(handle: Handle, running: execs.Exec, talk: Talk) -> None:
+    """Both ways until the program ends or the client leaves. What is said is use of the sandbox; silence is none."""
     where = {"stdout_offset": running.offsets["stdout"]}
     await talk.say({"event": "started", "exec_id": running.exec_id, "pid": running.pid} | where)
     async with together() as tasks:
-        tasks.start_soon(_listen, running, talk, tasks.cancel_scope)
+        tasks.start_soon(_listen, handle, running, talk, tasks.cancel_scope)
         tasks.start_soon(talk.watch, tasks.cancel_scope)
-        while isinstance(item := await running.read(), execs.Output):
-            await talk.put(item.data)
+        with handle.usage.looking_on():
+            while isinstance(item := await running.read(), execs.Output):
+                handle.usage.touch()
+                await talk.put(item.data)
         await talk.say({"event": "end"} | item.to_json())
         tasks.cancel_scope.cancel()
 
 
-async def _listen(running: execs.Exec, talk: Talk, over: anyio.CancelScope) -> None:
+async def _listen(handle: Handle, running: execs.Exec, talk: Talk, over: anyio.CancelScope) -> None:
     while (message := await talk.receive()) is not None:
+        await handle.awake()
         try:
             if isinstance(message, bytes):
                 await running.feed(message)
