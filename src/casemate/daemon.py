@@ -56,6 +56,7 @@ from casemate.sandbox import (
     Recovered,
     Resumer,
     Sandboxes,
+    Seal,
     Shape,
     Starter,
     Supervisor,
@@ -137,12 +138,14 @@ class Service:
             "home": str(self.settings.home),
             "admission": self.admission.to_json(),
             "recovered": self.recovered.to_json(),
-            "stored": self.images.upkeep.to_json(),
+            "stored": self.images.upkeep.for_everybody(),
         }
 
 
 @asynccontextmanager
-async def open_service(settings: config.Settings, launcher: Launcher, swept: Swept) -> AsyncIterator[Service]:
+async def open_service(
+    settings: config.Settings, launcher: Launcher, swept: Swept, seal: Seal
+) -> AsyncIterator[Service]:
     """Everything from the database up to the sandboxes. Raises HostError."""
     database = storage.open(settings.home / "casemate.db")
     try:
@@ -158,7 +161,7 @@ async def open_service(settings: config.Settings, launcher: Launcher, swept: Swe
             sandboxes=settings.home / "sandboxes",
             vmm_builds=settings.home / "vmm",
             upkeep_report=settings.run / "upkeep.json",
-            seal=await anyio.to_thread.run_sync(open_seal, settings.home),
+            seal=seal,
             verified=Identities(settings.run / "verified"),
             host_id=here,
             default_shape=shape,
@@ -233,13 +236,14 @@ async def serve(
     settings: config.Settings,
     process: LauncherProcess,
     swept: Swept,
+    seal: Seal,
     idle_exit_s: float | None,
     ready: Report,
     listener: Listener | None,
     found: Sequence[config.Found],
 ) -> None:
     """Answer requests until SIGTERM, SIGINT, the launcher's end or *idle_exit_s* without use."""
-    async with open_launcher(process) as launcher, open_service(settings, launcher, swept) as service:
+    async with open_launcher(process) as launcher, open_service(settings, launcher, swept, seal) as service:
         doors = doors_of(service, listener)
         with bound(settings) as local:
             busy = Busy(native_app(service.sandboxes, service.images, service.health, doors, service.trail, found))
@@ -400,9 +404,10 @@ def main(arguments: list[str] | None = None) -> int:
             enter_view(settings)
             process = start_launcher(settings)
             drop_privilege(settings)
+            seal = open_seal(settings.home)
             on_demand = options.on_demand or options.idle_exit_s is not None
             idle_exit_s = settings.idle_exit_s if on_demand else None
-            arguments_of_serve = settings, process, swept, idle_exit_s, report, listener, found
+            arguments_of_serve = settings, process, swept, seal, idle_exit_s, report, listener, found
             anyio.run(serve, *arguments_of_serve, backend_options={"use_uvloop": True})
     except errors.CasemateError as error:
         report.failed(error)

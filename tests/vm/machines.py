@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -13,7 +14,7 @@ from anyio.abc import TaskGroup
 from casemate.config import load
 from casemate.host import open_launcher, start_launcher
 from casemate.images import Workshop, copy_disk, make_scratch_disk
-from casemate.sandbox import Introduction, Link, Snapshot, execs, introduce, machine_spec, new_id, open_seal
+from casemate.sandbox import Introduction, Link, Snapshot, cells, execs, introduce, machine_spec, new_id, open_seal
 from casemate.vmm import Kernel, Machine
 from casemate.vmm.qemu import QemuDriver
 
@@ -31,10 +32,18 @@ class Clone:
     tasks: TaskGroup
     _carrying: anyio.CancelScope
 
-    async def run(self, *argv: str) -> tuple[bytes, execs.Ended]:
-        """A program's output on stdout, and its end."""
+    async def run(self, *argv: str, **more: Any) -> tuple[bytes, execs.Ended]:
+        """A program's output on stdout, and its end; *more* as ExecSpec has it."""
         output = b""
-        async with execs.start(self.link, execs.ExecSpec(argv)) as running:
+        async with execs.start(self.link, execs.ExecSpec(argv, **more)) as running:
+            while isinstance(piece := await running.read(), execs.Output):
+                output += piece.data if piece.stream == "stdout" else b""
+        return output, piece
+
+    async def run_code(self, code: str) -> tuple[bytes, cells.CellEnded]:
+        """A cell's output on stdout, and its end."""
+        output = b""
+        async with cells.run(self.link, code) as running:
             while isinstance(piece := await running.read(), execs.Output):
                 output += piece.data if piece.stream == "stdout" else b""
         return output, piece
@@ -69,14 +78,16 @@ def template_of(home: Path) -> Snapshot:
 
 
 @asynccontextmanager
-async def open_clone(driver: QemuDriver, home: Path, folder: Path) -> AsyncIterator[Clone]:
-    """A clone of the home's one snapshot; *folder* holds its disk."""
+async def open_clone(
+    driver: QemuDriver, home: Path, folder: Path, *, entropy: bytes | None = None
+) -> AsyncIterator[Clone]:
+    """A clone of the home's one snapshot; *folder* holds its disk. *entropy*: not fresh, as no clone should have it."""
     snapshot = template_of(home)
     guest_id, disk = new_id(), folder / "disk"
     copy_disk(snapshot.disk, disk)
     async with driver.restore(snapshot.machine(guest_id, disk), snapshot.files) as machine:
         await machine.unpause()
-        async with introduced(machine, guest_id, ANSWER_S) as clone:
+        async with introduced(machine, guest_id, ANSWER_S, entropy) as clone:
             yield clone
 
 
@@ -97,10 +108,15 @@ async def open_booted(driver: QemuDriver, home: Path, folder: Path) -> AsyncIter
 
 
 @asynccontextmanager
-async def introduced(machine: Machine, guest_id: str, timeout_s: float) -> AsyncIterator[Clone]:
+async def introduced(
+    machine: Machine, guest_id: str, timeout_s: float, entropy: bytes | None = None
+) -> AsyncIterator[Clone]:
+    introduction = Introduction(guest_id)
+    if entropy is not None:
+        introduction = replace(introduction, entropy=entropy)
     async with anyio.create_task_group() as tasks:
         link, scope = Link(guest_id, silence_s=timeout_s), anyio.CancelScope()
         tasks.start_soon(_carry, link, machine.stream, scope)
-        await introduce(link, Introduction(guest_id), timeout_s)
+        await introduce(link, introduction, timeout_s)
         yield Clone(machine, link, tasks, scope)
         tasks.cancel_scope.cancel()

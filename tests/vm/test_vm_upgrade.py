@@ -120,7 +120,48 @@ def test_an_upgrade_is_rebuilt_once_while_creates_wait(
         assert [item["name"] for item in gone if item["kind"] == "vmm"] == [build_before]
         with Sandbox.create() as sandbox:  # by the build that was kept
             assert sandbox.commands.run("true").ok
+            assert sandbox.info.pid is not None
+            check_key_is_closed_to(sandbox.info.pid, home)
     assert sum(line["event"] == "rebuilding a snapshot" for line in log_of(home)) == 1
+
+
+def check_key_is_closed_to(pid: int, home: Path) -> None:
+    """To the very account that the kernel says a VMM has, outside its jail, and with the daemon's group as well."""
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    uid, gid = (int(status[name].split()[0]) for name in ("Uid", "Gid"))
+    daemon = (home / "seal").stat()
+    assert uid not in (0, daemon.st_uid)
+    with tempfile.TemporaryDirectory() as folder:  # the home of this test lies in a folder that only root may pass
+        os.chmod(folder, 0o755)
+        there = Path(folder, "home")
+        there.mkdir(mode=0o710)
+        (there / "seal").mkdir(mode=home.joinpath("seal").stat().st_mode & 0o777)
+        shutil.copy2(home / "seal" / "key", there / "seal" / "key")
+        for path in (there, there / "seal", there / "seal" / "key"):
+            os.chown(path, daemon.st_uid, daemon.st_gid)
+        for groups in ([], [daemon.st_gid]):
+            read = subprocess.run(
+                ["/bin/cat", str(there / "seal" / "key")],
+                user=uid, group=gid, extra_groups=groups, capture_output=True, check=False,
+            )  # fmt: skip
+            assert read.returncode != 0
+            assert read.stdout == b""
+            assert b"Permission denied" in read.stderr
+
+
+def test_no_daemon_starts_without_the_key_to_what_is_sealed(tmp_path: Path, no_trace: None) -> None:
+    home = tmp_path / "home"
+    (home / "snapshots" / "s1").mkdir(parents=True)
+    (home / "snapshots" / "s1" / "manifest.json").write_text('{"format": 2, "mac": "ab"}')
+    argv = [sys.executable, "-m", "casemate.daemon", "--ready-fd", "1"]
+    done = subprocess.run(argv, env=os.environ | {"CASEMATE_HOME": str(home)}, capture_output=True, timeout=60)
+    assert done.returncode == 1
+    error = json.loads(done.stdout.splitlines()[0])["error"]
+    assert error["code"] == "host-error"
+    assert "is gone, and 1 stored machines are sealed with it" in error["message"]
+    assert list((home / "seal").iterdir()) == []
 
 
 def test_device_state_that_was_touched_is_never_loaded(old: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,9 +32,9 @@ class Ground:
         builds = [path.parent.name for path in self._host.vmm_builds.glob("*/usr")]
         return builds, [disk for disk in (made.root, made.agent) if disk.is_file()]
 
-    async def snapshot(self, snapshot_id: str) -> Snapshot:
-        """Also one that fits no more. Raises NotFound, ImageBroken, SealBroken."""
-        return await self._shapes.base(snapshot_id)
+    async def snapshot(self, tenant: str, snapshot_id: str) -> Snapshot:
+        """Also one that fits no more. Raises ImageBroken, SealBroken."""
+        return await self._shapes.stored_one(snapshot_id, (tenant, BUILT_IN))
 
     async def kit(self, tenant: str, image: str) -> Kit:
         """What boots a machine of that version today. Raises NotFound, ImageBroken."""

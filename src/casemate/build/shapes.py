@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -113,9 +113,37 @@ class Shapes:
             await self._stamp(snapshot)
             yield snapshot
         finally:
-            self._lent[snapshot.id] -= 1
-            if not self._lent[snapshot.id]:
-                del self._lent[snapshot.id]
+            self._return(snapshot.id)
+
+    async def stored_one(self, snapshot_id: str, owners: Sequence[str]) -> Snapshot:
+        """The snapshot of that id, of one of the tenants *owners*, whatever it was made with: what is suspended
+        stands on it, and it is kept for as long as that lives. Whether it fits is for who asks to ask.
+
+        Raises ImageBroken, SealBroken: then nothing of it may be given to a VMM.
+        """
+        return await anyio.to_thread.run_sync(self._read_whole, snapshot_id, owners)
+
+    def _read_whole(self, snapshot_id: str, owners: Sequence[str]) -> Snapshot:
+        folder = self._host.snapshots / snapshot_id
+        for number, owner in enumerate(owners, 1):
+            try:
+                snapshot = Snapshot.read(folder, self._host.seal, tenant=owner)
+            except errors.SealBroken:
+                if number == len(owners):
+                    raise
+                continue
+            if self._whole(snapshot) is None:
+                raise errors.ImageBroken(
+                    f"snapshot {snapshot_id} is not whole: a file of it is gone or was changed",
+                    hint="what stands on its memory cannot be resumed; casemate resume --cold starts it from its disk",
+                )
+            return snapshot
+        raise errors.ImageBroken(f"snapshot {snapshot_id} belongs to nobody who asks", hint="see casemate image ls")
+
+    def _return(self, snapshot_id: str) -> None:
+        self._lent[snapshot_id] -= 1
+        if not self._lent[snapshot_id]:
+            del self._lent[snapshot_id]
 
     async def _lent_one(self, version: VersionRow, shape: Shape, build: bool, progress: Progress | None) -> Snapshot:
         key = (version.id, shape)
@@ -143,6 +171,8 @@ class Shapes:
 
     async def rebuild(self, version: VersionRow, shape: Shape) -> None:
         """Find or build it, as for a create; what building raises is in ``rebuilds``, not raised."""
+        if version.id in self._retired:
+            return
         try:
             await self._join(version, shape).wait(None)
         except errors.CasemateError as error:
@@ -232,21 +262,6 @@ class Shapes:
                     return error.message
                 return sentences(misfits) or "its files are not those that were sealed"
         return ""
-
-    async def base(self, snapshot_id: str) -> Snapshot:
-        """The snapshot of that id for a sandbox that stands on it, also one that fits no more.
-
-        Raises NotFound, SealBroken; ImageBroken when it is not whole.
-        """
-        row = await self._host.database.read(rows.snapshot, snapshot_id)
-        read = partial(Snapshot.read, self._host.snapshots / row.id, self._host.seal, tenant=row.tenant)
-        snapshot = await anyio.to_thread.run_sync(read)
-        if await anyio.to_thread.run_sync(self._whole, snapshot) is None:
-            raise errors.ImageBroken(
-                f"snapshot {snapshot_id}, on which it stands, was changed since it was made",
-                hint="casemate resume --cold boots a sandbox from its disk",
-            )
-        return snapshot
 
     async def find(self, version: VersionRow, shape: Shape) -> Snapshot | None:
         """As it is now, without building."""

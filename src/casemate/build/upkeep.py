@@ -26,6 +26,7 @@ from casemate.storage import images as rows
 
 log = structlog.get_logger()
 MAX_MANIFEST_BYTES = 1 << 20
+SHARED = "system"  # the tenant whose images everybody may use
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ class Upkeep:
             log.warning("a suspended sandbox cannot be restored by the installed VMM", **asdict(one))
         await self._write()
         for version, shape in await self._stale():
-            await self._shapes.rebuild(version, shape)
+            if version.id in {now.id for now in await self._host.database.read(rows.all_versions)}:
+                await self._shapes.rebuild(version, shape)
         await self._write()
 
     async def _stale(self) -> list[tuple[VersionRow, Shape]]:
@@ -90,8 +92,21 @@ class Upkeep:
                 return True
         return False
 
+    def for_everybody(self) -> dict[str, Any]:
+        """For /v1/health, which any tenant may read: the images everybody uses, and of the others how many."""
+        whole = self.to_json()
+        shared = {rebuild.version.reference for rebuild in self._shapes.rebuilds.values() if _is_shared(rebuild)}
+        kept = sum(one["kept"] for one in whole["suspended"])
+        return {
+            "rebuilding": [body for body in whole["rebuilding"] if body["image"] in shared],
+            "failed": [body for body in whole["failed"] if body["image"] in shared],
+            "rebuilding_in_all": len(whole["rebuilding"]),
+            "failed_in_all": len(whole["failed"]),
+            "suspended": {"restored_by_kept_vmm": kept, "not_restorable": len(whole["suspended"]) - kept},
+        }
+
     def to_json(self) -> dict[str, Any]:
-        """For /v1/health, and for doctor."""
+        """All of it, for the host's owner."""
         rebuilds = [_said(rebuild) for rebuild in self._shapes.rebuilds.values()]
         return {
             "rebuilding": [body for body in rebuilds if body["state"] == "rebuilding"],
@@ -110,6 +125,10 @@ class Upkeep:
                 await anyio.to_thread.run_sync(_replace, self._report, body)
         except OSError as error:  # doctor says less, and nothing depends on it
             log.warning("the report for doctor could not be written", path=str(self._report), error=str(error))
+
+
+def _is_shared(rebuild: Rebuild) -> bool:
+    return rebuild.version.tenant == SHARED
 
 
 def _said(rebuild: Rebuild) -> dict[str, Any]:

@@ -98,6 +98,13 @@ def _rows(health: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows.append(
                 (kind, f"{room[f'{kind}_reserved_mib']} of {room[f'{kind}_budget_mib']} MiB are reserved for sandboxes")
             )
+    stored = health.get("stored", {})
+    for body in stored.get("rebuilding", ()):
+        rows.append(("rebuilding", f"{body['image']} ({body['shape']}): {body['message']}"))
+    for body in stored.get("failed", ()):
+        rows.append(("not rebuilt", f"{body['image']} ({body['shape']}): {body['error']}"))
+    if lost := stored.get("suspended", {}).get("not_restorable"):
+        rows.append(("suspended", f"{lost} cannot be restored here; see casemate doctor"))
     for kind, names in health.get("recovered", {}).items():
         told = ", ".join(f"{k}: {v}" for k, v in names.items()) if isinstance(names, dict) else ", ".join(names)
         rows.append((f"{'not swept' if kind == 'failed' else 'swept'}", told if kind == "failed" else f"{kind} {told}"))

@@ -30,14 +30,20 @@ class Rehearsal:
         self._reactor, self._spawner, self._surroundings = reactor, spawner, surroundings
 
     def play(self, programs: Sequence[tuple[str, ...]], done: Callable[[], None], zygote: Zygote | None = None) -> None:
-        """*done* is called once, when the last has ended, then an empty script of *zygote*'s, and all spares wait."""
-        self._left, self._done, self._zygote = list(programs), done, zygote
+        """First an empty script of *zygote*'s; *done* is called once, when all have ended and every spare waits.
+
+        In this order: an emulated machine's translations of the zygote's code may push out what was there before.
+        """
+        self._left, self._done = list(programs), done
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        self._next()
+        if zygote is None:
+            self._next()
+        else:
+            self._run_script(zygote)
 
     def _next(self) -> None:
         if not self._left:
-            self._run_script()
+            self._await_spares(self._spawner, self._end)
             return
         group: list[Group] = []
         job = self._surroundings.job(self._left.pop(0), {}, None, None)
@@ -51,18 +57,14 @@ class Rehearsal:
             Launch(job, stdio, lambda _pid, its: group.append(its), lambda _errno, _stage: self._next(), ended)
         )
 
-    def _run_script(self) -> None:
-        zygote = self._zygote
-        if zygote is None:
-            self._await_spares()
-            return
+    def _run_script(self, zygote: Zygote) -> None:
         child: Child | None = None
 
         def ended() -> None:
             assert child is not None
             child.group.kill()
             child.group.close()
-            self._await_spares()
+            self._await_spares(zygote, self._next)
 
         child = zygote.run_script(
             self._surroundings.job(SCRIPT, {}, None, None),
@@ -72,18 +74,18 @@ class Rehearsal:
             exited=lambda _status: ended(),
         )
         if child is None:  # none waits just now: then one is on its way, which is as good
-            self._await_spares()
+            self._await_spares(zygote, self._next)
 
-    def _await_spares(self) -> None:
-        stocks: list[Spawner | Zygote] = [self._spawner, *([self._zygote] if self._zygote is not None else [])]
-        lacking = [stock for stock in stocks if not stock.is_stocked]
-        for stock in lacking:
-            stock.refill()
-        if lacking:
-            self._reactor.call_later(LOOK_AGAIN_S, self._await_spares)
+    def _await_spares(self, stock: Spawner | Zygote, then: Callable[[], None]) -> None:
+        if stock.is_stocked:
+            then()
         else:
-            os.close(self._null)
-            self._done()
+            stock.refill()
+            self._reactor.call_later(LOOK_AGAIN_S, lambda: self._await_spares(stock, then))
+
+    def _end(self) -> None:
+        os.close(self._null)
+        self._done()
 
 
 def _go_on() -> None:

@@ -21,7 +21,7 @@ from casemate.guest.reactor import Reactor, Timer
 from casemate.guest.reaper import Reaper
 from casemate.guest.zygote import Job
 
-SPARES = 6
+SPARES = 3
 QUIET_S = 0.05  # so long nobody has asked for a program: time to make a spare
 RESPAWN_AFTER_S = 0.2
 Refused = Callable[[int, int], None]

@@ -56,8 +56,8 @@ class Ground(Protocol):
     async def check(self, made: Made, what: str) -> None:
         """Raises Unfit, about *what*, with every reason why what was *made* so cannot be restored here."""
 
-    async def snapshot(self, snapshot_id: str) -> Snapshot:
-        """Whole, and this host's own. Raises NotFound, ImageBroken, SealBroken."""
+    async def snapshot(self, tenant: str, snapshot_id: str) -> Snapshot:
+        """Whole, and this host's own. Raises ImageBroken, SealBroken."""
 
     async def kit(self, tenant: str, image: str) -> Kit:
         """What boots a machine of that version. Raises NotFound, ImageBroken."""
@@ -142,7 +142,7 @@ class Resumer:
         what = f"sandbox {boot.id}"
         await self.ground.check(found.made, what)
         if found.own_memory is None:
-            boot._snapshot = await self.ground.snapshot(found.snapshot)
+            boot._snapshot = await self.ground.snapshot(found.tenant, found.snapshot)
         else:
             boot._snapshot = found.as_snapshot(boot.place.folder)
         if boot.snapshot.digests["memory"] != found.base:

@@ -22,6 +22,10 @@ class Usage:
         now = time.monotonic()
         return now if self._busy else max(self._touched_at, min(self._kept_until, now))
 
+    @property
+    def is_busy(self) -> bool:
+        return self._busy > 0
+
     def touch(self) -> None:
         """Somebody said something to it, or it to somebody."""
         self._touched_at = time.monotonic()

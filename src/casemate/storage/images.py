@@ -217,14 +217,6 @@ def delete_snapshot(connection: sa.Connection, snapshot_id: str) -> None:
     connection.execute(snapshots.delete().where(snapshots.c.id == snapshot_id))
 
 
-def snapshot(connection: sa.Connection, snapshot_id: str) -> SnapshotRow:
-    """Raises NotFound."""
-    row = connection.execute(snapshots.select().where(snapshots.c.id == snapshot_id)).mappings().first()
-    if row is None:
-        raise NotFound(f"there is no snapshot {snapshot_id[:100]!r}", hint="casemate image ls lists them")
-    return SnapshotRow(**row)
-
-
 def snapshots_of(connection: sa.Connection, version_id: int) -> list[SnapshotRow]:
     query = snapshots.select().where(snapshots.c.version_id == version_id).order_by(snapshots.c.created_at)
     return [SnapshotRow(**row) for row in connection.execute(query).mappings()]

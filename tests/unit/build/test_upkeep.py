@@ -14,6 +14,7 @@ from tests.fakes.fake_vmm import PLATFORM
 from tests.unit.build.build_world import DEFAULT, TENANT, WIDE, World, open_world
 
 from casemate import errors
+from casemate.build import Ground
 from casemate.sandbox import Shape, Snapshot
 from casemate.vmm import Platform
 
@@ -236,6 +237,44 @@ async def test_it_says_which_suspended_sandboxes_the_installed_vmm_cannot_restor
     assert "root disk" in said["nodisk"]["why"]
     assert "cannot be read" in said["torn"]["why"]
     assert report(tmp_path)["suspended"] == list(said.values())
+
+
+async def test_health_names_nothing_of_a_tenants(tmp_path: Path) -> None:
+    """Any key may read it; the image here is a tenant's own."""
+    (old, _) = await build_two(tmp_path)
+    suspend(tmp_path, "lost", replace(old, platform=replace(PLATFORM, vmm_sha256="7" * 64)))
+    async with open_world(tmp_path) as world:
+        world.driver.now, world.driver.refuse_restore = UPGRADED, errors.VmmRefused("no")
+        await world.images.upkeep.run()
+        assert world.images.upkeep.for_everybody() == {
+            "rebuilding": [],
+            "failed": [],
+            "rebuilding_in_all": 0,
+            "failed_in_all": 2,
+            "suspended": {"restored_by_kept_vmm": 0, "not_restorable": 1},
+        }
+
+
+async def test_what_is_suspended_gets_the_snapshot_it_stands_on_though_that_fits_no_more(tmp_path: Path) -> None:
+    (old, _) = await build_two(tmp_path)
+    async with open_world(tmp_path) as world:
+        await world.stand_on(old.id, "asleep", state="suspended")
+        world.driver.now = UPGRADED
+        await world.images.upkeep.run()
+        ground = Ground(world.host, world.images.shapes)
+        assert await ground.snapshot(TENANT, old.id) == old
+        await world.images.prune("local", dry_run=False)
+        assert old.folder.is_dir()
+        with pytest.raises(errors.SealBroken):
+            await ground.snapshot("mallory", old.id)
+        (old.folder / "memory").chmod(0o644)
+        (old.folder / "memory").write_bytes(b"another memory")
+        with pytest.raises(errors.ImageBroken, match="not whole"):
+            await ground.snapshot(TENANT, old.id)
+        await world.stand_on(old.id, "asleep", state="terminated")
+        await world.images.prune("local", dry_run=False)
+        with pytest.raises(errors.ImageBroken, match="cannot be read"):
+            await ground.snapshot(TENANT, old.id)
 
 
 async def test_a_build_of_the_vmm_stays_as_long_as_something_was_made_with_it(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class FakeGround:
     async def check(self, made: Made, what: str) -> None:
         await anyio.lowlevel.checkpoint()
 
-    async def snapshot(self, snapshot_id: str) -> Snapshot:
+    async def snapshot(self, tenant: str, snapshot_id: str) -> Snapshot:
         await anyio.lowlevel.checkpoint()
         return self.base
 
@@ -78,7 +78,13 @@ class FakeGround:
 
 @asynccontextmanager
 async def open_world(
-    folder: Path, *, room: int = 50, wait_s: float = 0, reach: Reach = pass_by, agent_timeout_s: float = 10
+    folder: Path,
+    *,
+    room: int = 50,
+    wait_s: float = 0,
+    driver: FakeDriver | None = None,
+    reach: Reach = pass_by,
+    agent_timeout_s: float = 10,
 ) -> AsyncIterator[World]:
     """*room*: for how many sandboxes at once. *reach*: what happens at the steps of the plans."""
     snapshot_folder, folders = folder / "snapshot", folder / "sandboxes"
@@ -102,7 +108,7 @@ async def open_world(
         index = Index(database, "host")
         admission = Admission(Amount(room * 100, 10_000), commit_ratio=0.25, wait_s=wait_s)
         records = Records(index, audit.Trail(database, "host"), folders)
-        driver = FakeDriver()
+        driver = driver or FakeDriver()
         starter, seal = Starter(driver, records, admission, agent_timeout_s), Seal(bytes(32))
 
         supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, FakeGround(snapshot)), reach)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.fakes.fake_vmm import PLATFORM as PLATFORM_THEN
+from tests.fakes.fake_vmm import FakeDriver, FakeMachine
+from tests.unit.sandbox.sandbox_world import TENANT, open_world
 
 from casemate import errors
-from casemate.sandbox import Here, Made, Misfit, check_fit, unfit
+from casemate.sandbox import Here, Made, Misfit, SandboxSpec, check_fit, unfit
 from casemate.sandbox.fitness import CLOCK_TOLERANCE_PPM
-from casemate.vmm import Platform
+from casemate.vmm import MachineSpec, Platform, SnapshotFiles
 from casemate.wire import GENERATION
 
 ROOT, AGENT = Path("/a/root"), Path("/a/agent")
@@ -110,3 +114,32 @@ def test_it_survives_its_own_words() -> None:
     for missing in MADE.to_json():
         with pytest.raises((KeyError, TypeError, ValueError)):
             Made.from_json({key: value for key, value in MADE.to_json().items() if key != missing})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_restore_asks_first(tmp_path: Path, no_trace: None) -> None:
+    """Whoever handed the snapshot out: no VMM is started for one that does not fit."""
+    driver = Upgraded()
+    async with open_world(tmp_path, driver=driver) as world:
+        with pytest.raises(errors.Unfit, match=r"snapshot s cannot be restored here: .*installed is 2"):
+            await world.sandboxes.create(TENANT, SandboxSpec("python"))
+        assert driver.restores == 0
+        driver.now = PLATFORM_THEN
+        world.known.append((await world.sandboxes.create(TENANT, SandboxSpec("python"))).info.id)
+        assert driver.restores == 1
+        await world.settle()
+
+
+class Upgraded(FakeDriver):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = replace(PLATFORM_THEN, version="2", vmm_sha256="1" * 64)
+        self.restores = 0
+
+    async def platform(self) -> Platform:
+        return self.now
+
+    def restore(self, spec: MachineSpec, snapshot: SnapshotFiles) -> AbstractAsyncContextManager[FakeMachine]:
+        self.restores += 1
+        return super().restore(spec, snapshot)
