@@ -72,6 +72,7 @@ class Agent(Guest):
 
     def __init__(self) -> None:
         super().__init__()
+        self.alone = False
         self._handshake = handshake.Handshake(_Nothing(), "fake")  # type: ignore[arg-type]
 
     def _on(self, event: wire.Event) -> None:
@@ -186,6 +187,7 @@ class FakeMachine:
         self._alive()
         self._agent_task.cancel()
         await asyncio.wait([self._agent_task])
+        self._stream.close()
         self._stream = self.agent.reopen()
         self._agent_task = asyncio.create_task(self.agent.run())
         return self._stream
