@@ -54,6 +54,7 @@ class Guest:
         self.asked = 0  # how often
         self.running = asyncio.Event()  # whether its vCPUs run; it hears and says nothing while they don't
         self.running.set()
+        self.alone = True  # no machine around it that closes the host's end
         self.kept = False  # it is saved: its programs outlive its machine
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,7 +75,8 @@ class Guest:
             for task in {writer} if self.kept else {writer, *programs}:
                 task.cancel()
             self._stream.close()
-            self.host_end.close()
+            if self.alone:
+                self.host_end.close()
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
