@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import anyio
+import structlog
 from anyio.abc import TaskGroup
 from prometheus_client.core import Metric
 
@@ -28,6 +29,10 @@ from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape
 from casemate.sandbox.states import Reason, State
 from casemate.sandbox.supervisor import Supervisor, stopping
 
+log = structlog.get_logger()
+RESTABLE = (State.RUNNING, State.RESUMING)
+SUSPENDS_AT_ONCE = 2  # they share a disk, and the last one has to be done in time
+SUSPEND_S = 35.0  # of the time to drain in; whoever was not stored by then is ended
 DRAIN_S = 45.0  # of the 60 s a daemon has to stop in; the rest is for its connections and the launcher
 REMEMBER_S = 86_400  # a terminated sandbox is listed for a day
 
@@ -185,17 +190,28 @@ class Sandboxes:
         return self._draining
 
     async def drain(self) -> None:
-        """No new ones; end all, at once and together, those that are only being made too. Takes at most 45 s.
+        """No new ones; all rest or end, together, those that are only being made too. Takes at most 45 s.
 
-        What is suspended stays so, for the next daemon.
+        What is suspended stays so for the next daemon, and what is to be suspended when idle is suspended now.
         """
         self._draining = True
-        for handle in self._live.values():
-            handle.ask_stop(Reason.DAEMON_STOPPED, "the daemon was stopped")
+        places = anyio.Semaphore(SUSPENDS_AT_ONCE)
         with anyio.move_on_after(DRAIN_S):
-            await self.pools.drain()
-            for handle in list(self._live.values()):
-                await handle.ended.wait()
+            async with anyio.create_task_group() as tasks:
+                for handle in list(self._live.values()):
+                    tasks.start_soon(self._let_go, handle, places)
+                await self.pools.drain()
+
+    async def _let_go(self, handle: Handle, places: anyio.Semaphore) -> None:
+        if handle.spec.on_idle == "suspend" and not handle.spec.attached and handle.info.state in RESTABLE:
+            with anyio.move_on_after(SUSPEND_S):
+                async with places:
+                    try:
+                        await handle.suspend("drain")
+                    except errors.CasemateError as error:
+                        log.error("a sandbox could not be suspended", sandbox=handle.info.id, error=str(error))
+        handle.ask_stop(Reason.DAEMON_STOPPED, "the daemon was stopped")
+        await handle.ended.wait()
 
     def shape_of(self, vcpus: int | None, memory_mib: int | None, disk_mib: int | None) -> Shape:
         """What is not said is as the settings say."""
