@@ -54,6 +54,7 @@ class Guest:
         self.asked = 0  # how often
         self.running = asyncio.Event()  # whether its vCPUs run; it hears and says nothing while they don't
         self.running.set()
+        self.kept = False  # it is saved: its programs outlive its machine
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -69,7 +70,8 @@ class Guest:
         except OSError:
             pass
         finally:
-            for task in {writer, *self._tasks, *(p.task for p in self.programs.values() if p.task)}:
+            programs = {*self._tasks, *(p.task for p in self.programs.values() if p.task)}
+            for task in {writer} if self.kept else {writer, *programs}:
                 task.cancel()
             self._stream.close()
             self.host_end.close()

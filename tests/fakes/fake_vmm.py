@@ -86,23 +86,32 @@ class Agent(Guest):
 
     def reopen(self) -> socket.socket:
         """A fresh stream; what was half said on the old one is forgotten."""
-        self.host_end, self._stream = socket.socketpair()
-        self.host_end.setblocking(False)
-        self._stream.setblocking(False)
+        self._connect()
         self.connection.lost()
         return self.host_end
 
+    def wake_up(self) -> None:
+        """In another machine, as it was: the conversation goes on where it stopped."""
+        self._connect()
+        self.running.clear()
+
+    def _connect(self) -> None:
+        self.host_end, self._stream = socket.socketpair()
+        self.host_end.setblocking(False)
+        self._stream.setblocking(False)
+
 
 class FakeMachine:
-    def __init__(self, spec: MachineSpec) -> None:
+    def __init__(self, spec: MachineSpec, saved: dict[bytes, Agent], agent: Agent | None = None) -> None:
         self._spec = spec
+        self._saved = saved
         self._process = subprocess.Popen(["sleep", "infinity"], stdin=subprocess.DEVNULL)
         self._exited = asyncio.Event()
         self._paused = self._frozen = False
         self._exit = VmmExit(None, None)
         self._pidfd = os.pidfd_open(self._process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
-        self.agent = Agent()
+        self.agent = agent or Agent()
         self._stream = self.agent.host_end
         self._agent_task = asyncio.create_task(self.agent.run())
 
@@ -130,7 +139,7 @@ class FakeMachine:
     async def unpause(self) -> None:
         await asyncio.sleep(0)
         self._alive()
-        self._paused = False
+        self._paused = self.agent.kept = False
         self.agent.running.set()
 
     async def pause(self) -> None:
@@ -142,17 +151,21 @@ class FakeMachine:
     async def save_state(self, into: Path) -> None:
         await asyncio.sleep(0)
         self._alive()
+        token = b"state " + os.urandom(8)
+        self._saved[token] = self.agent
+        self.agent.kept = True
         with into.open("xb") as file:
-            file.write(b"state")
+            file.write(token)
 
     async def save_difference(self, memory: Path, into: Path) -> Difference:
         await asyncio.sleep(0)
         self._alive()
         if not self._paused:
             raise errors.StateConflict("the fake guest runs")
+        written = DIFFERENCE + self._spec.guest_id.encode()
         with into.open("xb") as file:
-            file.write(DIFFERENCE)
-        return Difference(0, len(DIFFERENCE), hashlib.sha256(DIFFERENCE).hexdigest(), 0.0)
+            file.write(written)
+        return Difference(0, len(written), hashlib.sha256(written).hexdigest(), 0.0)
 
     async def freeze(self) -> None:
         await asyncio.sleep(0)
@@ -209,6 +222,11 @@ class FakeDriver:
     kernel_arguments = "quiet"
     filters = ("fake",)
 
+    def __init__(self) -> None:
+        self._saved: dict[bytes, Agent] = {}  # guests as they were when their state was saved
+        self.latest: FakeMachine | None = None
+        self.restores = 0  # how often a VMM was started with somebody's state
+
     async def platform(self) -> Platform:
         return PLATFORM
 
@@ -232,9 +250,14 @@ class FakeDriver:
         _must_be_there([snapshot.memory, snapshot.state], spec.drives)
         if vmm_sha256 not in (None, PLATFORM.vmm_sha256):
             raise errors.ToolMissing("that build of the fake VMM is not kept")
-        if difference is not None and (not difference.is_file() or difference.read_bytes() != DIFFERENCE):
+        if difference is not None and not difference.read_bytes().startswith(DIFFERENCE):
             raise errors.ImageBroken(f"{difference} is no difference")
-        async with self._machine(spec) as machine:
+        self.restores += 1
+        agent = None
+        if difference is not None:
+            agent = self._saved[snapshot.state.read_bytes()]
+            agent.wake_up()
+        async with self._machine(spec, agent) as machine:
             await machine.pause()
             yield machine
 
@@ -242,8 +265,8 @@ class FakeDriver:
         return {"argv": ["sleep", "infinity"], "descriptors": [], "monitor": []}
 
     @asynccontextmanager
-    async def _machine(self, spec: MachineSpec) -> AsyncIterator[FakeMachine]:
-        machine = FakeMachine(spec)
+    async def _machine(self, spec: MachineSpec, agent: Agent | None = None) -> AsyncIterator[FakeMachine]:
+        machine = self.latest = FakeMachine(spec, self._saved, agent)
         async with own("fake machine", machine.close):
             await asyncio.sleep(0)
             yield machine

@@ -40,6 +40,7 @@ class Running:
     home: Path
     process: subprocess.Popen[bytes]
     client: Client
+    listen: str | None = None
 
     @property
     def recovered(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def daemon_on(home: Path, *command: str, **env: str) -> Iterator[Running]:
             line = json.loads(ready.readline() or '{"status": "died"}')
         assert line["status"] == "ready", (line, (home / "daemon.log").read_text()[-3000:])
         with Client(f"unix://{home}/run/daemon.sock") as client:
-            yield Running(home, process, client)
+            yield Running(home, process, client, line.get("listen"))
     finally:
         process.terminate()
         try:

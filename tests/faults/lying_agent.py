@@ -8,7 +8,7 @@ from pathlib import Path
 import casemate
 
 # An exec of ["lie", base64, times] is accepted and then answered with those bytes; ["lie-still"] stops the agent.
-# A HELLO with the variable LIE is answered with a lie.
+# A HELLO with the variable LIE is answered with a lie, and so is each after an exec of ["lie-later", lie].
 _ON_OPENED = """
     def _on_opened(self, event: wire.Opened) -> None:
         argv = event.params.get("argv") or [""]
@@ -16,6 +16,9 @@ _ON_OPENED = """
             import time
 
             time.sleep(3600)
+        elif argv[0] == "lie-later":
+            self._later = argv[1]
+            self.connection.deny(event.channel, "exec-refused", message="later")
         elif argv[0] == "lie":
             self.connection.accept(event.channel, {"exec_id": "e", "pid": 2})
             self._lie(event.channel, argv)
@@ -32,7 +35,7 @@ _ON_OPENED = """
 """
 _READY = """
         ready = self._introduction.apply(hello)
-        lie = hello.env.get("LIE")
+        lie = hello.env.get("LIE") or getattr(self, "_later", None)
         if lie == "proof":
             ready["proof"] = "0" * 64
         elif lie == "clock":

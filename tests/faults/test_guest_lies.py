@@ -6,6 +6,7 @@ import base64
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from tests.faults.lies import LIES
@@ -15,7 +16,7 @@ from tests.vm.vm_world import Daemon, build_image, new_home, run_daemon
 
 from casemate import storage
 from casemate.audit import Trail
-from casemate.errors import AgentSilent, GuestError, ProtocolViolation
+from casemate.errors import AgentSilent, ExecRefused, GuestError, ProtocolViolation
 from casemate.sdk import Sandbox
 
 pytestmark = pytest.mark.vm
@@ -123,3 +124,34 @@ def test_an_agent_that_falls_silent(liar: Sandbox) -> None:
     assert time.monotonic() - started < 2 * SILENCE_S + 2
     asleep.join(5)
     assert [type(error) for error in ends] == [AgentSilent]
+
+
+def test_an_agent_that_will_not_be_suspended(liar: Sandbox) -> None:
+    """It answers nothing any more: whoever wants it suspended is told, and its silence is its end."""
+
+    def fall_still() -> None:
+        with suppress(GuestError):
+            liar.commands.run(["lie-still"])
+
+    still = threading.Thread(target=fall_still)
+    still.start()
+    time.sleep(0.2)
+    started = time.monotonic()
+    with pytest.raises(GuestError):
+        liar.suspend()
+    assert reason_code(wait_end(liar)) == "guest-silent"
+    assert time.monotonic() - started < 2 * SILENCE_S + 2
+    still.join(5)
+
+
+@pytest.mark.parametrize("lie", ["proof", "clock", "another boot", "nothing", "silence"])
+def test_a_lie_when_it_is_resumed_leaves_it_suspended(liar: Sandbox, lie: str) -> None:
+    """What its user has in it is not lost for that; it never runs, and can be ended."""
+    with pytest.raises(ExecRefused):
+        liar.commands.run(["lie-later", lie])
+    for _ in range(2):
+        liar.suspend()
+        with pytest.raises((ProtocolViolation, AgentSilent)):
+            liar.resume()
+        found = liar.refresh()
+        assert (found.state, found.pid) == ("suspended", None)

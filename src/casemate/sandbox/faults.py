@@ -1,7 +1,8 @@
-"""For tests only: a daemon that kills itself at a named step. Nothing happens unless ``CASEMATE_FAULT`` is set.
+"""For tests only: a daemon that kills or stops itself at a named step. Without ``CASEMATE_FAULT`` nothing happens.
 
 ``kill:STEP`` on entering it, ``kill:STEP:done`` when it is done, ``kill:STEP:MS`` so many milliseconds after
-entering it. The daemon's composition reads it once; nothing else does.
+entering it. ``stop:STEP`` and ``stop:STEP:done`` the same by SIGSTOP, so that a test can do harm at that very moment
+and continue it; a STEP that ends with ``*`` is every step that begins so. Read once, by the daemon's composition.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 from casemate.errors import InvalidSpec
 from casemate.sandbox.plan import Moment, Reach, pass_by
 
-_FAULT = re.compile(r"kill:([a-z-]+)(?::(done|\d{1,5}))?")
+_FAULT = re.compile(r"(?:kill:([a-z-]+)(?::(done|\d{1,5}))?|stop:([a-z-]+\*?)(?::(done))?)")
 
 
 def parse_fault(text: str | None) -> Reach:
@@ -22,8 +23,10 @@ def parse_fault(text: str | None) -> Reach:
     if not text:
         return pass_by
     if not (found := _FAULT.fullmatch(text)):
-        raise InvalidSpec(f"CASEMATE_FAULT is {text!r}", hint="kill:STEP, kill:STEP:done or kill:STEP:MS")
-    step, when = found.groups()
+        raise InvalidSpec(f"CASEMATE_FAULT is {text!r}", hint="kill:STEP[:done], kill:STEP:MS or stop:STEP[:done]")
+    if (stop_at := found[3]) is not None:
+        return _stopping(stop_at, "done" if found[4] else "enter")
+    step, when = found[1], found[2]
 
     def reach(name: str, moment: Moment) -> None:
         if name != step or moment != ("done" if when == "done" else "enter"):
@@ -34,6 +37,14 @@ def parse_fault(text: str | None) -> Reach:
             timer.start()
         else:
             _die()
+
+    return reach
+
+
+def _stopping(wanted: str, when: Moment) -> Reach:
+    def reach(name: str, moment: Moment) -> None:
+        if moment == when and (name == wanted or (wanted.endswith("*") and name.startswith(wanted[:-1]))):
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     return reach
 

@@ -80,13 +80,14 @@ class Handle:
         """
         with self.usage.busy():
             await self._settled()
-            if self.info.state is State.SUSPENDED:
+            while self.info.state is State.SUSPENDED:
                 if not self.info.auto_resume:
                     raise errors.StateConflict(
                         f"sandbox {self.info.id} is suspended, and was made with auto_resume off",
                         hint=f"casemate resume {self.info.id}",
                     )
                 await self.resume(self.actor)
+                await self._settled()  # somebody may have had it suspended again at once
             link = self.link
             await self.parking.wake()
             yield link
@@ -198,8 +199,10 @@ class Handle:
             await self._wished.wait()
         return self._wish
 
-    def forget_wish(self) -> None:
-        self._wish = None
+    def forget_wish(self, wish: Wish) -> None:
+        """It is granted or refused; what somebody has asked for since stays."""
+        if self._wish is wish:
+            self._wish = None
 
     async def _want(self, wish: Wish) -> None:
         if self._wish is not None and self._wish.action is wish.action:

@@ -12,12 +12,8 @@ The conversation goes on, byte by byte, when ``run`` carries it over the resumed
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import re
 import secrets
 import socket
-import struct
-import termios
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -27,146 +23,15 @@ from typing import Any, TypeVar
 import anyio
 
 from casemate import errors, wire
+from casemate.sandbox.channel import Channel
+from casemate.sandbox.unread import unread_by_peer, unread_by_us
 
 READ_BYTES = 262_144  # one turn's share of the event loop: of an honest guest, under a millisecond of parsing
 LEAST_READ_BYTES = 4096
 TURN_S = 0.004  # an honest guest that sends a file stays below it
 PING_EVERY_S = 5.0
 LOOK_EVERY_S = 0.001  # whether the VMM has taken or sent more: nobody tells
-_ERRNO = re.compile(r"(E[A-Z0-9]{1,18}): ")
 E = TypeVar("E", bound=BaseException)
-ChannelEvent = (
-    wire.Data | wire.Message | wire.Finished | wire.Accepted | wire.Denied | wire.Writable | wire.Reset | wire.Closed
-)
-_DENIALS: dict[str, type[errors.CasemateError]] = {
-    "archive-refused": errors.ArchiveRefused,
-    "exec-refused": errors.ExecRefused,
-    "file-refused": errors.FileRefused,
-    "port-refused": errors.PortRefused,
-    "not-found": errors.NotFound,
-    "not-served": errors.NotSupported,
-    "not-supported": errors.NotSupported,
-    "invalid-spec": errors.InvalidSpec,
-    "state-conflict": errors.StateConflict,
-}
-
-
-class Channel:
-    """One conversation with the agent. Used by one task at a time; made by ``Link.open`` only."""
-
-    def __init__(self, link: Link, number: int) -> None:
-        self._link = link
-        self._number = number
-        self._arrived: deque[wire.Data | wire.Message | None] = deque()
-        self._changed = asyncio.Event()
-        self._writable = asyncio.Event()
-        self._answer: dict[str, Any] | None = None
-        self._failure: errors.CasemateError | None = None
-        self._closed = False
-
-    @property
-    def unanswered(self) -> bool:
-        """Whether the agent has neither accepted nor refused it yet."""
-        return self._answer is None and self._failure is None
-
-    @property
-    def guest_time(self) -> float:
-        """Seconds that go on when the guest's do: not while it is suspended."""
-        return self._link.guest_time
-
-    @property
-    def accepted(self) -> dict[str, Any]:
-        """What the agent said when it accepted."""
-        return self._answer or {}
-
-    async def receive(self) -> wire.Data | wire.Message | None:
-        """The next piece in order; None when the guest has said all. Safe to cancel.
-
-        Raises GuestError when the channel or the whole link died.
-        """
-        while not self._arrived:
-            if self._failure is not None:
-                raise self._failure
-            self._changed.clear()
-            await self._changed.wait()
-        item = self._arrived[0]
-        if item is None:
-            return None  # stays: every later call says so too
-        self._arrived.popleft()
-        self._link.consumed(self._number, item.size)
-        return item
-
-    async def send(self, data: bytes | memoryview, sub: int = 1) -> None:
-        """Hand *data* to the guest; waits while its window is full. Cancelled: a part may have been sent."""
-        view = memoryview(data)
-        while view:
-            self._check_sendable()
-            self._writable.clear()
-            taken = self._link.connection.send(self._number, sub, view)
-            if taken:
-                self._link.wake()
-                view = view[taken:]
-            else:
-                await self._writable.wait()
-
-    async def send_message(self, body: Mapping[str, Any]) -> None:
-        """Hand one JSON object to the guest."""
-        self._check_sendable()
-        self._link.connection.send_message(self._number, dict(body))
-        self._link.wake()
-
-    def finish(self) -> None:
-        """Say that no more comes from this side."""
-        if not self._closed and self._failure is None:
-            self._link.connection.finish(self._number)
-            self._link.wake()
-
-    def reset(self, code: str, hint: str = "") -> None:
-        """End the channel in both directions at once; what was under way is lost."""
-        if not self._closed and self._failure is None:
-            self._link.connection.reset(self._number, code, hint)
-            self._link.wake()
-        self._closed = True
-        self._writable.set()
-
-    def _check_sendable(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-        if self._closed:
-            raise errors.StateConflict(f"channel {self._number} is closed")
-
-    # what the link's task calls
-
-    def on_event(self, event: ChannelEvent) -> None:
-        match event:
-            case wire.Data() | wire.Message():
-                self._arrived.append(event)
-            case wire.Finished():
-                self._arrived.append(None)
-            case wire.Accepted():
-                self._answer = event.body
-            case wire.Denied():
-                self.on_failure(_denial(event))
-            case wire.Writable():
-                self._writable.set()
-            case wire.Reset():
-                self.on_failure(_giving_up(event))
-            case wire.Closed():
-                self._closed = True
-                self._writable.set()  # who still wants to send learns that nobody listens
-        self._changed.set()
-
-    def on_failure(self, error: errors.CasemateError) -> None:
-        self._failure = self._failure or error
-        self._changed.set()
-        self._writable.set()
-
-    async def wait_answer(self) -> None:
-        while self._answer is None:
-            if self._failure is not None:
-                raise self._failure
-            self._changed.clear()
-            await self._changed.wait()
 
 
 class Link:
@@ -185,19 +50,16 @@ class Link:
         self._wake = asyncio.Event()
         self._speaking = asyncio.Event()  # not while it is hushed
         self._speaking.set()
+        self._holding = False  # from then on until it is known to be as before, or itself again
         self._sending = False
         self._resting = False
         self._still = False  # nobody expects an answer
-        self._rested_at = 0.0
-        self._rested_s = 0.0  # in all, before this rest
-        self.held = 0  # who wants to open a channel meanwhile
+        self._rested_at = self._rested_s = 0.0
+        self._held: set[_Held] = set()  # who wants to open a channel meanwhile
+        self._wanted = asyncio.Event()
         self._received = 0
         self._hellos: deque[_Hello] = deque()  # said, not answered yet
         self.begin()
-
-    @property
-    def guest_time(self) -> float:
-        return (self._rested_at if self._resting else time.monotonic()) - self._rested_s
 
     def consumed(self, number: int, count: int) -> None:
         self.connection.consumed(number, count)
@@ -221,9 +83,11 @@ class Link:
         Never raises for what the guest does; cancellation ends it at once.
         """
         if self._resting:
-            self._rested_s += time.monotonic() - self._rested_at
+            self.last_traffic = self._asked_at = time.monotonic()
+            self._rested_s += self.last_traffic - self._rested_at
             self._resting = self._doubted = False
-            self.speak()
+            self._speaking.set()  # who is held waits for the hand-shake, too
+            self.wake()
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write, stream)
@@ -250,15 +114,18 @@ class Link:
         """
         try:
             with anyio.fail_after(timeout_s):
+                self._holding = True  # else there might always be another one
                 while any(channel.unanswered for channel in self._channels.values()) or self._pongs:
                     await anyio.sleep(LOOK_EVERY_S)
                 self._speaking.clear()
-                while self._sending or _unread_by_peer(stream):
+                while self.failure is None and (self._sending or unread_by_peer(stream)):
                     await anyio.sleep(LOOK_EVERY_S)
         except TimeoutError as error:
             raise errors.AgentSilent(
                 f"sandbox {self.guest_id}: it did not take what it was sent within {timeout_s:g} s"
             ) from error
+        if self.failure is not None:
+            raise self.failure
 
     async def drained(self, stream: socket.socket, ask: Callable[[], Awaitable[object]], *, timeout_s: float) -> None:
         """Take all that a stopped machine's VMM still has for us; *ask* is a round trip to the VMM.
@@ -268,11 +135,11 @@ class Link:
         try:
             with anyio.fail_after(timeout_s):
                 quiet = 0
-                while quiet < 2:
+                while quiet < 2 and self.failure is None:
                     before = self._received
                     await ask()
                     await anyio.sleep(LOOK_EVERY_S)
-                    quiet = quiet + 1 if before == self._received and not _unread_by_us(stream) else 0
+                    quiet = quiet + 1 if before == self._received and not unread_by_us(stream) else 0
         except TimeoutError as error:
             raise errors.AgentSilent(
                 f"sandbox {self.guest_id}: its stopped machine went on sending for {timeout_s:g} s"
@@ -282,10 +149,42 @@ class Link:
         """The end of ``run`` is not the end of the conversation."""
         self._resting, self._rested_at = True, time.monotonic()
 
+    def clock(self) -> float:
+        """Seconds; it stands still while the guest's clocks do."""
+        return (self._rested_at if self._resting else time.monotonic()) - self._rested_s
+
     def speak(self) -> None:
+        """It goes on, for everybody."""
         self.last_traffic = self._asked_at = time.monotonic()  # it could not speak either
         self._speaking.set()
+        self._holding = False
+        for held in self._held:
+            held.over.set()
         self.wake()
+
+    async def until_held(self) -> None:
+        """Until somebody waits for it to speak again."""
+        while all(held.over.is_set() for held in self._held):
+            self._wanted.clear()
+            await self._wanted.wait()
+
+    def turn_away(self, failure: errors.CasemateError) -> None:
+        """It rests on: who is held is told why. What is under way waits on."""
+        for held in self._held:
+            held.failure = failure
+            held.over.set()
+
+    async def _until_speaking(self) -> None:
+        while self._holding:
+            held = _Held()
+            self._held.add(held)
+            self._wanted.set()
+            try:
+                await held.over.wait()
+            finally:
+                self._held.discard(held)
+            if held.failure is not None:
+                raise held.failure
 
     def close(self) -> None:
         """The end of one that rests."""
@@ -333,13 +232,9 @@ class Link:
         """A channel the agent has accepted; what is still open at the end of the block is reset.
 
         Raises the error a denial stands for (ExecRefused, FileRefused, NotFound, NotSupported, …),
-        AgentSilent when no answer came in *timeout_s*; a link at rest is waited for.
+        AgentSilent when no answer came in *timeout_s*; a link at rest is waited for, and why it stays so is raised.
         """
-        self.held += 1
-        try:
-            await self._speaking.wait()
-        finally:
-            self.held -= 1
+        await self._until_speaking()
         if self.failure is not None:
             raise self.failure
         number = self.connection.open(kind, dict(params))
@@ -444,7 +339,7 @@ class Link:
 
     def _fail(self, error: errors.CasemateError) -> None:
         self.failure = self.failure or error
-        self._speaking.set()  # who waits to speak learns that it is over
+        self.speak()  # who waits to speak learns that it is over
         for channel in self._channels.values():
             channel.on_failure(self.failure)
         for waiting in self._pongs.values():
@@ -453,43 +348,20 @@ class Link:
             said.over.set()
 
 
+class _Held:
+    """One who waits for a link at rest."""
+
+    def __init__(self) -> None:
+        self.failure: errors.CasemateError | None = None
+        self.over = asyncio.Event()
+
+
 class _Hello:
     """One HELLO on its way to its READY."""
 
     def __init__(self) -> None:
         self.ready: dict[str, Any] | None = None
         self.over = asyncio.Event()
-
-
-def _unread_by_peer(stream: socket.socket) -> int:
-    """Bytes we sent over a unix socket that its other end has not read. Source: Linux unix_outq_len, SIOCOUTQ"""
-    return _count(stream, termios.TIOCOUTQ)
-
-
-def _unread_by_us(stream: socket.socket) -> int:
-    return _count(stream, termios.FIONREAD)
-
-
-def _count(stream: socket.socket, request: int) -> int:
-    return int(struct.unpack("i", fcntl.ioctl(stream, request, bytes(4)))[0])
-
-
-def _denial(event: wire.Denied) -> errors.CasemateError:
-    kind = _DENIALS.get(event.code, errors.RequestError)
-    message = str(event.body.get("message") or f"the guest refused: {event.code}")
-    evidence = {k: v for k, v in event.body.items() if k in ("errno", "code", "path") and isinstance(v, str)}
-    return kind(message[:2000], hint=event.hint[:2000], evidence=evidence)
-
-
-def _giving_up(event: wire.Reset) -> errors.CasemateError:
-    """A refusal that came after the agent had accepted, such as a full disk; its hint is the message."""
-    kind = _DENIALS.get(event.code)
-    if kind is not None:
-        evidence, hint = {}, event.hint[:2000]
-        if named := _ERRNO.match(hint):  # files begin with the kernel's reason
-            evidence, hint = {"errno": named[1]}, hint[named.end() :]
-        return kind(hint or f"the guest refused: {event.code[:80]}", evidence=evidence)
-    return errors.GuestError(f"the agent gave up: {event.code[:80]}", hint=event.hint[:2000])
 
 
 def _first(group: BaseExceptionGroup[E]) -> E:

@@ -23,11 +23,10 @@ def write_meta(folder: Path, info: SandboxInfo) -> None:
     record = {"format": FORMAT, "boot_id": boot_id(), "sandbox": info.to_json()}
     body = json.dumps(record, sort_keys=True).encode()
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, body)
+    with open(descriptor, "wb") as file:
+        file.write(body)  # all of it, or ENOSPC
+        file.flush()
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     temporary.rename(folder / "meta.json")
 
 
@@ -46,7 +45,7 @@ def read_meta(folder: Path) -> Record | None:
         if body["format"] != FORMAT:
             return None
         return Record(SandboxInfo.from_json(body["sandbox"]), body.get("boot_id"))
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

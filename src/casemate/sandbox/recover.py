@@ -6,6 +6,7 @@ on. What a sweeper could not remove is told as well, and the folders that it may
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,10 +65,12 @@ async def recover(
     left = {i.id: Record(i, None) for i in await index.unfinished()}
     suspended: list[SandboxInfo] = []
     for folder in sorted(folders.iterdir()) if folders.is_dir() else []:
-        if record := read_meta(folder):  # None for what is no sandbox's
-            left[record.sandbox.id] = record
+        record = read_meta(folder)  # None for what is no sandbox's
+        if record is not None and record.sandbox.id == folder.name:
+            left[folder.name] = record
         if folder.name in found.alive:
             continue
+        record = left.get(folder.name)
         if record is not None and (info := await anyio.to_thread.run_sync(_still_suspended, folder, record)):
             await index.put(info)
             suspended.append(info)
@@ -93,12 +96,15 @@ async def recover(
 def _still_suspended(folder: Path, record: Record) -> SandboxInfo | None:
     """What *folder* has a whole stored machine of, whatever was under way with it; None for all else. Blocks."""
     info = record.sandbox
-    if folder.name != info.id or info.state in (State.TERMINATING, State.TERMINATED):
+    if info.state in (State.TERMINATING, State.TERMINATED):
         return None
     place = Place(folder)
-    if not (place.kept / "manifest.json").is_file():
+    if not os.path.lexists(place.kept):  # it came by a rename, whole: whatever it is now is not ours to throw away
         return None
-    place.tidy()
+    try:
+        place.tidy()
+    except OSError as error:
+        log.error("what lies beside a suspended sandbox could not be removed", sandbox=info.id, error=str(error))
     if info.state is State.SUSPENDED:
         return info
     try:
@@ -106,7 +112,10 @@ def _still_suspended(folder: Path, record: Record) -> SandboxInfo | None:
     except ImageBroken:  # a resume says what is wrong with it
         facts = None
     info = replace(info, state=State.SUSPENDED, state_reason=None, pid=None, suspended=facts)
-    write_meta(folder, info)
+    try:
+        write_meta(folder, info)
+    except OSError as error:  # a full disk keeps no daemon from starting: the next start finds the same
+        log.error("a suspended sandbox could not be recorded", sandbox=info.id, error=str(error))
     return info
 
 

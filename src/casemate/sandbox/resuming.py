@@ -118,8 +118,8 @@ class Resumer:
         """On record before anything is made; and that it has failed, if it has: then it is suspended as before."""
         handle = boot.handle
         boot.sealed, boot.born = False, time.perf_counter()
-        await self.starter.records.edge(handle, Action.RESUME, EventKind.SANDBOX_RESUME)
         try:
+            await self.starter.records.edge(handle, Action.RESUME, EventKind.SANDBOX_RESUME)
             yield
         except BaseException as error:
             if handle.info.state is State.RESUMING:
@@ -183,8 +183,9 @@ class Resumer:
 
     @asynccontextmanager
     async def _connect_again(self, boot: Boot) -> AsyncIterator[None]:
-        """The conversation goes on where it stopped; with a new daemon it begins anew."""
-        if boot._link is None:
+        """The conversation goes on where it stopped; it begins anew with a new daemon, or where it had ended before
+        its machine was suspended: a VMM that has given all it had may die without harm."""
+        if boot._link is None or boot.link.ended.is_set():
             boot._link = Link(boot.id, silence_s=self.starter.agent_timeout_s)
             boot.link.begin(reopened=True)
         async with self._linked(boot):
@@ -208,15 +209,21 @@ class Resumer:
 
     @asynccontextmanager
     async def _run_again(self, boot: Boot) -> AsyncIterator[None]:
-        """It runs, and that is on record; from the moment on that what was stored is dropped there is no way back."""
+        """It runs, and that is on record; from the moment on that what was stored is dropped there is no way back.
+
+        So it runs also where there is no room to say so: to end it for that would be to lose it.
+        """
         handle, machine = boot.handle, boot.machine
         async with self.starter.running(boot):
-            await anyio.to_thread.run_sync(boot.place.drop)
-            await anyio.to_thread.run_sync(boot.place.forget_memories, boot.own_memory)
+            await anyio.to_thread.run_sync(boot.place.drop, boot.own_memory)
             pid = {"pid": machine.pid}
             changes = {"pid": machine.pid, "attestation": boot.attestation, "suspended": None}
             async with own(f"the record of sandbox {boot.id}", partial(self.starter.terminate, boot), limit_s=10.0):
-                await self.starter.records.edge(handle, Action.RESUMED, EventKind.SANDBOX_RESUMED, pid, **changes)
+                try:
+                    await self.starter.records.edge(handle, Action.RESUMED, EventKind.SANDBOX_RESUMED, pid, **changes)
+                except (errors.HostError, errors.CapacityError) as refused:
+                    log.error("a resume could not be recorded", sandbox=boot.id, error=str(refused))
+                boot.link.speak()
                 handle.usage.touch()
                 yield
 

@@ -125,7 +125,7 @@ class Supervisor:
             if wish is None:
                 return await self._verdict(boot.handle)
             if wish.action is Action.RESUME:
-                boot.handle.forget_wish()
+                boot.handle.forget_wish(wish)
                 wish.grant()
             elif await self._suspend(boot, wish):
                 return None
@@ -187,7 +187,7 @@ class Supervisor:
         else:
             boot.saving = saving
             return True
-        boot.handle.forget_wish()
+        boot.handle.forget_wish(wish)
         wish.refuse(failure)
         return False
 
@@ -195,6 +195,13 @@ class Supervisor:
 
     async def _rest_and_resume(self, boot: Boot) -> None:
         """One machine after another, from the disk, until its end, or until its daemon's."""
+        try:
+            await self._from_rest_to_rest(boot)
+        except BaseException:
+            boot.kept = boot.kept or boot.sealed  # whatever went wrong: what is on the disk is all there is of it
+            raise
+
+    async def _from_rest_to_rest(self, boot: Boot) -> None:
         while True:
             await self._put_to_rest(boot)
             wish = await self._until_resumed(boot)
@@ -217,14 +224,22 @@ class Supervisor:
             await self.records.edge(handle, Action.SUSPENDED, EventKind.SANDBOX_SUSPENDED, detail, **changes)
         except (errors.HostError, errors.CapacityError) as error:  # the folder tells it all the same
             log.error("a suspend could not be recorded", sandbox=boot.id, error=str(error))
-        handle.forget_wish()
+        handle.forget_wish(saving.wish)
         saving.wish.grant()
 
     async def _until_resumed(self, boot: Boot) -> Wish | None:
         """Who wants it back; None when its end is wanted."""
         handle, wishes = boot.handle, list[Wish]()
-        if boot._link is not None and boot.link.held and handle.info.auto_resume:
-            return Wish(Action.RESUME, handle.actor)  # a call came while it was being suspended
+
+        async def until_held() -> None:
+            """A call that had reached it before it was suspended, and goes on now."""
+            while boot._link is not None:
+                await boot.link.until_held()
+                if handle.info.auto_resume:
+                    wishes.append(Wish(Action.RESUME, handle.actor))
+                    race.cancel_scope.cancel()
+                    return
+                boot.link.turn_away(errors.StateConflict(f"sandbox {boot.id} is suspended", hint="resume it first"))
 
         async def until_wished() -> None:
             while True:
@@ -232,7 +247,7 @@ class Supervisor:
                 if wish.action is Action.RESUME:
                     wishes.append(wish)
                     break
-                handle.forget_wish()
+                handle.forget_wish(wish)
                 wish.grant()
             race.cancel_scope.cancel()
 
@@ -242,6 +257,7 @@ class Supervisor:
 
         async with anyio.create_task_group() as race:
             race.start_soon(until_wished)
+            race.start_soon(until_held)
             race.start_soon(until_stopped)
             race.start_soon(_until_too_old, handle)
         return wishes[0] if wishes and not handle._stop.is_set() else None
@@ -261,15 +277,17 @@ class Supervisor:
         plan = self.resumer.cold_plan() if wish.cold else self.resumer.resume_plan()
         try:
             async with carried_out(plan, boot, self.reach):
-                handle.forget_wish()
+                handle.forget_wish(wish)
                 wish.grant()
                 boot.failure = await self._watch(boot)
         except (errors.CasemateError, BaseExceptionGroup) as error:
             failure = ours(error)
             if failure is None or handle.info.state is not State.SUSPENDED:
                 raise
-            handle.forget_wish()
+            handle.forget_wish(wish)
             wish.refuse(failure)
+            if boot._link is not None:
+                boot.link.turn_away(failure)  # a call that was held: to try again for it would be to try for ever
             return False
         return True
 

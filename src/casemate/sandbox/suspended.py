@@ -11,10 +11,12 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from casemate.errors import ImageBroken, SealBroken
 from casemate.host import remove_folder
@@ -32,6 +34,7 @@ SPARSE = ("disk", "memory")
 OWN_MEMORY = "memory-"
 BLOCK_BYTES = 4096
 READ_BYTES = 1 << 20
+MAX_MANIFEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,10 @@ class Suspended:
     def read(cls, folder: Path) -> Self:
         """What is in the sandbox's *folder*, unchecked. Raises ImageBroken where no whole manifest is."""
         try:
-            body = json.loads((folder / FOLDER / "manifest.json").read_bytes())
+            with opened(folder / FOLDER, "manifest.json") as file:
+                if os.fstat(file.fileno()).st_size > MAX_MANIFEST:
+                    raise ValueError("too long")
+                body = json.loads(file.read(MAX_MANIFEST))
             if body.pop("format") != FORMAT:
                 raise ValueError("another format")
             parts = {
@@ -113,7 +119,7 @@ class Suspended:
                 "agent": Path(body["agent"]),
             }
             return cls(**{**body, **parts})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _broken(folder.name, error) from error
 
 
@@ -156,15 +162,23 @@ class Place:
             os.fsync(file.fileno())
         sync_folder(self.new)
         self.new.rename(self.kept)
-        sync_folder(self.folder)
-        self.disk.unlink()
+        try:
+            sync_folder(self.folder)
+        except OSError:  # it runs on, and then nothing that is older may pass for it
+            self.kept.rename(self.new)
+            raise
+        with suppress(OSError):  # tidy and the next resume remove it too
+            self.disk.unlink()
 
-    def drop(self) -> None:
-        """It runs again: from one rename on it is suspended no more."""
+    def drop(self, own_memory: str | None) -> None:
+        """It runs again: from one rename on it is suspended no more, whatever comes of the rest."""
         gone = self.folder / DROPPED
-        self.kept.rename(gone)
-        sync_folder(self.folder)
         remove_folder(gone)
+        self.kept.rename(gone)
+        with suppress(OSError):  # a crash of the host may find it suspended; what it did since is lost then anyhow
+            sync_folder(self.folder)
+            remove_folder(gone)
+            self.forget_memories(own_memory)
 
     def tidy(self) -> None:
         """Remove what an earlier daemon left beside what it had stored."""
@@ -211,26 +225,41 @@ def check_disk(place: Place, found: Suspended) -> None:
 
 def _digest(path: Path, name: str, sandbox: str) -> str:
     try:
-        if name in SPARSE:
-            return digest_of_data(path)
-        with path.open("rb") as file:
-            return digest_of(file.fileno())
+        return digest_of_part(path, sparse=name in SPARSE)
     except OSError as error:
         raise _broken(sandbox, error) from error
 
 
-def digest_of_data(path: Path) -> str:
+def digest_of_part(path: Path, *, sparse: bool) -> str:
+    """Blocks. Raises OSError."""
+    with opened(path.parent, path.name) as file:
+        return digest_of_data(file) if sparse else digest_of(file.fileno())
+
+
+@contextmanager
+def opened(folder: Path, name: str) -> Iterator[BinaryIO]:
+    """The file *name* in *folder* itself: through no link, and nothing that a reader would wait for. Raises OSError."""
+    within = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=within)
+    finally:
+        os.close(within)
+    with open(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, f"{name} is no file")
+        yield file
+
+
+def digest_of_data(file: BinaryIO) -> str:
     """sha256 of a sparse file: of its size, and of each block of it that is not zero with its place. Blocks.
 
     Blocks are at fixed places and zeros left out, so where a file system keeps its holes does not matter.
     """
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        digest.update(size.to_bytes(8, "little"))
-        for start, end in _data_of(file.fileno(), size):
-            for at in range(start, end, READ_BYTES):
-                _add(digest.update, os.pread(file.fileno(), min(READ_BYTES, end - at), at), at)
+    digest, size = hashlib.sha256(), os.fstat(file.fileno()).st_size
+    digest.update(size.to_bytes(8, "little"))
+    for start, end in _data_of(file.fileno(), size):
+        for at in range(start, end, READ_BYTES):
+            _add(digest.update, os.pread(file.fileno(), min(READ_BYTES, end - at), at), at)
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -18,7 +19,6 @@ import structlog
 
 from casemate import errors
 from casemate.audit import EventKind
-from casemate.images import digest_of
 from casemate.sandbox.boot import Boot
 from casemate.sandbox.handle import Wish
 from casemate.sandbox.plan import Step
@@ -26,7 +26,7 @@ from casemate.sandbox.records import Records
 from casemate.sandbox.seal import Seal
 from casemate.sandbox.spec import SuspendedFacts
 from casemate.sandbox.states import Action
-from casemate.sandbox.suspended import Suspended, digest_of_data, stored_bytes, sync_file
+from casemate.sandbox.suspended import Suspended, digest_of_part, stored_bytes, sync_file
 
 log = structlog.get_logger()
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
@@ -80,9 +80,9 @@ class Suspender:
     @asynccontextmanager
     async def _record(self, saving: Saving) -> AsyncIterator[None]:
         """On record before anything changes; and that it has failed, if it has."""
-        boot, actor = saving.boot, saving.wish.actor
-        await self.records.edge(boot.handle, Action.SUSPEND, EventKind.SANDBOX_SUSPEND, {"asked_by": actor})
+        boot, detail = saving.boot, {"asked_by": saving.wish.actor}
         try:
+            await self.records.edge(boot.handle, Action.SUSPEND, EventKind.SANDBOX_SUSPEND, detail)
             yield
         except BaseException as error:
             await self._failed(boot, error)
@@ -176,7 +176,9 @@ class Suspender:
         place = saving.boot.place
         await anyio.to_thread.run_sync(place.take_disk)
         await anyio.to_thread.run_sync(sync_file, place.new / "disk")
-        saving.digests["disk"] = await anyio.to_thread.run_sync(digest_of_data, place.new / "disk")
+        saving.digests["disk"] = await anyio.to_thread.run_sync(
+            partial(digest_of_part, place.new / "disk", sparse=True)
+        )
         yield
 
     @asynccontextmanager
@@ -192,13 +194,12 @@ class Suspender:
 
 def _synced_digest(path: Path) -> str:
     sync_file(path)
-    with path.open("rb") as file:
-        return digest_of(file.fileno())
+    return digest_of_part(path, sparse=False)
 
 
 def _synced_memory(path: Path) -> str:
     sync_file(path)
-    return digest_of_data(path)
+    return digest_of_part(path, sparse=True)
 
 
 def _facts(saving: Saving) -> SuspendedFacts:

@@ -42,6 +42,7 @@ class SlowDriver(FakeDriver):
     """Counts its boots; each waits for *gate* when there is one, and fails when *fail_with* is set."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.boots = 0
         self.gate: anyio.Event | None = None
         self.fail_with: Exception | None = None

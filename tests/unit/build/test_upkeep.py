@@ -95,7 +95,7 @@ async def test_each_shape_is_rebuilt_once_and_the_old_ones_go(tmp_path: Path, no
         world.driver.now = now
         await world.images.upkeep.run()
         assert world.driver.boots == 2
-        assert world.driver.restored[0][1] == b"state"  # each was proven by a clone
+        assert world.driver.restored[0][1].startswith(b"state")  # each was proven by a clone
         assert len(world.driver.restored) == 2
         for shape, before in zip((DEFAULT, WIDE), old, strict=True):
             got = await borrow(world, shape, build=False)

@@ -29,6 +29,7 @@ from casemate.sandbox import (
     open_sandboxes,
 )
 from casemate.sandbox.index import Index
+from casemate.sandbox.plan import Reach, pass_by
 from casemate.vmm import Kernel
 
 TENANT = "t"
@@ -41,6 +42,7 @@ class World:
     index: Index
     folders: Path
     admission: Admission
+    driver: FakeDriver
     snapshot: Snapshot  # what every image means at the moment
     known: list[str] = field(default_factory=list)  # whose create has returned: their callers have to kill them
 
@@ -77,17 +79,22 @@ class FakeGround:
 
 @asynccontextmanager
 async def open_world(
-    folder: Path, *, room: int = 50, wait_s: float = 0, driver: FakeDriver | None = None
+    folder: Path,
+    *,
+    room: int = 50,
+    wait_s: float = 0,
+    driver: FakeDriver | None = None,
+    reach: Reach = pass_by,
+    agent_timeout_s: float = 10,
 ) -> AsyncIterator[World]:
-    """*room*: for how many sandboxes at once."""
+    """*room*: for how many sandboxes at once. *reach*: what happens at the steps of the plans."""
     snapshot_folder, folders = folder / "snapshot", folder / "sandboxes"
     snapshot_folder.mkdir()
     folders.mkdir()
     for name in ("memory", "state", "disk", "root", "agent"):
         (snapshot_folder / name).write_bytes(name.encode())
     root, agent = snapshot_folder / "root", snapshot_folder / "agent"
-    digests = {"memory": "0" * 64}
-    snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, digests)
+    snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, {"memory": "0" * 64})
     database = storage.open(folder / "casemate.db")
 
     worlds: list[World] = []
@@ -104,10 +111,11 @@ async def open_world(
         index = Index(database, "host")
         admission = Admission(Amount(room * 100, 10_000), commit_ratio=0.25, wait_s=wait_s)
         records = Records(index, audit.Trail(database, "host"), folders)
-        starter, seal = Starter(driver or FakeDriver(), records, admission, 10.0), Seal(bytes(32))
-        supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, FakeGround(snapshot)))
+        driver = driver or FakeDriver()
+        starter, seal = Starter(driver, records, admission, agent_timeout_s), Seal(bytes(32))
+        supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, FakeGround(snapshot)), reach)
         async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
-            worlds.append(World(sandboxes, index, folders, admission, snapshot))
+            worlds.append(World(sandboxes, index, folders, admission, driver, snapshot))
             yield worlds[0]
     finally:
         database.close()

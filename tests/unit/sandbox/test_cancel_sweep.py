@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from sandbox_world import TENANT, World, open_world
 
 from casemate import errors
-from casemate.sandbox import Amount, SandboxSpec, State, execs
+from casemate.sandbox import Amount, Handle, SandboxSpec, State, execs, starting
 
 
 async def life(world: World) -> None:
@@ -28,6 +29,30 @@ async def life(world: World) -> None:
         while isinstance(await running.read(), execs.Output):
             pass
     await world.sandboxes.kill(TENANT, handle.info.id)
+
+
+async def life_with_a_rest(world: World) -> None:
+    handle = await world.sandboxes.create(TENANT, SandboxSpec("python"))
+    world.known.append(handle.info.id)
+    await handle.suspend()
+    await handle.resume()
+    await answers(handle)
+    await world.sandboxes.kill(TENANT, handle.info.id)
+
+
+async def answers(handle: Handle) -> None:
+    async with handle.reach() as link, execs.start(link, execs.ExecSpec(("echo", "hello"))) as running:
+        assert isinstance(found := await running.read(), execs.Output)
+        assert found.data == b"hello"
+
+
+async def still_answer(world: World) -> None:
+    """Whoever gave up: each sandbox that its caller knows of runs or rests, and answers."""
+    for sandbox_id in world.known:
+        with suppress(errors.NotFound), anyio.fail_after(10):
+            handle = world.sandboxes.get(TENANT, sandbox_id)
+            if not handle._stop.is_set():  # its kill was under way
+                await answers(handle)
 
 
 class Steps:
@@ -70,27 +95,28 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-async def sweep(world: World) -> int:
-    """The number of points it was given up at."""
+async def sweep(world: World, life: Callable[[World], Awaitable[None]] = life, every: int = 1) -> int:
+    """The last point it was given up at."""
     steps = Steps()
     steps.install()
     await life(world)  # threads, caches and connections that stay are there from now on
     await world.settle()
     before, k = descriptors(), 0
     while True:
-        k += 1
+        k += every
         with anyio.CancelScope() as scope:
             steps.arm(k, scope.cancel)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(life, world)
         reached, _ = steps.count, steps.arm(0, lambda: None)
+        await still_answer(world)
         await world.settle()
         assert list(world.folders.iterdir()) == [], f"step {k} left a folder"
         assert await world.index.unfinished() == [], f"step {k} left a sandbox that is not terminated"
         assert descriptors() <= before, f"step {k} left a descriptor"
         assert world.admission.reserved == Amount(0, 0), f"step {k} left a reservation"
         if reached < k:
-            return k - 1
+            return k - every
 
 
 @pytest.mark.timeout(170)
@@ -104,6 +130,19 @@ def test_given_up_at_any_point_nothing_stays(tmp_path: Path, no_trace: None) -> 
             return points
 
     assert anyio.run(run) > 30
+
+
+@pytest.mark.timeout(170)
+def test_suspend_and_resume_given_up_at_any_point(
+    tmp_path: Path, no_trace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting, "SPARE_DISK_MIB", 0)
+
+    async def run() -> int:
+        async with open_world(tmp_path) as world:
+            return await sweep(world, life_with_a_rest)
+
+    assert anyio.run(run) > 60
 
 
 def test_the_daemons_end_ends_them(tmp_path: Path, no_trace: None) -> None:

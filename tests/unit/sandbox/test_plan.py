@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -78,10 +79,44 @@ def test_failing_half_way_it_undoes_what_was_done(error: OSError, code: str) -> 
     assert "enter un-d" not in passed
 
 
-@pytest.mark.parametrize("text", ["kill", "kill:", "stop:a", "kill:a:b", "kill:a:done:1", "kill:A", "kill:a:999999"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kill",
+        "kill:",
+        "halt:a",
+        "stop:*a",
+        "stop:a:1",
+        "kill:a*",
+        "kill:a:b",
+        "kill:a:done:1",
+        "kill:A",
+        "kill:a:999999",
+    ],
+)
 def test_a_fault_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InvalidSpec):
         parse_fault(text)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reached", "stops"),
+    [
+        ("stop:a", ("a", "enter"), True),
+        ("stop:a", ("ab", "enter"), False),
+        ("stop:a-*", ("a-b", "enter"), True),
+        ("stop:a-*", ("a-b", "done"), False),
+        ("stop:a-*:done", ("a-b", "done"), True),
+    ],
+)
+def test_it_stops_where_it_says(fault: str, reached: tuple[str, str], stops: bool) -> None:
+    code = f"from casemate.sandbox import parse_fault; parse_fault({fault!r}){reached!r}"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1]) is stops
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_without_one_nothing_happens() -> None:

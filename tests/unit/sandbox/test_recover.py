@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -12,10 +13,12 @@ import anyio
 import pytest
 
 from casemate import audit, storage
-from casemate.errors import HostError
+from casemate.errors import HostError, ImageBroken
 from casemate.sandbox import Recovered, SandboxInfo, State, StateReason, Sweeper, new_id, recover
 from casemate.sandbox.index import Index
 from casemate.sandbox.meta import write_meta
+from casemate.sandbox.resuming import adopted
+from casemate.sandbox.suspended import Suspended
 
 INFO = SandboxInfo(
     id="", tenant="t", name=None, image="python@1", snapshot="s", state=State.RUNNING, isolation="emulated",
@@ -59,6 +62,43 @@ def world(tmp_path: Path) -> Callable[[], object]:
             database.close()
 
     return opened
+
+
+@pytest.mark.parametrize("what", ["nothing", "fifo", "link", "folder", "deep", "long", "no record"])
+def test_whatever_has_become_of_a_suspended_one_it_is_kept_for_its_user(world: Callable, what: str) -> None:
+    """Also where it is of no use any more: a resume says so, and a kill removes it."""
+
+    async def main() -> None:
+        async with world() as w:
+            info = w.left(state=State.SUSPENDED, pid=None)
+            await w.index.put(info)
+            folder = w.folders / info.id / "suspended"
+            folder.mkdir()
+            manifest = folder / "manifest.json"
+            match what:
+                case "fifo":
+                    os.mkfifo(manifest)
+                case "link":
+                    manifest.symlink_to("/dev/zero")
+                case "folder":
+                    manifest.mkdir()
+                case "deep":
+                    manifest.write_text('{"a":' * 100_000)
+                case "long":
+                    with manifest.open("wb") as file:
+                        file.truncate(1 << 40)
+                case "no record":
+                    (w.folders / info.id / "meta.json").unlink()
+            found = Recovered()
+            (kept,) = await recover(found, {}, w.index, w.folders, w.trail)
+            assert (kept.id, kept.state) == (info.id, State.SUSPENDED)
+            assert folder.exists()
+            handle = adopted(kept, w.folders)
+            assert handle.info.id == info.id
+            with pytest.raises(ImageBroken):
+                Suspended.read(w.folders / info.id)
+
+    anyio.run(main)
 
 
 def test_each_end_has_the_reason_that_is_known(world: Callable) -> None:

@@ -46,7 +46,7 @@ class World:
 
 @asynccontextmanager
 async def open_world(*, near_s: float = 1.0, link: type[Link] = Link, **wish: Any) -> AsyncIterator[World]:
-    machine = FakeMachine(MachineSpec("g", 1, 128, ()))
+    machine = FakeMachine(MachineSpec("g", 1, 128, ()), {})
     talk = link("g", silence_s=0.8)
     handle = Handle(replace(INFO, state=State.RUNNING), SandboxSpec(**{"idle_timeout_s": None, **wish}))
     handle._link, handle._machine = talk, machine  # type: ignore[assignment]
@@ -231,7 +231,7 @@ def test_idle_it_is_suspended_where_that_is_asked_for() -> None:
         with anyio.fail_after(5):
             wish = await world.handle.wished()
         assert (wish.action.value, wish.actor) == ("suspend", "idle")
-        world.handle.forget_wish()
+        world.handle.forget_wish(wish)
         wish.refuse(errors.HostFull("no room"))
         await never(lambda: world.handle._wish, 1)  # it is not tried again at once
         assert not world.handle.stopping

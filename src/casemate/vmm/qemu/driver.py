@@ -30,7 +30,7 @@ from casemate.vmm.qemu.monitor import Monitor, open_monitor
 from casemate.vmm.qemu.plan import CPU_MODELS, FILTERS, STATE_SET, Plan, arguments_text, plan_boot, plan_restore
 from casemate.vmm.qemu.tsc import host_tsc_khz
 
-SAVE_SET = 20  # the fdset that device state is saved to
+SAVE_SET = 20  # the fdsets after it are those that device state is saved to
 MAX_STATE_BYTES = 16 << 20  # a booted machine's has some 110 KB
 STATE_HEAD = struct.Struct(">4sIB")
 STATE_FORMAT, CONFIGURATION = (b"QEVM", 3), 7  # Source: QEMU's migration/savevm.h
@@ -50,7 +50,7 @@ class QemuMachine:
         self._spawned = spawned
         self._monitor = monitor
         self._stream = stream
-        self._reopened = 0
+        self._reopened = self._saved = 0
         self._console = b""
         self._console_written = 0
 
@@ -73,9 +73,11 @@ class QemuMachine:
         with GivenAway(state := os.memfd_create("state", os.MFD_CLOEXEC)):
             with GivenAway() as given:  # a set's member has to be of the mode that QEMU asks for
                 only_writable = given.open(Path(f"/proc/self/fd/{state}"), os.O_WRONLY)
-                await self._monitor.add_descriptor(only_writable, SAVE_SET)
-            await self._have_state_written(f"/dev/fdset/{SAVE_SET}")
-            await self._monitor.execute("remove-fd", {"fdset-id": SAVE_SET})
+                self._saved += 1  # a set for each: what is left in that of one that failed would be written to
+                into_set = SAVE_SET + self._saved
+                await self._monitor.add_descriptor(only_writable, into_set)
+            await self._have_state_written(f"/dev/fdset/{into_set}")
+            await self._monitor.execute("remove-fd", {"fdset-id": into_set})
             await anyio.to_thread.run_sync(_copy_state, state, into)
 
     async def _have_state_written(self, path: str) -> None:
