@@ -14,6 +14,7 @@ from vm_world import Daemon
 from casemate.sandbox import activity, cells, execs
 from casemate.sandbox.activity import Activity
 from casemate.sandbox.execs import ExecSpec, Output, Pty, Window
+from casemate.sandbox.warmth import warm
 
 pytestmark = pytest.mark.vm
 WITHIN_S = 30.0
@@ -200,7 +201,7 @@ def test_a_rehearsal_leaves_no_trace(daemon: Daemon, tmp_path: Path, no_trace: N
     groups = "ls -d /sys/fs/cgroup/user/*/ | wc -l; cat /sys/fs/cgroup/user/*/cgroup.procs | wc -l"
 
     async def act(clone: Clone) -> None:
-        await activity.warm(clone.link)
+        await warm(clone.link, clone.link.guest_id)
         assert await execs.listed(clone.link) == []
         said = await activity.ask(clone.link)
         assert (said.execs_running, said.cells_running, said.next_timer_ms) == (0, 0, None)

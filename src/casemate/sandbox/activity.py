@@ -9,13 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-import anyio
-
-from casemate.sandbox import execs, parse
+from casemate.sandbox import parse
 from casemate.sandbox.link import Link
 
 ANSWER_S = 5.0
-WARM_EXECS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +52,3 @@ async def ask(link: Link) -> Activity:
     """How it is now. Raises GuestError when no answer came in time; ProtocolViolation for what no agent says."""
     async with link.open("control", {"op": "activity"}, timeout_s=ANSWER_S) as channel:
         return Activity.from_agent(channel.accepted)
-
-
-async def warm(link: Link, *, timeout_s: float = 35.0) -> None:
-    """Rehearse a user's first script and first exec, and leave no trace of it. Raises GuestError.
-
-    The exec last and more than once: an emulated machine translates code into a cache that is emptied when it is full,
-    as it may just have been.
-    """
-    async with link.open("control", {"op": "warm"}, timeout_s=timeout_s):
-        pass
-    for _ in range(WARM_EXECS):
-        with anyio.fail_after(timeout_s):
-            async with execs.start(link, execs.ExecSpec(argv=("/bin/true",))) as running:
-                while isinstance(await running.read(), execs.Output):
-                    pass
-        await execs.remove(link, running.exec_id)
