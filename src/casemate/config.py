@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -48,6 +49,8 @@ class Settings:
     disk_budget_mib: int = 0  # the same for their disks
     admission_wait_s: float = 0.0  # how long a create that does not fit waits before it is refused
     shape_budget_mib: int = 4096  # disk space for snapshots of other shapes than the default one
+    pool_refills_at_once: int = 1  # members of pools that are made at the same time
+    pools: tuple[Mapping[str, Any], ...] = ()  # ``[[pools]]``: what is always to be ready; see docs/reference.md
 
     @property
     def run(self) -> Path:
@@ -69,6 +72,14 @@ def _by_number(value: Any) -> dict[int, str]:
     return {int(number): str(text).strip() for number, text in pairs}
 
 
+def _tables(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """Tables of the file, or the same as JSON."""
+    tables = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(tables, list | tuple) or not all(isinstance(table, Mapping) for table in tables):
+        raise ValueError("not a list of tables")
+    return tuple(dict(table) for table in tables)
+
+
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -83,6 +94,7 @@ _KINDS: dict[str, Callable[[Any], Any]] = {
     "bool": _truth,
     "tuple[str, ...]": _texts,
     "Mapping[int, str]": _by_number,
+    "tuple[Mapping[str, Any], ...]": _tables,
 }
 
 

@@ -65,6 +65,7 @@ from casemate.sandbox import (
     open_sandboxes,
     open_seal,
     parse_fault,
+    pools_of,
     recover,
 )
 from casemate.sandbox.index import Index
@@ -173,6 +174,7 @@ async def open_service(
         suspended = await recover(recovered, sweepers(launcher, build_host), index, folders, trail)
         keys = Keys(database, here, trail)
         await keys.load()
+        pools = pools_of(settings.pools, shape)
         admission = Admission(
             budget(settings, folders), commit_ratio=settings.commit_ratio, wait_s=settings.admission_wait_s
         )
@@ -186,7 +188,15 @@ async def open_service(
                 reach=parse_fault(os.environ.get("CASEMATE_FAULT")),
                 park_margin_s=settings.park_margin_s,
             )
-            async with open_sandboxes(supervisor, index, images.snapshot_for, shape, suspended) as sandboxes:
+            async with open_sandboxes(
+                supervisor,
+                index,
+                images.snapshot_for,
+                shape,
+                suspended,
+                pools=pools,
+                refills_at_once=settings.pool_refills_at_once,
+            ) as sandboxes:
                 yield Service(settings, sandboxes, images, driver, admission, recovered, trail, keys)
         await trail.record(audit.EventKind.DAEMON_STOPPED, tenant="system", subject=here)
     finally:
@@ -312,7 +322,8 @@ async def stop_when_gone(server: Server, launcher: Launcher) -> None:
 
 
 async def stop_when_idle(server: Server, busy: Busy, service: Service, idle_exit_s: float) -> None:
-    while busy.idle_s() < idle_exit_s or service.sandboxes.count_live() or service.images.shapes.building:
+    sandboxes, shapes = service.sandboxes, service.images.shapes
+    while busy.idle_s() < idle_exit_s or sandboxes.count_live() or sandboxes.pools.kept or shapes.building:
         await anyio.sleep(IDLE_CHECK_S)
     server.should_exit = True
 

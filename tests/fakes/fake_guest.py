@@ -54,6 +54,7 @@ class Guest:
         self.asked = 0  # how often
         self.running = asyncio.Event()  # whether its vCPUs run; it hears and says nothing while they don't
         self.running.set()
+        self.alone = True  # no machine around it that closes the host's end
         self.kept = False  # it is saved: its programs outlive its machine
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,7 +75,8 @@ class Guest:
             for task in {writer} if self.kept else {writer, *programs}:
                 task.cancel()
             self._stream.close()
-            self.host_end.close()
+            if self.alone:
+                self.host_end.close()
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
@@ -200,6 +202,11 @@ class Guest:
             self.connection.deny(number, "not-found", message="no such exec")
             return
         program.finish({"kind": "signaled", "signal": {"INT": 2, "KILL": 9}.get(params["signal"], 15)})
+        self.connection.accept(number)
+        self.connection.finish(number)
+
+    def _exec_remove(self, number: int, params: dict[str, Any]) -> None:
+        del self.programs[params["exec_id"]]
         self.connection.accept(number)
         self.connection.finish(number)
 

@@ -72,6 +72,7 @@ class Agent(Guest):
 
     def __init__(self) -> None:
         super().__init__()
+        self.alone = False
         self._handshake = handshake.Handshake(_Nothing(), "fake")  # type: ignore[arg-type]
 
     def _on(self, event: wire.Event) -> None:
@@ -102,9 +103,9 @@ class Agent(Guest):
 
 
 class FakeMachine:
-    def __init__(self, spec: MachineSpec, saved: dict[bytes, Agent], agent: Agent | None = None) -> None:
+    def __init__(self, spec: MachineSpec, saved: dict[bytes, Agent] | None = None, agent: Agent | None = None) -> None:
         self._spec = spec
-        self._saved = saved
+        self._saved = {} if saved is None else saved
         self._process = subprocess.Popen(["sleep", "infinity"], stdin=subprocess.DEVNULL)
         self._exited = asyncio.Event()
         self._paused = self._frozen = False
@@ -186,6 +187,7 @@ class FakeMachine:
         self._alive()
         self._agent_task.cancel()
         await asyncio.wait([self._agent_task])
+        self._stream.close()
         self._stream = self.agent.reopen()
         self._agent_task = asyncio.create_task(self.agent.run())
         return self._stream
@@ -225,7 +227,7 @@ class FakeDriver:
     def __init__(self) -> None:
         self._saved: dict[bytes, Agent] = {}  # guests as they were when their state was saved
         self.latest: FakeMachine | None = None
-        self.restores = 0  # how often a VMM was started with somebody's state
+        self.states_given = 0  # how often a VMM was started with somebody's state
 
     async def platform(self) -> Platform:
         return PLATFORM
@@ -252,7 +254,7 @@ class FakeDriver:
             raise errors.ToolMissing("that build of the fake VMM is not kept")
         if difference is not None and not difference.read_bytes().startswith(DIFFERENCE):
             raise errors.ImageBroken(f"{difference} is no difference")
-        self.restores += 1
+        self.states_given += 1
         agent = None
         if difference is not None:
             agent = self._saved[snapshot.state.read_bytes()]

@@ -17,6 +17,7 @@ NOUNS: dict[str, str | None] = {
     "/v1/sandboxes": "sandboxes",
     "/v1/images": "images",
     "/v1/events": "events",
+    "/v1/pools": "pools",
 }
 # For these a key is never enough: they are served to the daemon's own user on its unix socket.
 LOCAL_ONLY = ("/v1/keys",)

@@ -28,6 +28,8 @@ class EventKind(StrEnum):
     SANDBOX_KILLED = "sandbox.killed"
     PROTOCOL_VIOLATION = "sandbox.protocol-violation"
     IMAGE_BUILT = "image.built"
+    POOL_SET = "pool.set"
+    POOL_REMOVED = "pool.removed"
     REQUEST_REFUSED = "request.refused"
     DAEMON_STARTED = "daemon.started"  # with what it recovered of an earlier one
     DAEMON_STOPPED = "daemon.stopped"

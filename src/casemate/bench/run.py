@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from casemate.bench import acts
+from casemate.bench import acts, pools
 from casemate.bench.floor import Floor, open_floor
 from casemate.bench.rests import rest_rows
 from casemate.bench.rows import Samples, percentile, rates, row
@@ -21,8 +21,10 @@ COLUMNS = ("name", "n", "failures", "p50_ms", "p95_ms", "p99_ms", "floor_p50_ms"
 SLOW, SLOWEST = 5, 20  # such a share of n for acts that take long
 
 
-def run_bench(n: int, json_path: Path | None = None) -> dict[str, Any]:
-    """Measure, print the table, write the report to *json_path*. Raises what creating a sandbox raises."""
+def run_bench(n: int, json_path: Path | None = None, heavy: bool = False) -> dict[str, Any]:
+    """Measure, print the table, write the report to *json_path*. *heavy*: also hundreds of sandboxes at once.
+
+    Raises what creating a sandbox raises."""
     with Client() as client:
         acts.create_to_first_exec(client)  # builds the snapshot where there is none, and starts the daemon
         image = client.call("GET", "/v1/images/python")
@@ -31,6 +33,9 @@ def run_bench(n: int, json_path: Path | None = None) -> dict[str, Any]:
             if not floor.is_there:
                 print("no floors: bench/floor.py comes with the checkout only", file=sys.stderr)
             rows = _rows(client, image, floor, n)
+            if heavy:
+                _tell("burst_100, density")
+                rows += [*pools.bursts(client), pools.density(client)]
     report = {"machine": _machine(image), "isolation": health["isolation"], "rows": rows}
     if json_path is not None:
         json_path.write_text(json.dumps(report, indent=1) + "\n")
@@ -54,6 +59,8 @@ def _rows(client: Client, image: dict[str, Any], floor: Floor, n: int) -> list[d
         for name, act in (("put_16mib", warm.put_16mib), ("get_16mib", warm.get_16mib)):
             measured = _interleaved(name, act, floor, few)
             rows.append(measured | rates(acts.FILE_BYTES, measured))
+        _tell("pool_claim_to_first_exec")
+        rows.append(pools.claim_to_first_exec(client, warm, few))
     created = next(found for found in rows if found["name"] == "create_to_first_exec")
     rows.append(created | {"name": "restore_to_first_exec", "samples_of": "create_to_first_exec"})  # no pool, no claim
     rows += rest_rows(client, floor, few, _tell)

@@ -28,6 +28,7 @@ VERBS = {
     "inspect": ("inspect", "inspect"),
     "top": ("top", "top"),
     "image": ("image", "app"),
+    "pool": ("pool", "app"),
     "doctor": ("doctor", "doctor"),
     "config": ("config", "app"),
     "completion": ("completion", "completion"),

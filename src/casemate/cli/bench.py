@@ -10,6 +10,9 @@ import typer
 
 def bench(
     json_path: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows there too.")] = None,
+    heavy: Annotated[
+        bool, typer.Option("--heavy", help="Also 100 at once and 200 ready ones: minutes, and 20 GiB of memory.")
+    ] = False,
     n: Annotated[int, typer.Option("--n", min=1, help="How often each is measured.")] = 100,
 ) -> None:
     """Measure sandboxes, each figure beside its floor.
@@ -21,4 +24,4 @@ def bench(
     """
     from casemate.bench import run_bench
 
-    run_bench(n, json_path)
+    run_bench(n, json_path, heavy)

@@ -1,4 +1,4 @@
-"""Channels of kind control: prepare, warm, sync, quiesce, thaw, stats, activity."""
+"""Channels of kind control: prepare, warm, restock, sync, quiesce, thaw, stats, activity."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class ControlChannel(Conversation):
         elif op == "warm":
             self._reactor.call_later(WARM_LIMIT_S, lambda: self._fail("what has to wait warm is not ready in time"))
             self.server.rehearse(lambda: self._done({}))
+        elif op == "restock":
+            self._reactor.call_later(WARM_LIMIT_S, lambda: self._fail("the spares are not ready in time"))
+            self.server.restock(lambda: self._done({}))
         elif op == "sync":
             os.sync()
             self._done({})

@@ -51,6 +51,8 @@ class Warmth(Protocol):
 
     def rehearse(self, done: Callable[[], None]) -> None: ...
 
+    def restock(self, done: Callable[[], None]) -> None: ...
+
 
 class Server:
     """Owns the conversations. The transport hands it bytes and takes its bytes."""
@@ -91,6 +93,9 @@ class Server:
 
     def rehearse(self, done: Callable[[], None]) -> None:
         self._warmth.rehearse(done)
+
+    def restock(self, done: Callable[[], None]) -> None:
+        self._warmth.restock(done)
 
     def receive(self, data: bytes) -> None:
         """Bytes from the host."""

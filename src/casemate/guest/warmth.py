@@ -67,6 +67,10 @@ class Warmth:
 
         self._stage().play(PROGRAMS[:1], clean, self._zygote)
 
+    def restock(self, done: Callable[[], None]) -> None:
+        """Have the spares that were used up made now."""
+        self._stage().play((), done)
+
     def _stage(self) -> Rehearsal:
         return Rehearsal(self._reactor, self._spawner, self._surroundings)
 

@@ -1,6 +1,6 @@
 """What a user holds: a sandbox, from the wish to the end."""
 
-from casemate.sandbox.admission import Admission, Amount
+from casemate.sandbox.admission import Admission, Amount, Relief
 from casemate.sandbox.channel import Channel
 from casemate.sandbox.faults import parse_fault
 from casemate.sandbox.fitness import Here, Made, Misfit, check_fit, sentences, unfit
@@ -8,6 +8,7 @@ from casemate.sandbox.handle import Handle
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.ids import is_id, is_name, new_id
 from casemate.sandbox.link import Link
+from casemate.sandbox.pool_spec import SHARED, PoolSpec, pools_of
 from casemate.sandbox.records import Records
 from casemate.sandbox.recover import Recovered, Sweeper, recover
 from casemate.sandbox.resuming import Kit, Resumer
@@ -35,8 +36,11 @@ __all__ = [
     "Link",
     "Made",
     "Misfit",
+    "PoolSpec",
     "Reason",
     "Recovered",
+    "Relief",
+    "SHARED",
     "SandboxInfo",
     "SandboxSpec",
     "Sandboxes",
@@ -57,6 +61,7 @@ __all__ = [
     "open_sandboxes",
     "open_seal",
     "parse_fault",
+    "pools_of",
     "recover",
     "sentences",
     "unfit",

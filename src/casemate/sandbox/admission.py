@@ -26,6 +26,7 @@ from casemate.errors import HostFull
 from casemate.host import own
 
 ASSUMED_CLONE_MIB = 48  # until the first clone of a snapshot has been measured; it comes to 25 to 45
+ASSUMED_READY_MIB = 80  # the same of one that was warmed
 RETRY_AFTER_S = 5
 RELIEF_S = 10.0  # how long who does not fit waits for what is being ended in its favour
 PRESSURE_S = 10.0  # so long after somebody did not fit, nothing is made that nobody asked for
@@ -107,19 +108,24 @@ class Admission:
         self._wait_s = wait_s
         self._queues: dict[str, deque[_Waiting]] = {}  # the first tenant's turn is next
         self._clone_mib: dict[str, int] = {}
+        self._ready_mib: dict[str, int] = {}
 
     def amount(self, snapshot: str, memory_mib: int, disk_mib: int) -> Amount:
         """What a clone of *snapshot* with such a guest reserves."""
-        ready = self.ready_amount(snapshot)
-        return Amount(ready.memory_mib + round(memory_mib * self._commit_ratio), round(disk_mib * self._commit_ratio))
+        private_mib = self._clone_mib.get(snapshot, ASSUMED_CLONE_MIB)
+        return Amount(private_mib + round(memory_mib * self._commit_ratio), round(disk_mib * self._commit_ratio))
 
     def ready_amount(self, snapshot: str) -> Amount:
         """What a clone of *snapshot* reserves while nobody uses it: the memory that it has of its own."""
-        return Amount(self._clone_mib.get(snapshot, ASSUMED_CLONE_MIB), 0)
+        return Amount(self._ready_mib.get(snapshot, ASSUMED_READY_MIB), 0)
 
     def learn(self, snapshot: str, private_mib: int) -> None:
         """A fresh clone of *snapshot* was seen to have so much memory of its own; the largest counts."""
         self._clone_mib[snapshot] = max(private_mib, self._clone_mib.get(snapshot, 0))
+
+    def learn_ready(self, snapshot: str, private_mib: int) -> None:
+        """The same of one that was warmed, which writes to more of its pages."""
+        self._ready_mib[snapshot] = max(private_mib, self._ready_mib.get(snapshot, 0))
 
     @property
     def pressed(self) -> bool:

@@ -31,12 +31,14 @@ class Boot:
     place: Place
     born: float = field(default_factory=time.perf_counter)
     started: bool = False
+    warmed: bool = False  # it has done something before it runs
     kept: bool = False  # what is left of it at the end of its supervisor is not removed
     sealed: bool = False  # what its machine was is on the disk
     failure: errors.CasemateError | None = None
     attestation: Mapping[str, object] | None = None
     intended: asyncio.Event = field(default_factory=asyncio.Event)
     restored_ms: float = 0.0
+    admitted_ms: float = 0.0
     found: Suspended | None = None  # what it was last resumed from
     own_memory: str | None = None  # the file in its folder that its memory is, or was restored from: booted from disk
     kernel: Kernel | None = None  # of a boot from the disk

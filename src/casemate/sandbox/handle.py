@@ -111,6 +111,11 @@ class Handle:
 
     # --------------------------------------------------------------------------------------- its use
 
+    def begin(self) -> None:
+        """Its life for who uses it begins now, whenever it was made."""
+        self.born_ago(0.0)
+        self.usage.touch()
+
     @property
     def parked(self) -> bool:
         """It runs, and is frozen until somebody needs it."""

@@ -25,6 +25,10 @@ class Index:
         """The same as an act, to be one with another in a transaction."""
         return partial(sandboxes.put, row=self._row(info))
 
+    def claiming(self, info: SandboxInfo) -> Callable[[Connection], None]:
+        """The same for a pool's member that becomes somebody's; raises StateConflict unless it is ready."""
+        return partial(sandboxes.claim, row=self._row(info))
+
     async def listed(self, tenant: str) -> list[SandboxInfo]:
         """Everything of a tenant that is remembered, oldest first."""
         rows = await self.database.read(sandboxes.listed, tenant, all=True)

@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
+import structlog
 from anyio.abc import TaskGroup
+from prometheus_client.core import Metric
 
 from casemate import errors
 from casemate.sandbox.admission import Relief
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.ids import new_id
 from casemate.sandbox.index import Index
+from casemate.sandbox.meters import Meters, gauge
+from casemate.sandbox.pool_keeper import Keeper, Traffic
+from casemate.sandbox.pool_member import Claim, MemberSupervisor
+from casemate.sandbox.pool_spec import PoolSpec
+from casemate.sandbox.pools import Pools
 from casemate.sandbox.relief import IdleSuspender
 from casemate.sandbox.resuming import adopted
-from casemate.sandbox.snapshot import Snapshot
+from casemate.sandbox.snapshot import FindSnapshot, Progress, Snapshot
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape
 from casemate.sandbox.states import Reason, State
 from casemate.sandbox.supervisor import Supervisor, stopping
 
+log = structlog.get_logger()
+RESTABLE = (State.RUNNING, State.RESUMING)
+SUSPENDS_AT_ONCE = 2  # they share a disk, and the last one has to be done in time
+SUSPEND_S = 35.0  # of the time to drain in; whoever was not stored by then is ended
 DRAIN_S = 45.0  # of the 60 s a daemon has to stop in; the rest is for its connections and the launcher
 REMEMBER_S = 86_400  # a terminated sandbox is listed for a day
-
-
-Progress = Callable[[str, str, float | None], None]
-"""``progress(step, message, fraction)``; called in the event loop, must not wait."""
-
-
-class FindSnapshot(Protocol):
-    """Lends the snapshot of an image in a shape for a block; builds one where there is none, if it may."""
-
-    def __call__(
-        self, tenant: str, ref: str, shape: Shape, *, build: bool, progress: Progress | None
-    ) -> AbstractAsyncContextManager[Snapshot]: ...
 
 
 class Sandboxes:
@@ -48,37 +47,64 @@ class Sandboxes:
         find_snapshot: FindSnapshot,
         default_shape: Shape,
         tasks: TaskGroup,
+        refills_at_once: int = 1,
     ) -> None:
         self._supervisor = supervisor
         self._index = index
         self._find_snapshot = find_snapshot
         self._default_shape = default_shape
         self._tasks = tasks
-        self._live: dict[str, Handle] = {}
+        self._traffic = Traffic()
+        self._live = self._traffic.live
         self._draining = False
+        self.meters = Meters()
+        self.meters.watch(self._families)
+        members = MemberSupervisor(supervisor)
+        keeper = Keeper(members, find_snapshot, self._new_info, self._traffic, self.meters, tasks, refills_at_once)
+        self.pools = Pools(keeper, index)
 
     async def create(
         self, tenant: str, spec: SandboxSpec, *, actor: str = "host", progress: Progress | None = None
     ) -> Handle:
-        """A running sandbox. Cancelled, or out of time: whatever had begun is ended again.
+        """A running sandbox, claimed from a pool or restored for it.
 
+        Cancelled, or out of time: whatever had begun is ended again.
         ``create_timeout_s`` begins when there is a snapshot: the first use of a shape builds it, within limits of
         its own. Raises NotFound for the image, SnapshotMissing, StateConflict for a taken name, BootTimeout after
         ``create_timeout_s``, HostFull, HostError, VmmError, GuestError.
         """
         self._check_serving()
-        shape = self._shape(spec)
+        shape = self.shape_of(spec.vcpus, spec.memory_mib, spec.disk_mib)
         async with self._find_snapshot(tenant, spec.image, shape, build=spec.build, progress=progress) as snapshot:
             self._check_serving()  # a build takes a while
             try:
-                with anyio.fail_after(spec.create_timeout_s):
-                    return await self._start(tenant, spec, snapshot, actor)
+                with self._counted(), anyio.fail_after(spec.create_timeout_s):
+                    claimed = await self.pools.claim(Claim(tenant, spec, actor), snapshot)
+                    return claimed or await self._start(tenant, spec, snapshot, actor)
             except TimeoutError as error:
                 raise errors.BootTimeout(
                     f"the sandbox did not answer within create_timeout_s = {spec.create_timeout_s:g} s",
                     hint="the host may be overloaded; see casemate doctor",
                     retry=errors.Retry.SAFE,
                 ) from error
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._traffic.creating += 1
+        result = "cancelled"
+        try:
+            yield
+            result = "created"
+        except errors.CasemateError as error:
+            result = error.code
+            raise
+        except TimeoutError:
+            result = errors.BootTimeout.code
+            raise
+        finally:
+            self._traffic.creating -= 1
+            self._traffic.created_at = time.monotonic()
+            self.meters.creates.labels(result).inc()
 
     def _check_serving(self) -> None:
         if self._draining:
@@ -164,32 +190,43 @@ class Sandboxes:
         return self._draining
 
     async def drain(self) -> None:
-        """No new ones; end all, at once and together, those that are only being made too. Takes at most 45 s.
+        """No new ones; all rest or end, together, those that are only being made too. Takes at most 45 s.
 
-        What is suspended stays so, for the next daemon.
+        What is suspended stays so for the next daemon, and what is to be suspended when idle is suspended now.
         """
         self._draining = True
-        for handle in self._live.values():
-            handle.ask_stop(Reason.DAEMON_STOPPED, "the daemon was stopped")
+        places = anyio.Semaphore(SUSPENDS_AT_ONCE)
         with anyio.move_on_after(DRAIN_S):
-            for handle in list(self._live.values()):
-                await handle.ended.wait()
+            async with anyio.create_task_group() as tasks:
+                for handle in list(self._live.values()):
+                    tasks.start_soon(self._let_go, handle, places)
+                await self.pools.drain()
 
-    def _shape(self, spec: SandboxSpec) -> Shape:
+    async def _let_go(self, handle: Handle, places: anyio.Semaphore) -> None:
+        if handle.spec.on_idle == "suspend" and not handle.spec.attached and handle.info.state in RESTABLE:
+            with anyio.move_on_after(SUSPEND_S):
+                async with places:
+                    try:
+                        await handle.suspend("drain")
+                    except errors.CasemateError as error:
+                        log.error("a sandbox could not be suspended", sandbox=handle.info.id, error=str(error))
+        handle.ask_stop(Reason.DAEMON_STOPPED, "the daemon was stopped")
+        await handle.ended.wait()
+
+    def shape_of(self, vcpus: int | None, memory_mib: int | None, disk_mib: int | None) -> Shape:
+        """What is not said is as the settings say."""
         default = self._default_shape
-        return Shape(
-            spec.vcpus or default.vcpus,
-            spec.memory_mib or default.memory_mib,
-            spec.disk_mib or default.disk_mib,
-        )
+        return Shape(vcpus or default.vcpus, memory_mib or default.memory_mib, disk_mib or default.disk_mib)
 
     async def _start(self, tenant: str, spec: SandboxSpec, snapshot: Snapshot, actor: str) -> Handle:
         if self._draining:  # since it asked for its snapshot
             raise stopping()
         handle = Handle(self._new_info(tenant, spec, snapshot), spec, actor)
         self._live[handle.info.id] = handle
+        self.pools.count_use(handle, snapshot)
         try:
             await self._tasks.start(self._supervise, handle, snapshot)
+            self.meters.restores.observe((handle.info.timings.restore_ms or 0.0) / 1000)
         except BaseException:  # also cancellation: the caller will never see this sandbox
             handle.ask_stop(Reason.BOOT_FAILED, "its create was cancelled or failed")
             raise
@@ -200,6 +237,17 @@ class Sandboxes:
             await self._supervisor.supervise(handle, snapshot, task_status=task_status)
         finally:
             self._live.pop(handle.info.id, None)
+            self.pools.end_use(handle)
+
+    def _families(self) -> Iterable[Metric]:
+        states = Counter(handle.info.state for handle in self._live.values())
+        every = [((state.value,), float(states[state])) for state in State]
+        yield gauge("casemate_sandboxes", "Sandboxes that live, by state; pools have ready ones", ("state",), every)
+        admission = self._supervisor.starter.admission
+        kinds = {"reserved": admission.reserved, "budget": admission.budget}
+        for what, said in (("memory", "Memory"), ("disk", "Disk")):
+            values = [((kind,), float(getattr(amount, f"{what}_mib") << 20)) for kind, amount in kinds.items()]
+            yield gauge(f"casemate_{what}_bytes", f"{said} that sandboxes reserve, and may", ("kind",), values)
 
     def _new_info(self, tenant: str, spec: SandboxSpec, snapshot: Snapshot) -> SandboxInfo:
         if spec.name is not None and any(
@@ -239,19 +287,24 @@ async def open_sandboxes(
     find_snapshot: FindSnapshot,
     default_shape: Shape,
     suspended: Sequence[SandboxInfo] = (),
+    *,
+    pools: Iterable[tuple[str, PoolSpec]] = (),
+    refills_at_once: int = 1,
 ) -> AsyncIterator[Sandboxes]:
     """What an earlier daemon left has been swept before (``recover``), the *suspended* ones are adopted.
 
-    At the end every sandbox is terminated, but those that are suspended stay so.
+    *pools*: those of the configuration, and whose each is. At the end every sandbox is terminated, but those that
+    are suspended stay so.
     """
     await index.forget(time.time() - REMEMBER_S)
     async with anyio.create_task_group() as tasks:
-        sandboxes = Sandboxes(supervisor, index, find_snapshot, default_shape, tasks)
+        sandboxes = Sandboxes(supervisor, index, find_snapshot, default_shape, tasks, refills_at_once)
         for info in suspended:
             sandboxes.adopt(info)
         admission = supervisor.starter.admission
         admission.relievers[Relief.SUSPEND_IDLE] = IdleSuspender(sandboxes.live, admission, tasks)
         try:
+            await sandboxes.pools.load(pools)
             yield sandboxes
         finally:
             with anyio.CancelScope(shield=True):

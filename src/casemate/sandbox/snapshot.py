@@ -12,10 +12,11 @@ The MAC is over all the rest and the tenant: so over the digests, and by them ov
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from casemate.errors import ImageBroken
 from casemate.sandbox.fitness import Made
@@ -141,3 +142,15 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _unreadable(folder: Path, error: Exception) -> ImageBroken:
     return ImageBroken(f"snapshot {folder.name} cannot be read: {error}", hint="casemate image build --force")
+
+
+Progress = Callable[[str, str, float | None], None]
+"""``progress(step, message, fraction)``; called in the event loop, must not wait."""
+
+
+class FindSnapshot(Protocol):
+    """Lends the snapshot of an image in a shape for a block; builds one where there is none, if it may."""
+
+    def __call__(
+        self, tenant: str, ref: str, shape: Shape, *, build: bool, progress: Progress | None
+    ) -> AbstractAsyncContextManager[Snapshot]: ...

@@ -107,6 +107,7 @@ class Timings:
 
     restore_ms: float | None = None
     first_answer_ms: float | None = None
+    admitted_ms: float | None = None  # what it may come to need was set aside
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ class Starter:
         info = boot.handle.info
         amount = self.admission.amount(boot.snapshot.id, info.memory_mib, info.disk_mib)
         async with self.admission.reserved_for(info.tenant, amount) as boot._reservation:
+            boot.admitted_ms = since(boot.born)
             yield
 
     @asynccontextmanager
@@ -171,7 +172,7 @@ class Starter:
     @asynccontextmanager
     async def unpause(self, boot: Boot) -> AsyncIterator[None]:
         await boot.machine.unpause()
-        boot.restored_ms = _since(boot.born)
+        boot.restored_ms = since(boot.born)
         yield
 
     @asynccontextmanager
@@ -188,8 +189,8 @@ class Starter:
     @asynccontextmanager
     async def _run(self, boot: Boot) -> AsyncIterator[None]:
         handle, machine = boot.handle, boot.machine
-        timings = Timings(restore_ms=boot.restored_ms, first_answer_ms=_since(boot.born))
-        if fresh_mib := private_mib(machine.pid):
+        timings = Timings(boot.restored_ms, since(boot.born), boot.admitted_ms)
+        if not boot.warmed and (fresh_mib := private_mib(machine.pid)):
             self.admission.learn(boot.snapshot.id, fresh_mib)
         async with self.running(boot):
             pid = {"pid": machine.pid}
@@ -268,7 +269,7 @@ async def introduce(link: Link, introduction: Introduction, timeout_s: float) ->
     introduction.check(ready, sent_ns, sent_ns + time.monotonic_ns() - sent_at)
 
 
-def _since(start: float) -> float:
+def since(start: float) -> float:
     return round((time.perf_counter() - start) * 1000, 2)
 
 

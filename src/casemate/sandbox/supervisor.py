@@ -9,9 +9,10 @@ Everybody else holds a Handle and may only ask.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import anyio
 import structlog
@@ -35,6 +36,7 @@ from casemate.sandbox.suspending import LIMIT_S, Saving, Suspender
 
 log = structlog.get_logger()
 WATCH_EVERY_S = 1.0
+BootT = TypeVar("BootT", bound=Boot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,20 @@ class Supervisor:
 
         Raises, before started, what kept it from running; after that nothing: the end is in the info.
         """
-        boot = Boot(handle, Place(self.records.folders / handle.info.id), _snapshot=snapshot)
+        boot = Boot(handle, self.place_of(handle), _snapshot=snapshot)
+        await self.start(boot, self.starter.life_plan(), self.starter.start_plan(), task_status.started)
+
+    async def start(
+        self, boot: BootT, life: Sequence[Step[BootT]], start: Sequence[Step[BootT]], started: Callable[[], object]
+    ) -> None:
+        """As supervise, by these plans."""
+        handle = boot.handle
 
         async def live() -> None:
-            async with carried_out(self.starter.life_plan(), boot, self.reach):
-                async with carried_out(self.starter.start_plan(), boot, self.reach):
+            async with carried_out(life, boot, self.reach):
+                async with carried_out(start, boot, self.reach):
                     boot.started = True
-                    task_status.started()
+                    started()
                     boot.failure = await self._watch(boot)
                 if boot.sealed:
                     await self._rest_and_resume(boot)
@@ -73,7 +82,7 @@ class Supervisor:
 
     async def look_after(self, handle: Handle) -> None:
         """The same for one that an earlier daemon suspended."""
-        boot = Boot(handle, Place(self.records.folders / handle.info.id), started=True)
+        boot = Boot(handle, self.place_of(handle), started=True)
         boot.intended.set()
 
         async def live() -> None:
@@ -81,6 +90,9 @@ class Supervisor:
                 await self._rest_and_resume(boot)
 
         await self._carry(boot, live)
+
+    def place_of(self, handle: Handle) -> Place:
+        return Place(self.records.folders / handle.info.id)
 
     async def _carry(self, boot: Boot, live: Callable[[], Awaitable[None]]) -> None:
         handle = boot.handle
@@ -291,7 +303,7 @@ async def _until_too_old(handle: Handle) -> None:
 async def _give_up_boot(handle: Handle, scope: anyio.CancelScope) -> None:
     """Its end was asked for before it ran: nobody waits for a boot that is not wanted."""
     await handle._stop.wait()
-    if handle.info.state is State.PENDING:
+    if handle.info.state in (State.PENDING, State.READY):
         scope.cancel()
 
 

@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from casemate.sdk._async.events import AsyncEvents
     from casemate.sdk._async.images import AsyncImages
     from casemate.sdk._async.keys import AsyncKeys
+    from casemate.sdk._async.pools import AsyncPools
     from casemate.sdk._async.sandbox import AsyncSandbox
     from casemate.sdk._sync.client import Client
     from casemate.sdk._sync.events import Events
     from casemate.sdk._sync.images import Images
     from casemate.sdk._sync.keys import Keys
+    from casemate.sdk._sync.pools import Pools
     from casemate.sdk._sync.sandbox import Sandbox
     from casemate.sdk.results import (
         CommandFailed,
@@ -40,6 +42,7 @@ __all__ = [
     "AsyncEvents",
     "AsyncImages",
     "AsyncKeys",
+    "AsyncPools",
     "AsyncSandbox",
     "Client",
     "CommandFailed",
@@ -56,6 +59,7 @@ __all__ = [
     "Logs",
     "OutOfMemory",
     "Output",
+    "Pools",
     "Sandbox",
     "SandboxInfo",
     "SandboxStats",
@@ -69,11 +73,13 @@ _HOMES = {
     "AsyncEvents": "_async.events",
     "AsyncImages": "_async.images",
     "AsyncKeys": "_async.keys",
+    "AsyncPools": "_async.pools",
     "AsyncSandbox": "_async.sandbox",
     "Client": "_sync.client",
     "Events": "_sync.events",
     "Images": "_sync.images",
     "Keys": "_sync.keys",
+    "Pools": "_sync.pools",
     "Sandbox": "_sync.sandbox",
     "SandboxStats": "stats",
 }

@@ -181,6 +181,7 @@ class Timings:
 
     restore_ms: float | None = None
     first_answer_ms: float | None = None
+    admitted_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

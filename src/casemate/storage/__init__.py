@@ -1,10 +1,11 @@
 """The index of names and history: SQLite behind SQLAlchemy Core. What is true stands in the folders."""
 
-from casemate.storage import answers, images, keys, sandboxes
+from casemate.storage import answers, images, keys, pools, sandboxes
 from casemate.storage.answers import AnswerRow
 from casemate.storage.database import Database, open
 from casemate.storage.images import ImageRow, SnapshotRow, VersionRow, VersionState
 from casemate.storage.keys import KeyRow
+from casemate.storage.pools import PoolRow
 from casemate.storage.sandboxes import SandboxRow
 from casemate.storage.schema import audit_events
 
@@ -13,6 +14,7 @@ __all__ = [
     "Database",
     "ImageRow",
     "KeyRow",
+    "PoolRow",
     "SandboxRow",
     "SnapshotRow",
     "VersionRow",
@@ -22,5 +24,6 @@ __all__ = [
     "images",
     "keys",
     "open",
+    "pools",
     "sandboxes",
 ]

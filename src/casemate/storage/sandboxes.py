@@ -46,6 +46,14 @@ def put(connection: sa.Connection, row: SandboxRow) -> None:
         ) from error
 
 
+def claim(connection: sa.Connection, row: SandboxRow) -> None:
+    """Replace the one with its id, which is ``ready``. Raises StateConflict when it is not, or its name is taken."""
+    ready = (sandboxes.c.id == row.id) & (sandboxes.c.state == "ready")
+    if connection.execute(sandboxes.select().where(ready)).first() is None:
+        raise StateConflict(f"sandbox {row.id} is nobody's to claim: it is not ready")
+    put(connection, row)
+
+
 def listed(connection: sa.Connection, tenant: str, *, all: bool = False) -> list[SandboxRow]:
     """A tenant's sandboxes, oldest first; the terminated ones only with *all*."""
     query = sandboxes.select().where(sandboxes.c.tenant == tenant)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA = "0002"  # the newest migration; a test holds it and the tables below to migrations/
+SCHEMA = "0003"  # the newest migration; a test holds it and the tables below to migrations/
 
 SANDBOX_STATES = (
     "ready",
@@ -18,6 +18,7 @@ SANDBOX_STATES = (
 )
 VERSION_STATES = ("pending", "building", "ready", "failed")
 SNAPSHOT_STATES = ("building", "ready", "failed")
+POOL_ORIGINS = ("api", "config")
 
 metadata = sa.MetaData(
     naming_convention={
@@ -152,4 +153,23 @@ answers = sa.Table(  # given to requests with an Idempotency-Key
     sa.Column("body", sa.LargeBinary),  # NULL: it was a stream, or too long to keep
     sa.Column("expires_at", sa.Double, nullable=False, index=True),
     sa.UniqueConstraint("tenant", "key"),
+)
+
+pools = sa.Table(
+    "pools",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    *_every_row(),
+    sa.Column("image", sa.Text, nullable=False),  # a reference; the pool follows it
+    sa.Column("vcpus", sa.Integer, nullable=False),
+    sa.Column("memory_mib", sa.Integer, nullable=False),
+    sa.Column("disk_mib", sa.Integer, nullable=False),
+    sa.Column("network", sa.Text, nullable=False),
+    sa.Column("min_ready", sa.Integer, nullable=False),
+    sa.Column("max_ready", sa.Integer),  # NULL: as min_ready
+    sa.Column("target_utilization", sa.Double, nullable=False),
+    sa.Column("schedule", sa.Text),  # NULL: always
+    sa.Column("origin", sa.Text, nullable=False),
+    sa.UniqueConstraint("tenant", "image", "vcpus", "memory_mib", "disk_mib", "network"),
+    _one_of("origin", POOL_ORIGINS),
 )

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,60 @@ from casemate.api.keys import Keys
 from casemate.api.listener import Server
 from casemate.api.native import app
 from casemate.audit import EventKind, Tally, Trail
-from casemate.sandbox import Handle, Link, SandboxInfo, SandboxSpec, State, StateReason, new_id
+from casemate.sandbox import (
+    SHARED,
+    Handle,
+    Link,
+    PoolSpec,
+    SandboxInfo,
+    SandboxSpec,
+    Shape,
+    State,
+    StateReason,
+    new_id,
+)
+from casemate.sandbox.meters import Meters
 from casemate.sandbox.spec import SuspendedFacts
 
 DEADLINE_S = 60
+
+
+@dataclass
+class FakePools:
+    """Pools that are only written down; there is one from the start, of tenant ``local``."""
+
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._add("local", PoolSpec("mine", Shape(1, 512, 1024), 1))
+
+    async def put(self, tenant: str, spec: PoolSpec, *, actor: str = "host") -> dict[str, Any]:
+        return self._add(tenant, spec)
+
+    def get(self, tenant: str, ref: str) -> dict[str, Any]:
+        for pool in self.listed(tenant):
+            if ref in (pool["id"], pool["image"]):
+                return pool
+        raise errors.NotFound(f"there is no pool {ref[:80]!r}")
+
+    async def remove(self, tenant: str, ref: str, *, shared: bool, actor: str = "host") -> dict[str, Any]:
+        pool = self.get(tenant, ref)
+        if pool["tenant"] == SHARED and not shared:
+            raise errors.Forbidden("not yours")
+        return self.known.pop(pool["id"])
+
+    def listed(self, tenant: str) -> list[dict[str, Any]]:
+        return [pool for pool in self.known.values() if pool["tenant"] in (tenant, SHARED)]
+
+    def _add(self, tenant: str, spec: PoolSpec) -> dict[str, Any]:
+        asked = ("image", "network", "min_ready", "max_ready", "target_utilization", "schedule")
+        counted = ("wanted", "ready", "making", "claimed", "in_use", "hits", "died", "refill_failures")
+        measured = {"p50_ms": None, "p95_ms": None}
+        pool = {name: getattr(spec, name) for name in asked} | dict.fromkeys(counted, 0) | asdict(spec.shape)
+        pool |= {"id": new_id(), "tenant": tenant, "version": None, "origin": "api", "created_at": time.time()}
+        pool |= {"misses": {"empty": 2}, "refill": measured, "claim": measured, "failure": None}
+        self.known[str(pool["id"])] = pool
+        return pool
 
 
 @dataclass
@@ -35,6 +85,8 @@ class FakeSandboxes:
     """The service's methods over guests of this process. ``hold`` keeps creates pending."""
 
     tasks: anyio.abc.TaskGroup
+    pools: FakePools = field(default_factory=FakePools)
+    meters: Meters = field(default_factory=Meters)
     handles: dict[str, Handle] = field(default_factory=dict)
     guests: dict[str, Guest] = field(default_factory=dict)
     hold: anyio.Event | None = None
@@ -42,6 +94,9 @@ class FakeSandboxes:
     lives: list[tuple[object, str]] = field(default_factory=list)  # what was asked for, and by whom or of whom
     news: int = 0  # how often a create tells of its progress
     fail_with: errors.CasemateError | None = None
+
+    def shape_of(self, vcpus: int | None, memory_mib: int | None, disk_mib: int | None) -> Shape:
+        return Shape(vcpus or 1, memory_mib or 512, disk_mib or 1024)
 
     async def create(
         self,

@@ -84,3 +84,17 @@ def test_serve_refuses_what_is_not_safe(tmp_path: Path, monkeypatch: pytest.Monk
     assert done.returncode == 1
     assert "--behind-proxy" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_pools_life(fake: FakeDaemon) -> None:
+    made = casemate("pool", "set", "python", "--min-ready", "4", "--max-ready", "8", "--memory", "256", "--shared")
+    assert (made.returncode, made.stdout) == (0, "7k5qa364e9e1v0\n"), made.stderr
+    assert (fake.pools["python"]["max_ready"], fake.pools["python"]["target_utilization"]) == (8, 0.7)
+    head, row = casemate("pool", "ls").stdout.splitlines()
+    assert head.split()[:4] == ["ID", "IMAGE", "SHAPE", "READY"]
+    for cell in ("python (shared)", "1/256/1024", "3/4", "4-8", "2 (2 empty)", "31/44 ms", "900 ms", "filling"):
+        assert cell in row
+    assert json.loads(casemate("pool", "ls", "--json").stdout)["pools"][0]["hits"] == 7
+    assert casemate("pool", "rm", "python").stdout == "7k5qa364e9e1v0\n"
+    assert fake.pools == {}
+    assert casemate("pool", "set", "python").returncode == 2  # how many?

@@ -56,3 +56,13 @@ def test_what_is_wrong_is_said(tmp_path: Path, text: str | bytes, said: str) -> 
     (tmp_path / "config.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InvalidSpec, match=said):
         explained(tmp_path)
+
+
+def test_a_list_of_tables_is_read_from_the_file_and_as_json(tmp_path):
+    (tmp_path / "config.toml").write_text('[[pools]]\nimage = "python"\nmin_ready = 2\n')
+    env = {"CASEMATE_HOME": str(tmp_path)}
+    assert config.load(env).pools == ({"image": "python", "min_ready": 2},)
+    assert config.load({**env, "CASEMATE_POOLS": '[{"image": "x"}]'}).pools == ({"image": "x"},)
+    for wrong in ("x", "{}", "[1]"):
+        with pytest.raises(InvalidSpec, match="pools"):
+            config.load({**env, "CASEMATE_POOLS": wrong})

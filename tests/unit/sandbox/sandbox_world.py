@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import anyio
@@ -43,6 +43,7 @@ class World:
     folders: Path
     admission: Admission
     driver: FakeDriver
+    snapshot: Snapshot  # what every image means at the moment
     known: list[str] = field(default_factory=list)  # whose create has returned: their callers have to kill them
 
     async def settle(self) -> None:
@@ -96,12 +97,15 @@ async def open_world(
     snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, {"memory": "0" * 64})
     database = storage.open(folder / "casemate.db")
 
+    worlds: list[World] = []
+
     @asynccontextmanager
     async def find(
-        _tenant: str, _image: str, _shape: Shape, *, build: bool, progress: object
+        _tenant: str, _image: str, shape: Shape, *, build: bool, progress: object
     ) -> AsyncIterator[Snapshot]:
         await anyio.lowlevel.checkpoint()
-        yield snapshot
+        found = worlds[0].snapshot if worlds else snapshot
+        yield found if shape == SHAPE else replace(found, id=f"{found.id}-{shape.memory_mib}", shape=shape)
 
     try:
         index = Index(database, "host")
@@ -111,6 +115,7 @@ async def open_world(
         starter, seal = Starter(driver, records, admission, agent_timeout_s), Seal(bytes(32))
         supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, FakeGround(snapshot)), reach)
         async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
-            yield World(sandboxes, index, folders, admission, driver)
+            worlds.append(World(sandboxes, index, folders, admission, driver, snapshot))
+            yield worlds[0]
     finally:
         database.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from casemate import errors
 from casemate.sandbox import Handle, SandboxSpec, State, execs, starting
 from casemate.sandbox.plan import Moment
 from casemate.sandbox.resuming import Resumer
+from casemate.sandbox.suspended import Place
 from casemate.sandbox.suspending import Suspender
 
 NOTHING = object()
@@ -183,6 +185,60 @@ def test_the_vmm_dies_in_the_middle(tmp_path: Path, step: str, no_trace: None) -
             assert world.admission.reserved.memory_mib == 0
 
     with_limit(main)
+
+
+def test_the_vmm_dies_when_nobody_needs_it_any_more(
+    tmp_path: Path, no_trace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory was taken, its disk is being taken: it is suspended, and its followers can take up again."""
+    take_disk = Place.take_disk
+
+    async def main(world: World, _: Failing) -> None:
+        handle, started, got = await lone(world), anyio.Event(), bytearray()
+        refused = list[errors.CasemateError]()
+
+        def slowly(place: Place) -> None:
+            assert handle.info.pid is not None
+            os.kill(handle.info.pid, signal.SIGKILL)
+            time.sleep(0.3)  # in a thread: its end is noticed meanwhile
+            take_disk(place)
+
+        async def follow() -> None:
+            try:
+                await following(handle, started, got)
+            except errors.GuestError as error:
+                refused.append(error)
+
+        monkeypatch.setattr(Place, "take_disk", slowly)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow)
+            await started.wait()
+            assert (await handle.suspend()).state is State.SUSPENDED
+        assert refused
+        await answers(handle)
+
+    run(tmp_path, main)
+
+
+def test_a_fault_of_ours_loses_nothing_that_is_stored(tmp_path: Path, no_trace: None) -> None:
+    """The daemon ends of it, and the next one finds the sandbox as it was."""
+    left = list[Path]()
+
+    def reach(name: str, moment: Moment) -> None:
+        if name == "resume-check":
+            raise RuntimeError("a fault of ours")
+
+    async def main() -> None:
+        async with open_world(tmp_path, reach=reach) as world:
+            handle = await lone(world)
+            await handle.suspend()
+            left.append(world.folders / handle.info.id / "suspended" / "manifest.json")
+            await handle.resume()
+
+    with pytest.raises(BaseExceptionGroup) as raised:
+        with_limit(main)
+    assert raised.group_contains(RuntimeError, match="a fault of ours")
+    assert left[0].is_file()
 
 
 def test_the_disk_refuses_every_record_of_a_resume(

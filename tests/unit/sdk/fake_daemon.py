@@ -59,6 +59,7 @@ class FakeDaemon:
         self.starts: list[Json] = []
         self.requests: list[Request] = []
         self.keys: list[Json] = []
+        self.pools: dict[str, Json] = {}
         self.broken: Json | None = None
         self.bundle = b"a bundle" * 300_000
         self.sound = True
@@ -85,7 +86,7 @@ class FakeDaemon:
             "labels": body["labels"],
             "created_at": time.time(),
             "updated_at": time.time(),
-            "timings": {"restore_ms": 30.5, "first_answer_ms": 90.25},
+            "timings": {"restore_ms": 30.5, "first_answer_ms": 90.25, "admitted_ms": 0.5},
             "pid": os.getpid(),
             "a_field_of_tomorrow": 1,
         }
@@ -271,6 +272,24 @@ class FakeDaemon:
             lines.append({"event": "error", "error": errors.NotFound("there is no recipe").to_json()})
         return Response(b"".join(map(_line, lines)), media_type="application/x-ndjson")
 
+    async def set_pool(self, request: Request) -> Response:
+        asked = await request.json()
+        counted = {"wanted": 4, "ready": 3, "in_use": 1, "hits": 7, "misses": {"empty": 2}, "failure": None}
+        measured = {"claim": {"p50_ms": 31.2, "p95_ms": 44.0}, "refill": {"p50_ms": 900.4, "p95_ms": None}}
+        shape = {"vcpus": 1, "memory_mib": asked["memory_mib"] or 512, "disk_mib": 1024}
+        tenant = "system" if asked["shared"] else "local"
+        self.pools[asked["image"]] = asked | counted | measured | shape | {"id": "7k5qa364e9e1v0", "tenant": tenant}
+        return JSONResponse(self.pools[asked["image"]])
+
+    async def list_pools(self, request: Request) -> Response:
+        return JSONResponse({"pools": list(self.pools.values()), "next": None})
+
+    async def pool(self, request: Request) -> Response:
+        found = self.pools[request.path_params["ref"]]
+        if request.method == "DELETE":
+            del self.pools[found["image"]]
+        return JSONResponse(found)
+
     async def make_key(self, request: Request) -> Response:
         body = await request.json()
         key = {"id": "0" * 12, "created_at": time.time(), "expires_at": None, "revoked_at": None}
@@ -370,6 +389,9 @@ class FakeDaemon:
             Route("/v1/keys", self.make_key, methods=["POST"]),
             Route("/v1/keys", self.list_keys),
             Route("/v1/keys/{id}", self.revoke_key, methods=["DELETE"]),
+            Route("/v1/pools", self.set_pool, methods=["PUT"]),
+            Route("/v1/pools", self.list_pools),
+            Route("/v1/pools/{ref}", self.pool, methods=["GET", "DELETE"]),
             Route("/v1/events", self.events),
             Route("/v1/audit", self.audit),
             Route(f"{box}/stats", self.stats),

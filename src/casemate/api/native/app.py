@@ -31,6 +31,7 @@ from casemate.api.native.lives import Lives
 from casemate.api.native.logs import Logs
 from casemate.api.native.openapi import document
 from casemate.api.native.operations import operation
+from casemate.api.native.pools import PoolResource
 from casemate.api.native.ports import Ports
 from casemate.api.native.sandboxes import SandboxResource
 from casemate.api.native.sockets import served
@@ -76,7 +77,7 @@ def _routes(sandboxes: Sandboxes, images: ImageService, about: About, keys: Keys
     boxes, execs, files = SandboxResource(sandboxes), Execs(sandboxes), Files(sandboxes)
     archives, ports, logs, terminals = Archives(sandboxes), Ports(sandboxes), Logs(sandboxes), Terminals(sandboxes)
     code, shelf, ring, events = Code(sandboxes), Images(images), KeyResource(keys), Events(trail)
-    stats, lives = StatsResource(sandboxes), Lives(sandboxes)
+    stats, lives, pools = StatsResource(sandboxes), Lives(sandboxes), PoolResource(sandboxes)
     sandbox = "/v1/sandboxes/{ref}"
     routes: list[BaseRoute] = [
         _route("/v1/health", GET=about.health),
@@ -111,6 +112,9 @@ def _routes(sandboxes: Sandboxes, images: ImageService, about: About, keys: Keys
         _route("/v1/images/{ref}/export", GET=shelf.export),
         _route("/v1/images/{ref}/verify", POST=shelf.verify),
         _route("/v1/images/{name}/build", POST=shelf.build),
+        _route("/v1/pools", GET=pools.list, PUT=pools.put),
+        _route("/v1/pools/{ref}", GET=pools.get, DELETE=pools.remove),
+        _route("/metrics", GET=pools.metrics),
         _route("/v1/events", GET=events.list),
         _route("/v1/audit", GET=events.verify),
         _route("/v1/keys", GET=ring.list, POST=ring.create),

@@ -61,6 +61,7 @@ class StateReasonOut(BaseModel):
 class TimingsOut(BaseModel):
     restore_ms: float | None
     first_answer_ms: float | None
+    admitted_ms: float | None
 
 
 class VmmOut(BaseModel):

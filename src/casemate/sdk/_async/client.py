@@ -15,6 +15,7 @@ from casemate.sdk.streams import LineSplitter
 from casemate.sdk.target import Connectable, Target, credential_of, find_target
 
 if TYPE_CHECKING:
+    from casemate.sdk._async.pools import AsyncPools
     from casemate.sdk._async.websocket import AsyncSocket
 
 CONNECT_S = 5.0
@@ -47,6 +48,12 @@ class AsyncClient:
             await http.aclose()
         if connectable is not None:
             connectable.close()
+
+    @property
+    def pools(self) -> AsyncPools:
+        from casemate.sdk._async.pools import AsyncPools  # late: it needs this class
+
+        return AsyncPools(self)
 
     async def health(self) -> dict[str, Any]:
         return await self.call("GET", "/v1/health")

@@ -16,6 +16,7 @@ from casemate.sdk.streams import LineSplitter
 from casemate.sdk.target import Connectable, Target, credential_of, find_target
 
 if TYPE_CHECKING:
+    from casemate.sdk._sync.pools import Pools
     from casemate.sdk._sync.websocket import Socket
 
 CONNECT_S = 5.0
@@ -48,6 +49,12 @@ class Client:
             http.close()
         if connectable is not None:
             connectable.close()
+
+    @property
+    def pools(self) -> Pools:
+        from casemate.sdk._sync.pools import Pools  # late: it needs this class
+
+        return Pools(self)
 
     def health(self) -> dict[str, Any]:
         return self.call("GET", "/v1/health")

@@ -1,0 +1,131 @@
+"""``/v1/pools``: how many ready sandboxes there are to be of what; and ``/metrics``, what they and all others did."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from casemate.api.auth import principal
+from casemate.api.native.operations import operation
+from casemate.api.native.paging import PageQuery, page
+from casemate.api.native.requests import Body, read_body, read_query
+from casemate.api.principal import ADMIN, LOCAL_TENANT, Principal
+from casemate.errors import Forbidden
+from casemate.sandbox import SHARED, PoolSpec, Sandboxes
+
+TEXT = "text/plain"
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class SetPool(Body):
+    """The pool of that image, shape and network gets these numbers. *shared*: for every tenant."""
+
+    image: str
+    min_ready: int
+    max_ready: int | None = None
+    target_utilization: float = 0.7
+    vcpus: int | None = None
+    memory_mib: int | None = None
+    disk_mib: int | None = None
+    network: str = "none"
+    schedule: str | None = None
+    shared: bool = False
+
+
+class MeasuredOut(BaseModel):
+    """Of the newest 1000."""
+
+    p50_ms: float | None
+    p95_ms: float | None
+
+
+class PoolOut(BaseModel):
+    """A pool as it is; what is counted is counted since the daemon started."""
+
+    id: str
+    tenant: str
+    image: str
+    version: str | None
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+    network: str
+    min_ready: int
+    max_ready: int | None
+    target_utilization: float
+    schedule: str | None
+    origin: str
+    created_at: float
+    wanted: int
+    ready: int
+    making: int
+    claimed: int
+    in_use: int
+    hits: int
+    misses: dict[str, int]
+    died: int
+    refill_failures: int
+    refill: MeasuredOut
+    claim: MeasuredOut
+    failure: str | None
+
+
+class PoolList(BaseModel):
+    pools: list[PoolOut]
+    next: str | None
+
+
+class PoolResource:
+    def __init__(self, sandboxes: Sandboxes) -> None:
+        self._sandboxes = sandboxes
+
+    @operation("Keep sandboxes of an image ready, or change how many", body=SetPool, answer=PoolOut)
+    async def put(self, request: Request) -> Response:
+        body, who = await read_body(request, SetPool), principal(request)
+        if body.shared and not _is_owner(who):
+            raise Forbidden("only the host's owner may keep a pool for everybody")
+        spec = PoolSpec(
+            image=body.image,
+            shape=self._sandboxes.shape_of(body.vcpus, body.memory_mib, body.disk_mib),
+            min_ready=body.min_ready,
+            max_ready=body.max_ready,
+            target_utilization=body.target_utilization,
+            network=body.network,
+            schedule=body.schedule,
+        )
+        tenant = SHARED if body.shared else who.tenant
+        return _said(PoolOut.model_validate(await self._sandboxes.pools.put(tenant, spec, actor=who.key_id)))
+
+    @operation("List the pools, oldest first", query=PageQuery, answer=PoolList)
+    async def list(self, request: Request) -> Response:
+        query = read_query(request, PageQuery)
+        found = [PoolOut.model_validate(pool) for pool in self._sandboxes.pools.listed(principal(request).tenant)]
+        listed, following = page(found, query, lambda pool: (pool.created_at, pool.id))
+        return _said(PoolList(pools=listed, next=following))
+
+    @operation("Show a pool", answer=PoolOut)
+    async def get(self, request: Request) -> Response:
+        found = self._sandboxes.pools.get(principal(request).tenant, request.path_params["ref"])
+        return _said(PoolOut.model_validate(found))
+
+    @operation("Remove a pool; its ready sandboxes are ended, those in use live on", answer=PoolOut)
+    async def remove(self, request: Request) -> Response:
+        who, ref = principal(request), request.path_params["ref"]
+        gone = await self._sandboxes.pools.remove(who.tenant, ref, shared=_is_owner(who), actor=who.key_id)
+        return _said(PoolOut.model_validate(gone))
+
+    @operation("What sandboxes and pools did, in Prometheus' text format", gives=(TEXT,))
+    async def metrics(self, request: Request) -> Response:
+        if not _is_owner(principal(request)):
+            raise Forbidden("only the host's owner may see what all tenants did")
+        return Response(self._sandboxes.meters.text(), media_type=METRICS_TYPE)
+
+
+def _is_owner(who: Principal) -> bool:
+    """Whether it acts for this host, and not just for a tenant on it."""
+    return who.tenant == LOCAL_TENANT and (who.local or who.may(ADMIN))
+
+
+def _said(body: BaseModel) -> Response:
+    return Response(body.model_dump_json(), media_type="application/json")
