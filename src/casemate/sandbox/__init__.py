@@ -1,12 +1,13 @@
 """What a user holds: a sandbox, from the wish to the end."""
 
 from casemate.sandbox.admission import Admission, Amount
+from casemate.sandbox.channel import Channel
 from casemate.sandbox.faults import parse_fault
 from casemate.sandbox.fitness import Here, Made, Misfit, check_fit, sentences, unfit
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.ids import is_id, is_name, new_id
-from casemate.sandbox.link import Channel, Link
+from casemate.sandbox.link import Link
 from casemate.sandbox.records import Records
 from casemate.sandbox.recover import Recovered, Sweeper, recover
 from casemate.sandbox.resuming import Kit, Resumer

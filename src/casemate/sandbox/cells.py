@@ -12,8 +12,9 @@ import anyio
 from casemate import wire
 from casemate.errors import GuestError, InvalidSpec, ProtocolViolation
 from casemate.sandbox import parse
+from casemate.sandbox.channel import Channel
 from casemate.sandbox.execs import STREAMS, Output, Stream
-from casemate.sandbox.link import Channel, Link
+from casemate.sandbox.link import Link
 
 MAX_CODE_BYTES = 16 * 2**20
 START_TIMEOUT_S = 30.0

@@ -15,7 +15,8 @@ import anyio
 from casemate import wire
 from casemate.errors import AgentSilent, GuestError, InvalidSpec, ProtocolViolation, StateConflict
 from casemate.sandbox import parse
-from casemate.sandbox.link import Channel, Link
+from casemate.sandbox.channel import Channel
+from casemate.sandbox.link import Link
 
 Stream = Literal["stdout", "stderr"]
 STREAMS: dict[int, Stream] = {1: "stdout", 2: "stderr"}  # by the sub of a DATA frame
@@ -162,7 +163,7 @@ class Exec:
 
     def __init__(self, channel: Channel, asked: Mapping[Stream, int], timeout_s: float | None = None) -> None:
         body = channel.accepted
-        self._timeout_s, self._began_at = timeout_s, channel.guest_time
+        self._overdue_at = None if timeout_s is None else channel.clock() + timeout_s + OVERDUE_S
         self.exec_id = parse.text(body, "exec_id", 64)
         self.pid = parse.whole(body, "pid")
         self.asked = asked
@@ -196,11 +197,11 @@ class Exec:
                 raise ProtocolViolation(f"exec {self.exec_id}: a message nobody sends")
 
     async def _receive(self) -> wire.Data | wire.Message | None:
-        """The guest ends an exec at its time-out, by its own clock; we don't wait for ever for one that does not."""
-        if self._timeout_s is None:
+        """The guest ends an exec at its time-out; we don't wait for ever for one that does not."""
+        if self._overdue_at is None:
             return await self._channel.receive()
-        while (left_s := self._timeout_s + OVERDUE_S - (self._channel.guest_time - self._began_at)) > 0:
-            with anyio.move_on_after(max(left_s, 0.2)):
+        while (left_s := self._overdue_at - self._channel.clock()) > 0:  # the time of a suspended one does not pass
+            with anyio.move_on_after(left_s):
                 return await self._channel.receive()
         raise AgentSilent(f"exec {self.exec_id} should have ended {OVERDUE_S:g} s ago", hint="kill the sandbox")
 

@@ -12,7 +12,8 @@ import anyio
 from casemate import wire
 from casemate.errors import AgentSilent, GuestError, InvalidSpec, ProtocolViolation
 from casemate.sandbox import parse
-from casemate.sandbox.link import Channel, Link
+from casemate.sandbox.channel import Channel
+from casemate.sandbox.link import Link
 
 ANSWER_TIMEOUT_S = 30.0  # a guest may have to write back what it has been given
 MAX_ENTRIES = 200_000  # of one folder; more is refused rather than held in memory

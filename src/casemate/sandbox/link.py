@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import anyio
 
 from casemate import errors, wire
-from casemate.sandbox.denials import denial, giving_up
+from casemate.sandbox.channel import Channel
 from casemate.sandbox.unread import unread_by_peer, unread_by_us
 
 READ_BYTES = 262_144  # one turn's share of the event loop: of an honest guest, under a millisecond of parsing
@@ -32,127 +32,6 @@ TURN_S = 0.004  # an honest guest that sends a file stays below it
 PING_EVERY_S = 5.0
 LOOK_EVERY_S = 0.001  # whether the VMM has taken or sent more: nobody tells
 E = TypeVar("E", bound=BaseException)
-ChannelEvent = (
-    wire.Data | wire.Message | wire.Finished | wire.Accepted | wire.Denied | wire.Writable | wire.Reset | wire.Closed
-)
-
-
-class Channel:
-    """One conversation with the agent. Used by one task at a time; made by ``Link.open`` only."""
-
-    def __init__(self, link: Link, number: int) -> None:
-        self._link = link
-        self._number = number
-        self._arrived: deque[wire.Data | wire.Message | None] = deque()
-        self._changed = asyncio.Event()
-        self._writable = asyncio.Event()
-        self._answer: dict[str, Any] | None = None
-        self._failure: errors.CasemateError | None = None
-        self._closed = False
-
-    @property
-    def unanswered(self) -> bool:
-        """Whether the agent has neither accepted nor refused it yet."""
-        return self._answer is None and self._failure is None
-
-    @property
-    def guest_time(self) -> float:
-        """Seconds that go on when the guest's do: not while it is suspended."""
-        return self._link.guest_time
-
-    @property
-    def accepted(self) -> dict[str, Any]:
-        """What the agent said when it accepted."""
-        return self._answer or {}
-
-    async def receive(self) -> wire.Data | wire.Message | None:
-        """The next piece in order; None when the guest has said all. Safe to cancel.
-
-        Raises GuestError when the channel or the whole link died.
-        """
-        while not self._arrived:
-            if self._failure is not None:
-                raise self._failure
-            self._changed.clear()
-            await self._changed.wait()
-        item = self._arrived[0]
-        if item is None:
-            return None  # stays: every later call says so too
-        self._arrived.popleft()
-        self._link.consumed(self._number, item.size)
-        return item
-
-    async def send(self, data: bytes | memoryview, sub: int = 1) -> None:
-        """Hand *data* to the guest; waits while its window is full. Cancelled: a part may have been sent."""
-        view = memoryview(data)
-        while view:
-            self._check_sendable()
-            self._writable.clear()
-            taken = self._link.connection.send(self._number, sub, view)
-            if taken:
-                self._link.wake()
-                view = view[taken:]
-            else:
-                await self._writable.wait()
-
-    async def send_message(self, body: Mapping[str, Any]) -> None:
-        """Hand one JSON object to the guest."""
-        self._check_sendable()
-        self._link.connection.send_message(self._number, dict(body))
-        self._link.wake()
-
-    def finish(self) -> None:
-        """Say that no more comes from this side."""
-        if not self._closed and self._failure is None:
-            self._link.connection.finish(self._number)
-            self._link.wake()
-
-    def reset(self, code: str, hint: str = "") -> None:
-        """End the channel in both directions at once; what was under way is lost."""
-        if not self._closed and self._failure is None:
-            self._link.connection.reset(self._number, code, hint)
-            self._link.wake()
-        self._closed = True
-        self._writable.set()
-
-    def _check_sendable(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-        if self._closed:
-            raise errors.StateConflict(f"channel {self._number} is closed")
-
-    # what the link's task calls
-
-    def on_event(self, event: ChannelEvent) -> None:
-        match event:
-            case wire.Data() | wire.Message():
-                self._arrived.append(event)
-            case wire.Finished():
-                self._arrived.append(None)
-            case wire.Accepted():
-                self._answer = event.body
-            case wire.Denied():
-                self.on_failure(denial(event))
-            case wire.Writable():
-                self._writable.set()
-            case wire.Reset():
-                self.on_failure(giving_up(event))
-            case wire.Closed():
-                self._closed = True
-                self._writable.set()  # who still wants to send learns that nobody listens
-        self._changed.set()
-
-    def on_failure(self, error: errors.CasemateError) -> None:
-        self._failure = self._failure or error
-        self._changed.set()
-        self._writable.set()
-
-    async def wait_answer(self) -> None:
-        while self._answer is None:
-            if self._failure is not None:
-                raise self._failure
-            self._changed.clear()
-            await self._changed.wait()
 
 
 class Link:
@@ -175,17 +54,12 @@ class Link:
         self._sending = False
         self._resting = False
         self._still = False  # nobody expects an answer
-        self._rested_at = 0.0
-        self._rested_s = 0.0  # in all, before this rest
+        self._rested_at = self._rested_s = 0.0
         self._held: set[_Held] = set()  # who wants to open a channel meanwhile
         self._wanted = asyncio.Event()
         self._received = 0
         self._hellos: deque[_Hello] = deque()  # said, not answered yet
         self.begin()
-
-    @property
-    def guest_time(self) -> float:
-        return (self._rested_at if self._resting else time.monotonic()) - self._rested_s
 
     def consumed(self, number: int, count: int) -> None:
         self.connection.consumed(number, count)
@@ -274,6 +148,10 @@ class Link:
     def rest(self) -> None:
         """The end of ``run`` is not the end of the conversation."""
         self._resting, self._rested_at = True, time.monotonic()
+
+    def clock(self) -> float:
+        """Seconds; it stands still while the guest's clocks do."""
+        return (self._rested_at if self._resting else time.monotonic()) - self._rested_s
 
     def speak(self) -> None:
         """It goes on, for everybody."""

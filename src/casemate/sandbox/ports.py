@@ -10,7 +10,8 @@ from typing import Any
 from casemate import wire
 from casemate.errors import InvalidSpec, ProtocolViolation
 from casemate.sandbox import parse
-from casemate.sandbox.link import Channel, Link
+from casemate.sandbox.channel import Channel
+from casemate.sandbox.link import Link
 
 CONNECT_TIMEOUT_S = 15.0  # the agent gives up after 5 s
 

@@ -93,8 +93,7 @@ async def open_world(
     for name in ("memory", "state", "disk", "root", "agent"):
         (snapshot_folder / name).write_bytes(name.encode())
     root, agent = snapshot_folder / "root", snapshot_folder / "agent"
-    digests = {"memory": "0" * 64}
-    snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, digests)
+    snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, {"memory": "0" * 64})
     database = storage.open(folder / "casemate.db")
 
     @asynccontextmanager
@@ -110,7 +109,6 @@ async def open_world(
         records = Records(index, audit.Trail(database, "host"), folders)
         driver = driver or FakeDriver()
         starter, seal = Starter(driver, records, admission, agent_timeout_s), Seal(bytes(32))
-
         supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, FakeGround(snapshot)), reach)
         async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
             yield World(sandboxes, index, folders, admission, driver)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.fakes.fake_vmm import PLATFORM as PLATFORM_THEN
-from tests.fakes.fake_vmm import FakeDriver, FakeMachine
+from tests.fakes.fake_vmm import FakeDriver
 from tests.unit.sandbox.sandbox_world import TENANT, open_world
 
 from casemate import errors
 from casemate.sandbox import Here, Made, Misfit, SandboxSpec, check_fit, unfit
 from casemate.sandbox.fitness import CLOCK_TOLERANCE_PPM
-from casemate.vmm import MachineSpec, Platform, SnapshotFiles
+from casemate.vmm import Platform
 from casemate.wire import GENERATION
 
 ROOT, AGENT = Path("/a/root"), Path("/a/agent")
@@ -135,11 +134,6 @@ class Upgraded(FakeDriver):
     def __init__(self) -> None:
         super().__init__()
         self.now = replace(PLATFORM_THEN, version="2", vmm_sha256="1" * 64)
-        self.restores = 0
 
     async def platform(self) -> Platform:
         return self.now
-
-    def restore(self, spec: MachineSpec, snapshot: SnapshotFiles) -> AbstractAsyncContextManager[FakeMachine]:
-        self.restores += 1
-        return super().restore(spec, snapshot)

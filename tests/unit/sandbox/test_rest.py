@@ -46,7 +46,7 @@ class World:
 
 @asynccontextmanager
 async def open_world(*, near_s: float = 1.0, link: type[Link] = Link, **wish: Any) -> AsyncIterator[World]:
-    machine = FakeMachine(MachineSpec("g", 1, 128, ()))
+    machine = FakeMachine(MachineSpec("g", 1, 128, ()), {})
     talk = link("g", silence_s=0.8)
     handle = Handle(replace(INFO, state=State.RUNNING), SandboxSpec(**{"idle_timeout_s": None, **wish}))
     handle._link, handle._machine = talk, machine  # type: ignore[assignment]
