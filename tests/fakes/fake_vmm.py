@@ -227,7 +227,7 @@ class FakeDriver:
     def __init__(self) -> None:
         self._saved: dict[bytes, Agent] = {}  # guests as they were when their state was saved
         self.latest: FakeMachine | None = None
-        self.states_given = 0  # how often a VMM was started with somebody's state
+        self.restores = 0  # how often a VMM was started with somebody's state
 
     async def platform(self) -> Platform:
         return PLATFORM
@@ -254,7 +254,7 @@ class FakeDriver:
             raise errors.ToolMissing("that build of the fake VMM is not kept")
         if difference is not None and not difference.read_bytes().startswith(DIFFERENCE):
             raise errors.ImageBroken(f"{difference} is no difference")
-        self.states_given += 1
+        self.restores += 1
         agent = None
         if difference is not None:
             agent = self._saved[snapshot.state.read_bytes()]

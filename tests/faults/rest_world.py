@@ -91,11 +91,11 @@ class Follower:
 
     def goes_on_or_is_taken_up(self, sandbox: Sandbox) -> None:
         """It was told that its stream broke, or the stream's end was noticed too late to matter."""
-        if self.failure is None:
-            self.goes_on()
-            return
-        with sandbox.commands.attach(self.exec_id, stdout_offset=len(self.text)) as again:
-            self.text += next(iter(again.output())).data
+        was = len(self.lines)
+        until(lambda: len(self.lines) > was or self.failure, "the follower goes on, or is told")
+        if self.failure is not None:
+            with sandbox.commands.attach(self.exec_id, stdout_offset=len(self.text)) as again:
+                self.text += next(iter(again.output())).data
         assert self.lines == [b"%d" % n for n in range(1, len(self.lines) + 1)]
 
     def wait_end(self) -> CasemateError | None:

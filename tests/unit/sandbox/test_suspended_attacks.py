@@ -174,10 +174,10 @@ def test_it_is_refused_and_stays_suspended(
         async with open_world(tmp_path) as world:
             (mine, my_folder), (theirs, their_folder) = await rested(world, TENANT), await rested(world, others_tenant)
             ATTACKS[name](my_folder, their_folder)
-            before = world.driver.states_given
+            before = world.driver.restores
             with pytest.raises((errors.SealBroken, errors.ImageBroken)):
                 await mine.resume()
-            assert world.driver.states_given == before
+            assert world.driver.restores == before
             assert mine.info.state is State.SUSPENDED
             assert (await mine.kill()).state is State.TERMINATED
             assert not my_folder.parent.exists()
@@ -193,8 +193,8 @@ def test_what_is_untouched_is_resumed(tmp_path: Path, no_trace: None, monkeypatc
     async def main() -> None:
         async with open_world(tmp_path) as world:
             mine, _ = await rested(world, TENANT)
-            before = world.driver.states_given
+            before = world.driver.restores
             await mine.resume()
-            assert world.driver.states_given == before + 1
+            assert world.driver.restores == before + 1
 
     anyio.run(main)
