@@ -17,8 +17,11 @@ from casemate.sandbox.spec import SandboxInfo
 FORMAT = 1
 
 
-def write_meta(folder: Path, info: SandboxInfo) -> None:
-    """Replace the record of *info*; after it returns a crash of the host keeps it. Blocks for the disk."""
+def write_meta(folder: Path, info: SandboxInfo, *, durable: bool = True) -> None:
+    """Replace the record of *info*. *durable*: after it returns a crash of the host keeps it; it blocks for the disk.
+
+    Without: such a crash leaves this record or the one before it, never a part.
+    """
     temporary = folder / "meta.json.tmp"
     record = {"format": FORMAT, "boot_id": boot_id(), "sandbox": info.to_json()}
     body = json.dumps(record, sort_keys=True).encode()
@@ -26,7 +29,8 @@ def write_meta(folder: Path, info: SandboxInfo) -> None:
     with open(descriptor, "wb") as file:
         file.write(body)  # all of it, or ENOSPC
         file.flush()
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
     temporary.rename(folder / "meta.json")
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -198,10 +199,15 @@ class MemberSupervisor:
 
     @asynccontextmanager
     async def _intend(self, member: Member) -> AsyncIterator[None]:
-        """On record it is claimed just once, and before anything is done for who claimed it."""
+        """On record it is claimed just once, and before anything is done for who claimed it.
+
+        Meanwhile it wakes: it answers a ping when it has found out how late it is.
+        """
         handle, records = member.handle, self.starter.records
         detail = {"image": handle.info.image, "name": handle.info.name, "from_pool": True}
-        await records.tell(EventKind.SANDBOX_CREATE, handle, detail, along=records.index.claiming(handle.info))
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(partial(member.link.ping, timeout_s=self.starter.agent_timeout_s))
+            await records.tell(EventKind.SANDBOX_CREATE, handle, detail, along=records.index.claiming(handle.info))
         yield
 
     @asynccontextmanager
@@ -210,7 +216,8 @@ class MemberSupervisor:
         spec, limit_s = member.handle.spec, self.starter.agent_timeout_s
         async with anyio.create_task_group() as beside:
             beside.start_soon(self.starter.records.trail.settle)
-            await introduce(member.link, Introduction(member.id, spec.env, spec.user, spec.cwd), limit_s)
+            introduction = Introduction(member.id, spec.env, spec.user, spec.cwd)
+            await introduce(member.link, introduction, limit_s, awake=True)
         yield
 
 

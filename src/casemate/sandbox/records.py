@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -57,12 +58,14 @@ class Records:
         action: Action,
         kind: EventKind | None = None,
         detail: Mapping[str, object] | None = None,
+        *,
+        durable: bool = True,
         **changes: object,
     ) -> None:
         """One step of the life: the info changes, then the folder's record and the index follow, with the event."""
         handle.move(action, **changes)
         tell = None if kind is None else self._telling(kind, handle, detail or {})
-        await self.write(handle, tell)
+        await self.write(handle, tell, durable=durable)
 
     def _telling(self, kind: EventKind, handle: Handle, detail: Mapping[str, object]) -> Tell:
         async def tell(along: Along) -> None:
@@ -70,12 +73,13 @@ class Records:
 
         return tell
 
-    async def write(self, handle: Handle, tell: Tell | None = None) -> None:
+    async def write(self, handle: Handle, tell: Tell | None = None, *, durable: bool = True) -> None:
         """What it is by now; one at a time, so that an older state never comes after a newer one."""
         async with handle._recording:
             info = handle.info
             with refusals_named(f"the record of sandbox {info.id}"):
-                await anyio.to_thread.run_sync(write_meta, self.folders / info.id, info)
+                write = partial(write_meta, self.folders / info.id, info, durable=durable)
+                await anyio.to_thread.run_sync(write)
             if tell is None:
                 await self.index.put(info)
             else:

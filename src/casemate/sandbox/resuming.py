@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 import structlog
@@ -217,7 +217,7 @@ class Resumer:
         async with self.starter.running(boot):
             await anyio.to_thread.run_sync(boot.place.drop, boot.own_memory)
             pid = {"pid": machine.pid}
-            changes = {"pid": machine.pid, "attestation": boot.attestation, "suspended": None}
+            changes: dict[str, Any] = {"pid": machine.pid, "attestation": boot.attestation, "suspended": None}
             async with own(f"the record of sandbox {boot.id}", partial(self.starter.terminate, boot), limit_s=10.0):
                 try:
                     await self.starter.records.edge(handle, Action.RESUMED, EventKind.SANDBOX_RESUMED, pid, **changes)

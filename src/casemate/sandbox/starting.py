@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import structlog
@@ -194,8 +195,9 @@ class Starter:
             self.admission.learn(boot.snapshot.id, fresh_mib)
         async with self.running(boot):
             pid = {"pid": machine.pid}
-            changes = {"timings": timings, "pid": machine.pid, "attestation": boot.attestation}
-            await self.records.edge(handle, Action.STARTED, EventKind.SANDBOX_CREATED, pid, **changes)
+            changes: dict[str, Any] = {"timings": timings, "pid": machine.pid, "attestation": boot.attestation}
+            # Nobody waits for the disk: after a crash of the host it has ended, whether it was pending or running
+            await self.records.edge(handle, Action.STARTED, EventKind.SANDBOX_CREATED, pid, durable=False, **changes)
             handle.usage.touch()
             async with own(f"the record of sandbox {boot.id}", partial(self.terminate, boot), limit_s=10.0):
                 yield
@@ -260,9 +262,10 @@ def copy_where_there_is_room(source: Path, target: Path) -> None:
     copy_disk(source, target)
 
 
-async def introduce(link: Link, introduction: Introduction, timeout_s: float) -> None:
-    """The hand-shake, checked. Raises AgentSilent, ProtocolViolation."""
-    await link.ping(timeout_s=timeout_s)  # it reads by now: the clock in HELLO is as old as a message, not as a boot
+async def introduce(link: Link, introduction: Introduction, timeout_s: float, *, awake: bool = False) -> None:
+    """The hand-shake, checked. *awake*: it has just answered something. Raises AgentSilent, ProtocolViolation."""
+    if not awake:  # once it reads, the clock in HELLO is as old as a message, not as a boot
+        await link.ping(timeout_s=timeout_s)
     sent_ns, sent_at = time.time_ns(), time.monotonic_ns()
     ready = await link.handshake(introduction.hello(), timeout_s=timeout_s)
     # not the wall's time now: it may have been set back, and an honest guest is no liar for that

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import structlog
@@ -220,7 +220,7 @@ class Supervisor:
         boot.reservation.give_back_memory()
         try:
             detail = {"asked_by": saving.wish.actor, "stored_bytes": facts.stored_bytes}
-            changes = {"pid": None, "suspended": facts}
+            changes: dict[str, Any] = {"pid": None, "suspended": facts}
             await self.records.edge(handle, Action.SUSPENDED, EventKind.SANDBOX_SUSPENDED, detail, **changes)
         except (errors.HostError, errors.CapacityError) as error:  # the folder tells it all the same
             log.error("a suspend could not be recorded", sandbox=boot.id, error=str(error))
