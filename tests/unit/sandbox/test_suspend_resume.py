@@ -250,7 +250,7 @@ def test_the_disk_refuses_every_record_of_a_resume(
         handle = await lone(world)
         await handle.suspend()
 
-        def full(*_: object) -> None:
+        def full(*_: object, **__: object) -> None:
             raise errors.HostFull("no space left")
 
         with monkeypatch.context() as patch:
