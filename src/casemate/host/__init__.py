@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from casemate.host.account import Account, GroupLimits
     from casemate.host.cgroup import Limits
+    from casemate.host.durable import sync_file, sync_folder
     from casemate.host.jail import Bind, Jail
     from casemate.host.launching import Launcher, Spawned, open_launcher, start_launcher
     from casemate.host.mapping import ProcessMemory
@@ -37,8 +38,12 @@ _HOMES = {
     "remove_folder": "ownership",
     "start_launcher": "launching",
     "sweep_kernel": "orphans",
+    "sync_file": "durable",
+    "sync_folder": "durable",
 }
 __all__ = [
+    "sync_file",
+    "sync_folder",
     "Account",
     "Bind",
     "GroupLimits",

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.errors import HostFull, ImageBroken, NotFound
+from casemate.host import sync_folder
 from casemate.images.identity import Identities
 from casemate.images.locks import held
 
@@ -42,14 +43,6 @@ def digest_of(source: Path | int) -> str:
     finally:
         if fd is not source:
             os.close(fd)
-
-
-def sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from casemate.errors import HostError, SealBroken
+from casemate.host import sync_folder
 
 Kind = Literal["image-snapshot", "suspended-sandbox"]
 KEY_BYTES = 32
@@ -134,15 +135,7 @@ def _make_key(path: Path) -> None:
     finally:
         temporary.unlink()
     for folder in (path.parent, path.parent.parent):
-        _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(folder)
 
 
 def _broken(what: str) -> SealBroken:

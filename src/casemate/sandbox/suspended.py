@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from casemate.errors import ImageBroken, SealBroken
-from casemate.host import remove_folder
+from casemate.host import remove_folder, sync_folder
 from casemate.images import digest_of
 from casemate.sandbox.fitness import Made
 from casemate.sandbox.seal import Seal
@@ -289,22 +289,6 @@ def _data_of(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
 
 def stored_bytes(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _private(path: str, flags: int) -> int:

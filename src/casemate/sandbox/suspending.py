@@ -19,6 +19,7 @@ import structlog
 
 from casemate import errors
 from casemate.audit import EventKind
+from casemate.host import sync_file
 from casemate.sandbox.boot import Boot
 from casemate.sandbox.handle import Wish
 from casemate.sandbox.plan import Step
@@ -26,7 +27,7 @@ from casemate.sandbox.records import Records
 from casemate.sandbox.seal import Seal
 from casemate.sandbox.spec import SuspendedFacts
 from casemate.sandbox.states import Action
-from casemate.sandbox.suspended import Suspended, digest_of_part, stored_bytes, sync_file
+from casemate.sandbox.suspended import Suspended, digest_of_part, stored_bytes
 
 log = structlog.get_logger()
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
