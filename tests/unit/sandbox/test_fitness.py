@@ -123,10 +123,10 @@ async def test_a_restore_asks_first(tmp_path: Path, no_trace: None) -> None:
     async with open_world(tmp_path, driver=driver) as world:
         with pytest.raises(errors.Unfit, match=r"snapshot s cannot be restored here: .*installed is 2"):
             await world.sandboxes.create(TENANT, SandboxSpec("python"))
-        assert driver.states_given == 0
+        assert driver.restores == 0
         driver.now = PLATFORM_THEN
         world.known.append((await world.sandboxes.create(TENANT, SandboxSpec("python"))).info.id)
-        assert driver.states_given == 1
+        assert driver.restores == 1
         await world.settle()
 
 
