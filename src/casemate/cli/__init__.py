@@ -41,7 +41,6 @@ VERBS = {
     "version": ("version", "version"),
 }
 TAKES_THE_REST = frozenset({"run", "exec", "shell"})  # what follows the first word is not ours to look at
-TAKES_THE_REST = frozenset({"run", "exec"})  # what follows the first word is not ours to look at
 COMPLETING = "_CASEMATE_COMPLETE"  # set by the script of ``casemate completion``
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 CONSOLE_LINES = 12

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+import typer
+
+from casemate.cli import _app
 from casemate.cli.cp import Place, _place
 from casemate.cli.forward import ports_of
 from casemate.cli.logs import shown
@@ -50,3 +54,9 @@ def test_no_ports(word: str) -> None:
 
 def test_a_console_does_not_steer_the_terminal() -> None:
     assert shown(b"a\x1b[31m\tb\r\x00\n\x7f\x07") == b"a[31m\tb\n"
+
+
+@pytest.mark.parametrize("verb", ["run", "exec", "shell"])
+def test_the_options_of_a_command_are_its_own(verb: str) -> None:
+    group: Any = typer.main.get_command(_app([verb]))
+    assert group.commands[verb].context_settings["allow_interspersed_args"] is False
