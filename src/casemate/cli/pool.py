@@ -10,7 +10,10 @@ import typer
 from casemate.cli.table import print_table
 
 app = typer.Typer(help="Ready sandboxes (provisioned concurrency): set, ls, rm.", rich_markup_mode=None)
-HEAD = ("ID", "IMAGE", "SHAPE", "READY", "MIN-MAX", "IN USE", "HITS", "MISSES", "CLAIM p50/p95", "REFILL p50", "STATE")
+HEAD = (
+    *("ID", "IMAGE", "SHAPE", "READY", "MIN-MAX", "CLAIMED", "IN USE", "HITS", "MISSES"),
+    *("CLAIM p50/p95", "REFILL p50", "STATE"),
+)
 JSON = typer.Option("--json", help="Print one JSON object.")
 
 
@@ -102,6 +105,7 @@ def _row(pool: dict[str, Any]) -> tuple[str, ...]:
         f"{pool['vcpus']}/{pool['memory_mib']}/{pool['disk_mib']}",
         f"{pool['ready']}/{pool['wanted']}",
         f"{pool['min_ready']}-{most}",
+        str(pool["claimed"]),
         str(pool["in_use"]),
         str(pool["hits"]),
         f"{sum(misses.values())}" + (f" ({why})" if why else ""),
