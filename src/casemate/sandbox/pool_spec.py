@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from casemate.errors import InvalidSpec, NotSupported
-from casemate.sandbox.spec import Shape
+from casemate.sandbox.spec import Shape, check_shape
 
 SHARED = "system"  # the tenant of pools that serve everybody; members belong to it until they are claimed
 MAX_READY = 1000
@@ -37,6 +37,7 @@ class PoolSpec:
     def __post_init__(self) -> None:
         if self.network != "none":
             raise NotSupported(f"network={self.network!r}: only 'none' is served", hint='use network="none"')
+        check_shape(self.shape.vcpus, self.shape.memory_mib, self.shape.disk_mib)
         if not 0 <= self.min_ready <= MAX_READY:
             raise InvalidSpec(f"min_ready is {self.min_ready}; it must be from 0 to {MAX_READY}")
         if not max(1, self.min_ready) <= self.most <= MAX_READY:

@@ -28,6 +28,13 @@ class Shape:
     disk_mib: int
 
 
+def check_shape(vcpus: int | None, memory_mib: int | None, disk_mib: int | None) -> None:
+    """Raises InvalidSpec for what no machine is made with; None is what the settings say."""
+    _within("vcpus", vcpus, 1, 32)
+    _within("memory_mib", memory_mib, 128, 65_536)
+    _within("disk_mib", disk_mib, 64, 1_048_576)
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """A checked wish. Raises InvalidSpec or NotSupported when made from anything else."""
@@ -61,9 +68,7 @@ class SandboxSpec:
             )
         if self.on_idle not in ("kill", "keep", "suspend"):
             raise NotSupported(f"on_idle={self.on_idle!r} is not served", hint="use 'kill', 'keep' or 'suspend'")
-        _within("vcpus", self.vcpus, 1, 32)
-        _within("memory_mib", self.memory_mib, 128, 65_536)
-        _within("disk_mib", self.disk_mib, 64, 1_048_576)
+        check_shape(self.vcpus, self.memory_mib, self.disk_mib)
         _within("max_duration_s", self.max_duration_s, 0.1, 30 * 86_400)
         _within("idle_timeout_s", self.idle_timeout_s, 0.1, 30 * 86_400)
         _within("park_after_s", self.park_after_s, 0.1, 30 * 86_400)

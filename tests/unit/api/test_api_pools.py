@@ -29,6 +29,11 @@ def test_a_pool_is_set_listed_shown_and_removed(serve):
         {"max_ready": 0},
         {"burst": 3},
         {"memory_mib": 1.5},
+        {"memory_mib": 65_537},
+        {"memory_mib": 2**70},
+        {"disk_mib": 1_048_577},
+        {"disk_mib": -1},
+        {"vcpus": 33},
     ],
 )
 def test_what_makes_no_sense_is_refused(serve, wrong):

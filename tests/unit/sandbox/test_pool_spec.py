@@ -186,6 +186,8 @@ def test_the_configurations_pools_are_for_everybody_and_of_the_default_shape() -
         ({"image": "python", "min_ready": True}, "min_ready"),
         ({"image": 7, "min_ready": 1}, "image"),
         ({"image": "python", "min_ready": 1, "burst": 2}, "burst"),
+        ({"image": "python", "min_ready": 1, "disk_mib": 2_000_000}, "disk_mib"),
+        ({"image": "python", "min_ready": 1, "memory_mib": 64}, "memory_mib"),
     ],
 )
 def test_what_is_wrong_with_the_configurations_pools_is_named(table: dict[str, Any], named: str) -> None:
