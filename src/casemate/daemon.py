@@ -52,6 +52,7 @@ from casemate.images import Identities, Workshop
 from casemate.sandbox import (
     Admission,
     Amount,
+    PoolSpec,
     Records,
     Recovered,
     Resumer,
@@ -174,7 +175,7 @@ async def open_service(
         suspended = await recover(recovered, sweepers(launcher, build_host), index, folders, trail)
         keys = Keys(database, here, trail)
         await keys.load()
-        pools = pools_of(settings.pools, shape)
+        pools = configured_pools(settings)
         admission = Admission(
             budget(settings, folders), commit_ratio=settings.commit_ratio, wait_s=settings.admission_wait_s
         )
@@ -217,6 +218,11 @@ def recovered_from(swept: Swept) -> Recovered:
     if swept.stuck:
         found.failed["mounts"] = f"could not be unmounted: {', '.join(swept.stuck)}"
     return found
+
+
+def configured_pools(settings: config.Settings) -> list[tuple[str, PoolSpec]]:
+    """Raises InvalidSpec, NotSupported."""
+    return pools_of(settings.pools, Shape(settings.vcpus, settings.memory_mib, settings.disk_mib))
 
 
 def budget(settings: config.Settings, folders: Path) -> Amount:
@@ -407,6 +413,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         settings = config.settings_of(found)
         proxies_of(settings)
+        configured_pools(settings)  # before anything is opened, where an error would be a traceback
         allow_many_files()
         make_home(settings)
         with held_lock(settings), opened(settings) as listener:

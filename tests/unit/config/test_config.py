@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,14 @@ def test_a_list_of_tables_is_read_from_the_file_and_as_json(tmp_path):
     for wrong in ("x", "{}", "[1]"):
         with pytest.raises(InvalidSpec, match="pools"):
             config.load({**env, "CASEMATE_POOLS": wrong})
+
+
+def test_a_pool_that_makes_no_sense_is_one_line_and_nothing_was_begun(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    env = {**os.environ, "CASEMATE_HOME": str(home), "CASEMATE_POOLS": '[{"image": "python"}]'}
+    ended = subprocess.run(
+        [sys.executable, "-m", "casemate.daemon"], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == "error: setting pools: min_ready is missing\n"
+    assert not home.exists()
