@@ -18,7 +18,7 @@ from casemate.build.host import BuildHost
 from casemate.build.shapes import Shapes, Stored, said
 from casemate.build.snapshot import BUILDING
 from casemate.host import remove_folder
-from casemate.sandbox import needed_by
+from casemate.sandbox import State, needed_by
 from casemate.storage import VersionRow
 from casemate.storage import images as rows
 
@@ -123,7 +123,13 @@ class Removal:
 
     async def _check_unused(self, version: VersionRow) -> None:
         used = await self._shapes.users()
-        names = sorted({name for stored in await self._stored(version) for name in used.get(stored.row.id, [])})
+        users = [row for stored in await self._stored(version) for row in used.get(stored.row.id, [])]
+        names = sorted({row.name or row.id for row in users if row.state != State.READY})
+        if users and not names:
+            raise errors.StateConflict(
+                f"image {version.reference} is kept ready by a pool ({len(users)} sandboxes)",
+                hint="casemate pool ls; remove the pool first, or wait until it has replaced them",
+            )
         if names:
             many = f"{len(names)} sandbox{'es' * (len(names) > 1)}"
             raise errors.StateConflict(

@@ -30,7 +30,7 @@ from casemate.build.underway import Underway
 from casemate.host import remove_folder
 from casemate.images import digest_of
 from casemate.sandbox import Here, Misfit, Shape, Snapshot, sentences, unfit
-from casemate.storage import SnapshotRow, VersionRow, sandboxes
+from casemate.storage import SandboxRow, SnapshotRow, VersionRow, sandboxes
 from casemate.storage import images as rows
 
 log = structlog.get_logger()
@@ -337,11 +337,11 @@ class Shapes:
 
     # -------------------------------------------------------------------------------- letting go
 
-    async def users(self) -> dict[str, list[str]]:
-        """Which sandboxes, of all tenants, stand on which snapshot: its id → their names or ids."""
-        found: dict[str, list[str]] = {}
+    async def users(self) -> dict[str, list[SandboxRow]]:
+        """Which sandboxes, of all tenants, stand on which snapshot: by its id. Also the ready ones of pools."""
+        found: dict[str, list[SandboxRow]] = {}
         for row in await self._host.database.read(sandboxes.live):
-            found.setdefault(row.snapshot_id, []).append(row.name or row.id)
+            found.setdefault(row.snapshot_id, []).append(row)
         return found
 
     async def stored(self, version: VersionRow) -> list[Stored]:

@@ -76,6 +76,19 @@ async def test_what_sandboxes_stand_on_stays_and_they_are_named(tmp_path: Path) 
         await snapshot_of(world)
 
 
+async def test_what_a_pool_keeps_ready_stays_and_nobody_is_told_to_kill_what_cannot_be_reached(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        await world.import_image()
+        snapshot = await snapshot_of(world)
+        await world.stand_on(snapshot.id, "ready-one", state="ready")
+        with pytest.raises(errors.StateConflict, match="kept ready by a pool") as refused:
+            await world.images.remove(TENANT, "python", True)
+        assert "pool ls" in refused.value.hint
+        await world.stand_on(snapshot.id, "alpha")
+        with pytest.raises(errors.StateConflict, match="in use by 1 sandbox: alpha"):
+            await world.images.remove(TENANT, "python", True)
+
+
 async def test_what_is_just_being_started_stays(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         await world.import_image()
