@@ -88,7 +88,8 @@ class Keeper:
 
     def leave(self, pool: Pool) -> None:
         """From now on it is not, and its members are ended."""
-        self._tending.pop(pool).cancel()
+        if scope := self._tending.pop(pool, None):  # none where it came while everything was being ended
+            scope.cancel()
         for member in list(pool.members):
             pool.end(member, "its pool was removed")
 
@@ -113,6 +114,9 @@ class Keeper:
                 except errors.CasemateError as error:
                     pool.failed(error.message, passes=isinstance(error, errors.CapacityError))
                     log.warning("a pool could not be filled", pool=pool.row.id, image=pool.row.image, error=str(error))
+                except Exception as fault:  # one pool's trouble must not end everybody's sandboxes
+                    pool.failed(f"a fault of ours: {fault!r}", passes=False)
+                    log.error("a pool could not be looked after", pool=pool.row.id, error=repr(fault))
                 with anyio.move_on_after(TICK_S):
                     await pool.changed.wait()
                 pool.changed.clear()
@@ -123,7 +127,9 @@ class Keeper:
         pool.shrink()
         if doubtful := pool.most_doubtful(now_s):
             doubtful.ask_whether_it_lives()
-        lacks = pool.missing() > 0 and pool.may_try() and not self.supervisor.starter.admission.pressed
+        if not pool.may_try():  # also what its reference means may be what fails: a build takes a processor for a while
+            return
+        lacks = pool.missing() > 0 and not self.supervisor.starter.admission.pressed
         if not lacks and (now_s - pool.followed_at < FOLLOW_S or not (pool.wanted or pool.ready)):
             return
         tenant, image, shape = pool.row.tenant, pool.row.image, pool.shape

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Protocol
 
 import anyio
+import structlog
 
 from casemate import errors
 from casemate.audit import EventKind
@@ -28,6 +29,7 @@ from casemate.sandbox.starting import Starter, introduce, since
 from casemate.sandbox.supervisor import Supervisor
 from casemate.sandbox.warmth import warm
 
+log = structlog.get_logger()
 CHECK_S = 5.0
 ENDING_S = 0.5
 
@@ -98,6 +100,12 @@ class MemberSupervisor:
             await self.supervisor.start(member, self.life_plan(), self.start_plan(shelf), member.settled.set)
         except errors.CasemateError as error:
             member.failure = member.failure or error
+        except Exception as fault:
+            if member.started:
+                raise
+            # As with a create: it is whoever waits for it that is told, and nobody else's sandbox goes with it
+            log.error("a member failed by a fault of ours", sandbox=member.id, error=repr(fault))
+            member.failure = errors.CasemateError(f"sandbox {member.id}: {fault!r}", hint="a fault of ours")
         finally:
             member.ready.set()
             member.settled.set()
@@ -207,6 +215,7 @@ class MemberSupervisor:
         detail = {"image": handle.info.image, "name": handle.info.name, "from_pool": True}
         async with anyio.create_task_group() as beside:
             beside.start_soon(partial(member.link.ping, timeout_s=self.starter.agent_timeout_s))
+            await records.catch_up()
             await records.tell(EventKind.SANDBOX_CREATE, handle, detail, along=records.index.claiming(handle.info))
         yield
 

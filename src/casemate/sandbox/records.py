@@ -36,12 +36,16 @@ class Records:
 
     async def intend(self, handle: Handle) -> None:
         """Write down that it will be made, after the ends whose names are taken until then."""
-        for info in list(self.unrecorded.values()):
-            await self.index.put(info)
-            self.unrecorded.pop(info.id, None)
+        await self.catch_up()
         info = handle.info
         detail = {"image": info.image, "name": info.name}
         await self.tell(EventKind.SANDBOX_CREATE, handle, detail, along=self.index.putting(info))
+
+    async def catch_up(self) -> None:
+        """Write down the ends that could not be when they came: their names are taken until then."""
+        for info in list(self.unrecorded.values()):
+            await self.index.put(info)
+            self.unrecorded.pop(info.id, None)
 
     async def tell(
         self, kind: EventKind, handle: Handle, detail: Mapping[str, object], along: Along | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from sandbox_world import SHAPE, TENANT, World, open_world
 from tests.fakes.fake_vmm import FakeMachine
 
 from casemate import errors
-from casemate.sandbox import Amount, Handle, Relief, SandboxSpec, Shape, State, execs, pool_keeper
+from casemate.sandbox import Amount, Handle, Relief, SandboxSpec, Shape, Snapshot, State, execs, pool_keeper
 from casemate.sandbox.pool import CHECK_EVERY_S, Pool
 from casemate.sandbox.pool_spec import SHARED, PoolSpec
 from casemate.sandbox.recover import Recovered, recover
@@ -229,6 +230,73 @@ def test_a_member_that_cannot_be_made_is_tried_again_later_and_later(tmp_path: P
         assert failures == 1
         world.snapshot = whole
         await until(lambda: pool.current() == 1 and pool.failure is None)
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("failure", [errors.VmmRefused("no such machine"), KeyError("kernel_release")])
+def test_what_cannot_be_looked_up_or_built_is_tried_again_later_and_later(tmp_path: Path, failure: Exception) -> None:
+    async def scenario(world: World) -> None:
+        keeper, tried = world.sandboxes.pools._keeper, 0
+
+        @asynccontextmanager
+        async def failing(*args: Any, **named: Any) -> AsyncIterator[Snapshot]:
+            nonlocal tried
+            tried += 1
+            raise failure
+            yield world.snapshot
+
+        whole, running = keeper.find_snapshot, await create(world)
+        await world.sandboxes.pools.put(SHARED, spec(1))
+        pool = the_pool(world)
+        keeper.find_snapshot = failing  # nothing was awaited since it is there
+        await until(lambda: tried)
+        for _ in range(20):
+            pool.changed.set()
+            await anyio.sleep(0.01)
+        assert (tried, pool.meter.failures) == (1, 1)
+        assert str(failure.args[0]) in (pool.failure or "")
+        keeper.find_snapshot = whole
+        await until(lambda: pool.current() == 1)
+        assert running.info.state is State.RUNNING
+
+    run(tmp_path, scenario)
+
+
+def test_a_fault_of_ours_in_a_member_ends_nobody_elses_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_trace: None
+) -> None:
+    async def scenario(world: World) -> None:
+        running = await create(world)
+
+        async def fault(*args: Any) -> None:
+            raise ZeroDivisionError("ours")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("casemate.sandbox.pool_member.warm", fault)
+            await world.sandboxes.pools.put(SHARED, spec(1))
+            pool = the_pool(world)
+            await until(lambda: pool.failure)
+            assert "ours" in (pool.failure or "")
+        assert running.info.state is State.RUNNING
+        await until(lambda: pool.current() == 1)
+
+    run(tmp_path, scenario)
+
+
+def test_the_name_of_one_whose_end_could_not_be_recorded_can_be_claimed(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        await filled(world, pool_spec=spec(1))
+        records = world.sandboxes._supervisor.records
+        ended = replace((await create(world, name="mine")).info)
+        await world.sandboxes.kill(TENANT, ended.id)
+        world.known.remove(ended.id)
+        await until(lambda: the_pool(world).current() == 1)
+        await world.index.put(ended)  # as if a full disk had refused to take its end down
+        records.unrecorded[ended.id] = replace(ended, state=State.TERMINATED)
+        assert (await create(world, name="mine")).info.state is State.RUNNING
+        assert not records.unrecorded
+        assert the_pool(world).meter.hits == 2
 
     run(tmp_path, scenario)
 
