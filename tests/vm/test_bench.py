@@ -19,6 +19,7 @@ ROWS = [
     "run_code_1plus1",
     "put_16mib",
     "get_16mib",
+    "pool_claim_to_first_exec",
     "restore_to_first_exec",
     "wake_to_first_exec",
     "suspend",
@@ -28,7 +29,7 @@ ROWS = [
     "burst_20",
     "private_memory_idle",
 ]
-WITHOUT_FLOOR = ("suspend", "suspend_16mib_more")
+WITHOUT_FLOOR = ("pool_claim_to_first_exec", "suspend", "suspend_16mib_more")
 
 
 @pytest.mark.vm

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 
 from casemate.bench.acts import Acts, timed
 from casemate.bench.rows import Samples, percentile, row
-from casemate.errors import BootTimeout, CasemateError
+from casemate.errors import BootTimeout, CasemateError, StateConflict
 from casemate.sdk import Client, Sandbox
 
 IMAGE = "python"
@@ -22,6 +23,16 @@ BURST, DENSITY = 100, 200
 KILLED_AT_ONCE = 16
 WATCHED_S = 5.0
 FILL_S = 3.0  # for each member
+
+
+def refuse_beside(kept: Iterable[Mapping[str, Any]]) -> None:
+    """With a pool of its image creates would be claims, and ours would take its place. Raises StateConflict."""
+    for pool in kept:
+        if re.split("[@:]", pool["image"])[0] in (IMAGE, "sha256"):
+            raise StateConflict(
+                f"pool {pool['id']} keeps {pool['image']} ready: what is measured here would be claims from it",
+                hint=f"casemate pool rm {pool['id']}, or measure with a CASEMATE_HOME of its own",
+            )
 
 
 @contextmanager

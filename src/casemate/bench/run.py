@@ -24,8 +24,10 @@ SLOW, SLOWEST = 5, 20  # such a share of n for acts that take long
 def run_bench(n: int, json_path: Path | None = None, heavy: bool = False) -> dict[str, Any]:
     """Measure, print the table, write the report to *json_path*. *heavy*: also hundreds of sandboxes at once.
 
-    Raises what creating a sandbox raises."""
+    Raises StateConflict beside a pool of somebody's, and what creating a sandbox raises.
+    """
     with Client() as client:
+        pools.refuse_beside(client.pools.list())
         acts.create_to_first_exec(client)  # builds the snapshot where there is none, and starts the daemon
         image = client.call("GET", "/v1/images/python")
         health = client.health()
