@@ -28,6 +28,7 @@ from casemate.storage import pools as rows
 from casemate.storage.pools import Origin
 
 MAX_POOLS = 100  # of one tenant
+MAX_DEAD = 3  # so many members may turn out dead at one claim: what is asked for may be what they die of
 LOOK_UP_S = 5.0
 # Of several pools, a create misses the one that could have served it best
 _CLOSENESS = (Miss.EMPTY, Miss.VERSION, Miss.SHAPE, Miss.POLICY)
@@ -115,17 +116,18 @@ class Pools:
     async def claim(self, claim: Claim, snapshot: Snapshot) -> Handle | None:
         """A running sandbox made of a ready member, the tenant's own before those for everybody; None: make one.
 
-        A member that turns out dead is ended and the next one taken. Cancelled: the claimed one is ended.
+        Of members that turn out dead MAX_DEAD are passed over. Cancelled: the claimed one is ended.
         Raises StateConflict for a taken name, HostError.
         """
         serving = self._serving(claim.tenant, snapshot)
         why: Miss | None = None
+        dead = 0
         for pool in serving:
             while isinstance(found := self._take(pool, snapshot, claim), Member):
                 if await self._handed_over(pool, found):
                     return found.handle
-                why = Miss.DEAD
-                if isinstance(found.failure, errors.HostError | errors.CapacityError):
+                why, dead = Miss.DEAD, dead + 1
+                if dead >= MAX_DEAD or isinstance(found.failure, errors.HostError | errors.CapacityError):
                     break  # it is not the member that is ill: the next ones would fare no better
             else:
                 why = why or found

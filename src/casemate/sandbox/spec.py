@@ -16,6 +16,7 @@ OnIdle = Literal["kill", "keep", "suspend"]
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 MAX_ENV_BYTES = 32_768  # the hand-shake carries it in one frame of 64 KiB
+MAX_USER_CHARS, MAX_CWD_CHARS = 256, 4096
 MAX_LABELS = 64
 
 
@@ -74,6 +75,8 @@ class SandboxSpec:
         _within("park_after_s", self.park_after_s, 0.1, 30 * 86_400)
         _within("create_timeout_s", self.create_timeout_s, 0.1, 3600)
         _check_env(self.env)
+        _check_text("user", self.user, MAX_USER_CHARS)
+        _check_text("cwd", self.cwd, MAX_CWD_CHARS)
         _check_labels(self.labels)
 
 
@@ -88,6 +91,12 @@ def _check_env(env: Mapping[str, str]) -> None:
             raise InvalidSpec(f"env: {name[:80]!r} is not a variable a program can be given")
     if sum(len(n) + len(v.encode()) for n, v in env.items()) > MAX_ENV_BYTES:
         raise InvalidSpec(f"env is over {MAX_ENV_BYTES} bytes", hint="write what is large to a file instead")
+
+
+def _check_text(name: str, value: str | None, most: int) -> None:
+    """What the guest would break off the hand-shake for is said here, where it costs no machine."""
+    if value is not None and ("\0" in value or not 0 < len(value) <= most):
+        raise InvalidSpec(f"{name} {value[:80]!r} is not valid", hint=f"1 to {most} characters, no NUL")
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:

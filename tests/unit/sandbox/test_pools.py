@@ -19,6 +19,7 @@ from casemate import errors
 from casemate.sandbox import Amount, Handle, Relief, SandboxSpec, Shape, Snapshot, State, execs, pool_keeper
 from casemate.sandbox.pool import CHECK_EVERY_S, Pool
 from casemate.sandbox.pool_spec import SHARED, PoolSpec
+from casemate.sandbox.pools import MAX_DEAD
 from casemate.sandbox.recover import Recovered, recover
 
 OTHER = "u"
@@ -259,6 +260,23 @@ def test_what_cannot_be_looked_up_or_built_is_tried_again_later_and_later(tmp_pa
         keeper.find_snapshot = whole
         await until(lambda: pool.current() == 1)
         assert running.info.state is State.RUNNING
+
+    run(tmp_path, scenario)
+
+
+def test_a_wish_that_members_die_of_does_not_cost_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        pool = await filled(world, pool_spec=spec(MAX_DEAD + 2))
+        left = list(pool.ready)[MAX_DEAD:]
+
+        async def die(*args: Any, **named: Any) -> None:
+            raise errors.AgentSilent("the hand-shake was not answered")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("casemate.sandbox.pool_member.introduce", die)
+            await create(world)  # it is restored for it
+        assert (pool.meter.hits, pool.meter.misses, pool.meter.died) == (0, {"dead": 1}, MAX_DEAD)
+        assert [member for member in pool.ready if member in left] == left
 
     run(tmp_path, scenario)
 
