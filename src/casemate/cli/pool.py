@@ -96,22 +96,28 @@ for name, command in (("set", set_), ("ls", ls), ("rm", rm)):
 
 
 def _row(pool: dict[str, Any]) -> tuple[str, ...]:
-    claim, misses = pool["claim"], pool["misses"]
     most = pool["max_ready"] if pool["max_ready"] is not None else pool["min_ready"]
-    why = ", ".join(f"{count} {reason}" for reason, count in misses.items())
     return (
         pool["id"][:12],
         pool["image"] + (" (shared)" if pool["tenant"] == "system" else ""),
         f"{pool['vcpus']}/{pool['memory_mib']}/{pool['disk_mib']}",
         f"{pool['ready']}/{pool['wanted']}",
         f"{pool['min_ready']}-{most}",
+        *(_counted(pool) if pool["claim"] is not None else ("-",) * 6),  # only its owner is told
+        _state(pool),
+    )
+
+
+def _counted(pool: dict[str, Any]) -> tuple[str, ...]:
+    claim, misses = pool["claim"], pool["misses"]
+    why = ", ".join(f"{count} {reason}" for reason, count in misses.items())
+    return (
         str(pool["claimed"]),
         str(pool["in_use"]),
         str(pool["hits"]),
         f"{sum(misses.values())}" + (f" ({why})" if why else ""),
         f"{_ms(claim['p50_ms'])}/{_ms(claim['p95_ms'])} ms",
         f"{_ms(pool['refill']['p50_ms'])} ms",
-        _state(pool),
     )
 
 

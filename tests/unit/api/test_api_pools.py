@@ -50,11 +50,13 @@ def test_what_is_for_everybody_is_the_hosts_owners_to_set_and_remove(serve):
         wish = {"image": "python", "min_ready": 1, "shared": True}
         shared = (await world.client.put("/v1/pools", json=wish)).json()
         assert shared["tenant"] == "system"
+        assert shared["hits"] == 0
         for tenant, scopes in (("mallory", ("*",)), ("local", ("pools:write",))):
             async with world.over_tcp(await world.key(tenant, *scopes)) as client:
                 assert (await client.put("/v1/pools", json=wish)).status_code == 403
                 assert (await client.delete(f"/v1/pools/{shared['id']}")).status_code == 403
-                assert shared["id"] in [pool["id"] for pool in (await client.get("/v1/pools")).json()["pools"]]
+                [seen] = [p for p in (await client.get("/v1/pools")).json()["pools"] if p["id"] == shared["id"]]
+                assert (seen["min_ready"], seen["in_use"], seen["hits"], seen["claim"]) == (1, None, None, None)
         async with world.over_tcp(await world.key("local", "*")) as client:
             assert (await client.delete(f"/v1/pools/{shared['id']}")).status_code == 200
 

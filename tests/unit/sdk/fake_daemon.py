@@ -274,7 +274,15 @@ class FakeDaemon:
 
     async def set_pool(self, request: Request) -> Response:
         asked = await request.json()
-        counted = {"wanted": 4, "ready": 3, "in_use": 1, "hits": 7, "misses": {"empty": 2}, "failure": None}
+        counted = {
+            "wanted": 4,
+            "ready": 3,
+            "claimed": 1,
+            "in_use": 1,
+            "hits": 7,
+            "misses": {"empty": 2},
+            "failure": None,
+        }
         measured = {"claim": {"p50_ms": 31.2, "p95_ms": 44.0}, "refill": {"p50_ms": 900.4, "p95_ms": None}}
         shape = {"vcpus": 1, "memory_mib": asked["memory_mib"] or 512, "disk_mib": 1024}
         tenant = "system" if asked["shared"] else "local"

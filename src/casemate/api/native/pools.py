@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -40,8 +43,17 @@ class MeasuredOut(BaseModel):
     p95_ms: float | None
 
 
+COUNTED = (
+    *("making", "claimed", "in_use", "hits", "misses", "died"),
+    *("refill_failures", "refill", "claim", "failure"),
+)
+
+
 class PoolOut(BaseModel):
-    """A pool as it is; what is counted is counted since the daemon started."""
+    """A pool as it is; what is counted is counted since the daemon started.
+
+    Of one that is for everybody the host's owner alone is told what was counted: it is what other tenants did.
+    """
 
     id: str
     tenant: str
@@ -59,15 +71,15 @@ class PoolOut(BaseModel):
     created_at: float
     wanted: int
     ready: int
-    making: int
-    claimed: int
-    in_use: int
-    hits: int
-    misses: dict[str, int]
-    died: int
-    refill_failures: int
-    refill: MeasuredOut
-    claim: MeasuredOut
+    making: int | None
+    claimed: int | None
+    in_use: int | None
+    hits: int | None
+    misses: dict[str, int] | None
+    died: int | None
+    refill_failures: int | None
+    refill: MeasuredOut | None
+    claim: MeasuredOut | None
     failure: str | None
 
 
@@ -95,31 +107,36 @@ class PoolResource:
             schedule=body.schedule,
         )
         tenant = SHARED if body.shared else who.tenant
-        return _said(PoolOut.model_validate(await self._sandboxes.pools.put(tenant, spec, actor=who.key_id)))
+        return _said(_shown(await self._sandboxes.pools.put(tenant, spec, actor=who.key_id), who))
 
     @operation("List the pools, oldest first", query=PageQuery, answer=PoolList)
     async def list(self, request: Request) -> Response:
-        query = read_query(request, PageQuery)
-        found = [PoolOut.model_validate(pool) for pool in self._sandboxes.pools.listed(principal(request).tenant)]
+        query, who = read_query(request, PageQuery), principal(request)
+        found = [_shown(pool, who) for pool in self._sandboxes.pools.listed(who.tenant)]
         listed, following = page(found, query, lambda pool: (pool.created_at, pool.id))
         return _said(PoolList(pools=listed, next=following))
 
     @operation("Show a pool", answer=PoolOut)
     async def get(self, request: Request) -> Response:
-        found = self._sandboxes.pools.get(principal(request).tenant, request.path_params["ref"])
-        return _said(PoolOut.model_validate(found))
+        who = principal(request)
+        return _said(_shown(self._sandboxes.pools.get(who.tenant, request.path_params["ref"]), who))
 
     @operation("Remove a pool; its ready sandboxes are ended, those in use live on", answer=PoolOut)
     async def remove(self, request: Request) -> Response:
         who, ref = principal(request), request.path_params["ref"]
         gone = await self._sandboxes.pools.remove(who.tenant, ref, shared=_is_owner(who), actor=who.key_id)
-        return _said(PoolOut.model_validate(gone))
+        return _said(_shown(gone, who))
 
     @operation("What sandboxes and pools did, in Prometheus' text format", gives=(TEXT,))
     async def metrics(self, request: Request) -> Response:
         if not _is_owner(principal(request)):
             raise Forbidden("only the host's owner may see what all tenants did")
         return Response(self._sandboxes.meters.text(), media_type=METRICS_TYPE)
+
+
+def _shown(pool: Mapping[str, Any], who: Principal) -> PoolOut:
+    hidden = COUNTED if pool["tenant"] == SHARED and not _is_owner(who) else ()
+    return PoolOut.model_validate({**pool, **dict.fromkeys(hidden)})
 
 
 def _is_owner(who: Principal) -> bool:
