@@ -249,6 +249,22 @@ def end(boot: Boot) -> None:
     handle._link = handle._machine = None
 
 
+def given_up(handle: Handle) -> errors.CasemateError:
+    """Why one does not come to run whose end was asked for."""
+    why = handle._why or StateReason(Reason.KILLED.value, "it was given up")
+    if why.code == Reason.DAEMON_STOPPED.value:
+        return stopping()
+    return errors.StateConflict(f"sandbox {handle.info.id} was ended before it ran: {why.message}")
+
+
+def stopping() -> errors.HostFull:
+    return errors.HostFull(
+        "the daemon is stopping",
+        hint="try again when it has restarted",
+        evidence={"reason": Reason.DAEMON_STOPPED.value, "retry_after_s": RETRY_AFTER_S},
+    )
+
+
 def copy_where_there_is_room(source: Path, target: Path) -> None:
     """Blocks. Raises HostFull before the first byte when the disk would be left without room for the others."""
     free = os.statvfs(target.parent)

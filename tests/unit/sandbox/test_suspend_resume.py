@@ -394,7 +394,7 @@ def test_the_daemons_end_in_the_middle(tmp_path: Path, step: str, no_trace: None
                 try:
                     await handle.suspend()
                     await handle.resume()
-                except errors.StateConflict:
+                except (errors.StateConflict, errors.HostFull):  # it has ended; the daemon is stopping
                     return
 
             async def hold() -> None:
@@ -410,7 +410,7 @@ def test_the_daemons_end_in_the_middle(tmp_path: Path, step: str, no_trace: None
                 await world.sandboxes.drain()
                 tasks.cancel_scope.cancel()
             left = [p.name for p in world.folders.iterdir()]
-            if step in SUSPEND:
+            if step in (*SUSPEND, *RESUME[:-1]):
                 assert left == [handle.info.id]
                 assert handle.info.state is State.SUSPENDED
                 assert {p.name for p in (world.folders / left[0]).iterdir()} == {"meta.json", "suspended"}
