@@ -129,9 +129,9 @@ class Rest:
             return await ask(self._handle.link)
         except errors.ProtocolViolation as error:
             self._handle.ask_stop(Reason.PROTOCOL_VIOLATION, error.message)
-        except errors.NotSupported:
+        except (errors.NotSupported, errors.InvalidSpec):
             return UNKNOWN
-        except (errors.GuestError, errors.VmmError):
+        except (errors.GuestError, errors.VmmError, errors.RequestError):  # the last: what it denies with is its choice
             pass
         return None
 
