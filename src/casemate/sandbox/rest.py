@@ -166,6 +166,6 @@ class Rest:
             return
         self._refused_at = time.monotonic()  # if it is not: when it is suspended, nobody comes back here
         try:
-            await handle.suspend("idle")
+            await handle.suspend("idle", if_unused=True)
         except errors.CasemateError as error:
             log.warning("an idle sandbox could not be suspended", sandbox=handle.info.id, error=str(error))

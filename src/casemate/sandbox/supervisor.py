@@ -177,6 +177,8 @@ class Supervisor:
         try:
             with anyio.fail_after(LIMIT_S):
                 await boot.handle.parking.wake()
+                if wish.if_unused and boot.handle.usage.is_busy:
+                    raise errors.StateConflict(f"sandbox {boot.id} is in use again", hint="it goes on running")
                 async with carried_out(self.suspender.plan(), saving, self.reach):
                     pass
         except TimeoutError:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from sandbox_world import TENANT, World, open_world
 
@@ -331,6 +332,43 @@ def test_no_wish_is_lost_while_an_older_one_is_recorded(tmp_path: Path, no_trace
                 tasks.start_soon(handle.suspend)
             await handle.resume()
         await answers(handle)
+
+    run(tmp_path, main)
+
+
+def test_who_wants_it_booted_does_not_share_the_fate_of_who_wants_it_resumed(tmp_path: Path, no_trace: None) -> None:
+    async def main(world: World, failing: Failing) -> None:
+        handle, refused = await lone(world), list[errors.CasemateError]()
+        await handle.suspend()
+
+        async def warm() -> None:
+            try:
+                await handle.resume()
+            except errors.HostFull as error:
+                refused.append(error)
+
+        failing.at = ("resume-check", "enter")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(warm)
+            await anyio.lowlevel.checkpoint()
+            with pytest.raises(errors.NotAttested):  # a fake VMM maps nothing: it came as far as to boot it
+                await handle.resume(cold=True)
+        assert refused
+        await answers(handle)
+
+    run(tmp_path, main)
+
+
+def test_nobody_who_has_just_called_is_suspended_for_idling(tmp_path: Path, no_trace: None) -> None:
+    async def main(world: World, _: Failing) -> None:
+        handle = await lone(world)
+        with handle.usage.busy():
+            with pytest.raises(errors.StateConflict, match="in use again"):
+                await handle.suspend("idle", if_unused=True)
+            assert handle.info.state is State.RUNNING
+            assert (await handle.suspend()).state is State.SUSPENDED
+        await handle.resume()
+        assert (await handle.suspend("idle", if_unused=True)).state is State.SUSPENDED
 
     run(tmp_path, main)
 
