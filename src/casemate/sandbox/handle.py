@@ -57,7 +57,8 @@ class Handle:
     _why: StateReason | None = None
     _wish: Wish | None = None
     _wished: asyncio.Event = field(default_factory=asyncio.Event)
-    _console: bytes = b""  # what a suspended one said last
+    _console: bytes = b""  # what it said last, as far as anybody has asked
+    _console_written: int = 0  # all that its machine ever said
     _born_at: float = field(default_factory=lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
     usage: Usage = field(default_factory=Usage)
     parking: Parking = field(default_factory=Parking)
@@ -99,16 +100,16 @@ class Handle:
             pass
 
     async def console(self) -> bytes:
-        return await self._machine.console() if self._machine else self._console
+        if (machine := self._machine) is not None:
+            self._console = await machine.console()
+            self._console_written = machine.console_written
+        return self._console
 
     async def console_since(self, offset: int) -> tuple[bytes, int]:
         """What the console said from its byte *offset* on, as far as it is still held, and the offset after it."""
-        if self._machine is None:
-            return b"", offset
-        machine = self._machine
-        held = await machine.console()
-        fresh = machine.console_written - offset
-        return held[-fresh:] if fresh > 0 else b"", machine.console_written
+        held, written = await self.console(), self._console_written
+        fresh = written - offset if written >= offset else written  # another machine counts from 0
+        return held[-fresh:] if fresh > 0 else b"", written
 
     # --------------------------------------------------------------------------------------- its use
 

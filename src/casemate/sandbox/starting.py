@@ -210,7 +210,8 @@ class Starter:
         try:
             yield
         finally:
-            handle._console = await handle.console() if boot.sealed else b""
+            if boot.sealed:
+                await handle.console()  # what it said last stays to be read
             handle._machine = None
 
     async def terminate(self, boot: Boot) -> None:

@@ -460,6 +460,20 @@ def test_the_daemons_end_in_the_middle(tmp_path: Path, step: str, no_trace: None
     with_limit(main)
 
 
+def test_what_its_console_said_is_there_while_it_is_suspended(tmp_path: Path, no_trace: None) -> None:
+    async def main(world: World, _: Failing) -> None:
+        handle = await lone(world)
+        said, at = await handle.console_since(0)
+        assert said
+        await handle.suspend()
+        assert await handle.console_since(0) == (said, at)
+        assert await handle.console_since(at) == (b"", at)
+        await handle.resume()
+        assert await handle.console_since(at + 1) == (said, at)  # another machine's, which began anew
+
+    run(tmp_path, main)
+
+
 def with_limit(main: Callable[[], Awaitable[None]]) -> None:
     async def live() -> None:
         with anyio.fail_after(30):
