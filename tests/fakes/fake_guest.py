@@ -51,6 +51,7 @@ class Guest:
         self.cells: dict[int, bytearray] = {}
         self.stats: dict[str, Any] = {}  # what it answers to control stats
         self.activity: dict[str, Any] | None = None  # to control activity; None: it does not know the word
+        self.refusal = "not-served"  # how it says so
         self.asked = 0  # how often
         self.running = asyncio.Event()  # whether its vCPUs run; it hears and says nothing while they don't
         self.running.set()
@@ -109,7 +110,7 @@ class Guest:
             case wire.Opened(kind="control", params={"op": "activity"}):
                 self.asked += 1
                 if self.activity is None:
-                    self.connection.deny(event.channel, "not-served", "an older agent")
+                    self.connection.deny(event.channel, self.refusal, "an older agent")
                 else:
                     self.connection.accept(event.channel, self.activity)
                     self.connection.finish(event.channel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import anyio
@@ -30,6 +30,7 @@ class Wish:
     action: Action
     actor: str
     cold: bool = False
+    if_unused: bool = False  # refused when somebody uses it by the time that it begins
     failure: errors.CasemateError | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -56,7 +57,8 @@ class Handle:
     _why: StateReason | None = None
     _wish: Wish | None = None
     _wished: asyncio.Event = field(default_factory=asyncio.Event)
-    _console: bytes = b""  # what a suspended one said last
+    _console: bytes = b""  # what it said last, as far as anybody has asked
+    _console_written: int = 0  # all that its machine ever said
     _born_at: float = field(default_factory=lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
     usage: Usage = field(default_factory=Usage)
     parking: Parking = field(default_factory=Parking)
@@ -98,16 +100,16 @@ class Handle:
             pass
 
     async def console(self) -> bytes:
-        return await self._machine.console() if self._machine else self._console
+        if (machine := self._machine) is not None:
+            self._console = await machine.console()
+            self._console_written = machine.console_written
+        return self._console
 
     async def console_since(self, offset: int) -> tuple[bytes, int]:
         """What the console said from its byte *offset* on, as far as it is still held, and the offset after it."""
-        if self._machine is None:
-            return b"", offset
-        machine = self._machine
-        held = await machine.console()
-        fresh = machine.console_written - offset
-        return held[-fresh:] if fresh > 0 else b"", machine.console_written
+        held, written = await self.console(), self._console_written
+        fresh = written - offset if written >= offset else written  # another machine counts from 0
+        return held[-fresh:] if fresh > 0 else b"", written
 
     # --------------------------------------------------------------------------------------- its use
 
@@ -171,15 +173,15 @@ class Handle:
         await self.ended.wait()
         return self.info
 
-    async def suspend(self, actor: str = "host") -> SandboxInfo:
+    async def suspend(self, actor: str = "host", *, if_unused: bool = False) -> SandboxInfo:
         """Its memory, device state and disk are on the host's disk when this returns, and nothing of it runs.
 
-        One that is suspended already is answered as it is. Raises StateConflict, and what kept it from being
-        suspended: then it goes on running.
+        *if_unused*: a call that comes before it begins keeps it running. One that is suspended already is answered
+        as it is. Raises StateConflict, and what kept it from being suspended: then it goes on running.
         """
         await self._settled()
         if self.info.state is not State.SUSPENDED:
-            await self._want(Wish(Action.SUSPEND, actor))
+            await self._want(Wish(Action.SUSPEND, actor, if_unused=if_unused))
         return self.info
 
     async def resume(self, actor: str = "host", *, cold: bool = False) -> SandboxInfo:
@@ -188,6 +190,12 @@ class Handle:
         Raises StateConflict, and what kept it from being resumed: then it stays suspended.
         """
         await self._settled()
+        while cold and not self.ended.is_set() and (wish := self._wish) and wish.action is Action.RESUME:
+            if wish.cold:
+                break
+            with suppress(errors.CasemateError):  # if somebody's warm one fails, it is booted anew
+                await self._want(wish)
+            await self._settled()
         if self.info.state is not State.RUNNING:
             await self._want(Wish(Action.RESUME, actor, cold))
         return self.info
@@ -206,6 +214,7 @@ class Handle:
 
     async def _want(self, wish: Wish) -> None:
         if self._wish is not None and self._wish.action is wish.action:
+            self._wish.if_unused &= wish.if_unused
             wish = self._wish
         else:
             go(self.info.state, wish.action, f"sandbox {self.info.id}")

@@ -6,10 +6,12 @@ Its supervisor parks it (``rest``); whoever wants something of the guest wakes i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import anyio
 
+from casemate.errors import HostError
 from casemate.sandbox.link import Link
 from casemate.vmm import Machine
 
@@ -35,7 +37,7 @@ class Parking:
         async with self._turn:
             if self.parked or not wanted():
                 return self.parked
-            with anyio.CancelScope(shield=True), anyio.fail_after(SIGNAL_S):
+            with _at_once("frozen"):
                 await machine.freeze()
                 self._machine, self._link = machine, link
                 link.stand_still(True)
@@ -50,9 +52,19 @@ class Parking:
         async with self._turn:
             if self._machine is None or self._link is None:
                 return
-            with anyio.CancelScope(shield=True), anyio.fail_after(SIGNAL_S):
+            with _at_once("thawed"):
                 await self._machine.thaw()
                 self._link.stand_still(False)
                 self._machine = self._link = None
                 self.parked = False
                 self.woken.set()
+
+
+@contextmanager
+def _at_once(what: str) -> Iterator[None]:
+    """Not to be cancelled halfway. Raises HostError: a VMM that is slow to answer somebody else holds it up, too."""
+    try:
+        with anyio.fail_after(SIGNAL_S, shield=True):
+            yield
+    except TimeoutError as error:
+        raise HostError(f"a VMM could not be {what} within {SIGNAL_S:g} s", hint="see casemate doctor") from error

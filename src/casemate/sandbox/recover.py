@@ -16,7 +16,7 @@ import anyio
 import structlog
 
 from casemate.audit import EventKind, Trail
-from casemate.errors import CasemateError, ImageBroken
+from casemate.errors import CasemateError, ImageBroken, StateConflict
 from casemate.host import remove_folder
 from casemate.sandbox.ids import is_id
 from casemate.sandbox.index import Index
@@ -72,8 +72,7 @@ async def recover(
             continue
         record = left.get(folder.name)
         if record is not None and (info := await anyio.to_thread.run_sync(_still_suspended, folder, record)):
-            await index.put(info)
-            suspended.append(info)
+            suspended.append(await _indexed(info, index))
             del left[info.id]
             continue
         try:
@@ -91,6 +90,17 @@ async def recover(
         EventKind.DAEMON_STARTED, tenant="system", subject=index.host_id, detail={"recovered": found.to_json()}
     )
     return suspended
+
+
+async def _indexed(info: SandboxInfo, index: Index) -> SandboxInfo:
+    """Its name may be another's by now, as when its folder was brought back from a backup: it gets on without."""
+    try:
+        await index.put(info)
+    except StateConflict as error:
+        log.error("a suspended sandbox has lost its name", sandbox=info.id, name=info.name, error=str(error))
+        info = replace(info, name=None)
+        await index.put(info)
+    return info
 
 
 def _still_suspended(folder: Path, record: Record) -> SandboxInfo | None:

@@ -47,7 +47,7 @@ class IdleSuspender:
     async def _suspend(self, handle: Handle) -> None:
         try:
             if handle.parked:
-                await handle.suspend("relief")
+                await handle.suspend("relief", if_unused=True)
         except errors.CasemateError as error:
             log.warning("a sandbox could not be suspended to make room", sandbox=handle.info.id, error=str(error))
         finally:

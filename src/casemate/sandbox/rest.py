@@ -129,9 +129,9 @@ class Rest:
             return await ask(self._handle.link)
         except errors.ProtocolViolation as error:
             self._handle.ask_stop(Reason.PROTOCOL_VIOLATION, error.message)
-        except errors.NotSupported:
+        except (errors.NotSupported, errors.InvalidSpec):
             return UNKNOWN
-        except (errors.GuestError, errors.VmmError):
+        except (errors.GuestError, errors.VmmError, errors.RequestError):  # the last: what it denies with is its choice
             pass
         return None
 
@@ -166,6 +166,6 @@ class Rest:
             return
         self._refused_at = time.monotonic()  # if it is not: when it is suspended, nobody comes back here
         try:
-            await handle.suspend("idle")
+            await handle.suspend("idle", if_unused=True)
         except errors.CasemateError as error:
             log.warning("an idle sandbox could not be suspended", sandbox=handle.info.id, error=str(error))

@@ -27,7 +27,7 @@ from casemate.sandbox.plan import Step
 from casemate.sandbox.seal import Seal
 from casemate.sandbox.snapshot import Snapshot
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec
-from casemate.sandbox.starting import Starter, copy_where_there_is_room, introduce, ours
+from casemate.sandbox.starting import Starter, copy_where_there_is_room, given_up, introduce, ours
 from casemate.sandbox.states import Action, State
 from casemate.sandbox.suspended import OWN_MEMORY, Suspended, check_disk, check_parts
 from casemate.vmm import Kernel, Platform, SnapshotFiles
@@ -111,6 +111,7 @@ class Resumer:
             boot.reservation.give_back_memory()
 
         async with own(f"the memory of sandbox {boot.id}", give_back):
+            _check_wanted(boot.handle)  # there may have been room only because the daemon stops
             yield
 
     @asynccontextmanager
@@ -166,8 +167,12 @@ class Resumer:
         """A copy: until it runs again, what is stored stays as it is."""
         disk = boot.place.disk
         await anyio.to_thread.run_sync(partial(disk.unlink, missing_ok=True))
-        await anyio.to_thread.run_sync(copy_where_there_is_room, boot.place.kept / "disk", disk)
-        yield
+        try:
+            await anyio.to_thread.run_sync(copy_where_there_is_room, boot.place.kept / "disk", disk)
+            yield
+        finally:
+            if boot.handle.info.state is State.RESUMING:
+                disk.unlink(missing_ok=True)  # it may have failed for want of room
 
     @asynccontextmanager
     async def _restore_suspended(self, boot: Boot) -> AsyncIterator[None]:
@@ -214,6 +219,7 @@ class Resumer:
         So it runs also where there is no room to say so: to end it for that would be to lose it.
         """
         handle, machine = boot.handle, boot.machine
+        _check_wanted(handle)
         async with self.starter.running(boot):
             await anyio.to_thread.run_sync(boot.place.drop, boot.own_memory)
             pid = {"pid": machine.pid}
@@ -297,6 +303,12 @@ class Resumer:
         """What waits warm in a snapshot is started here."""
         async with boot.link.open("control", {"op": "prepare", "zygote": True}, timeout_s=PREPARE_S):
             yield
+
+
+def _check_wanted(handle: Handle) -> None:
+    """Of one whose end was asked for what is stored is not given up for a machine that would end at once."""
+    if handle.stopping:
+        raise given_up(handle)
 
 
 def adopted(info: SandboxInfo, folders: Path) -> Handle:

@@ -26,8 +26,9 @@ from casemate.sandbox.relief import IdleSuspender
 from casemate.sandbox.resuming import adopted
 from casemate.sandbox.snapshot import FindSnapshot, Progress, Snapshot
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape
+from casemate.sandbox.starting import stopping
 from casemate.sandbox.states import Reason, State
-from casemate.sandbox.supervisor import Supervisor, stopping
+from casemate.sandbox.supervisor import Supervisor
 
 log = structlog.get_logger()
 RESTABLE = (State.RUNNING, State.RESUMING)

@@ -210,7 +210,8 @@ class Starter:
         try:
             yield
         finally:
-            handle._console = await handle.console() if boot.sealed else b""
+            if boot.sealed:
+                await handle.console()  # what it said last stays to be read
             handle._machine = None
 
     async def terminate(self, boot: Boot) -> None:
@@ -247,6 +248,22 @@ def end(boot: Boot) -> None:
     if handle.info.state is State.TERMINATING:
         handle.move(Action.TERMINATED, pid=None, suspended=None)
     handle._link = handle._machine = None
+
+
+def given_up(handle: Handle) -> errors.CasemateError:
+    """Why one does not come to run whose end was asked for."""
+    why = handle._why or StateReason(Reason.KILLED.value, "it was given up")
+    if why.code == Reason.DAEMON_STOPPED.value:
+        return stopping()
+    return errors.StateConflict(f"sandbox {handle.info.id} was ended before it ran: {why.message}")
+
+
+def stopping() -> errors.HostFull:
+    return errors.HostFull(
+        "the daemon is stopping",
+        hint="try again when it has restarted",
+        evidence={"reason": Reason.DAEMON_STOPPED.value, "retry_after_s": RETRY_AFTER_S},
+    )
 
 
 def copy_where_there_is_room(source: Path, target: Path) -> None:

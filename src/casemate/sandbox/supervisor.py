@@ -9,7 +9,8 @@ Everybody else holds a Handle and may only ask.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -20,7 +21,6 @@ from anyio.abc import TaskStatus
 
 from casemate import errors
 from casemate.audit import EventKind
-from casemate.sandbox.admission import RETRY_AFTER_S
 from casemate.sandbox.boot import Boot
 from casemate.sandbox.handle import Handle, Wish
 from casemate.sandbox.plan import Reach, Step, carried_out, pass_by
@@ -28,8 +28,7 @@ from casemate.sandbox.records import Records
 from casemate.sandbox.rest import NEAR_S, Rest
 from casemate.sandbox.resuming import Resumer
 from casemate.sandbox.snapshot import Snapshot
-from casemate.sandbox.spec import StateReason
-from casemate.sandbox.starting import Starter, end, first_of, ours
+from casemate.sandbox.starting import Starter, end, first_of, given_up, ours
 from casemate.sandbox.states import Action, Reason, State
 from casemate.sandbox.suspended import Place
 from casemate.sandbox.suspending import LIMIT_S, Saving, Suspender
@@ -69,25 +68,27 @@ class Supervisor:
 
         async def live() -> None:
             async with carried_out(life, boot, self.reach):
-                async with carried_out(start, boot, self.reach):
-                    boot.started = True
-                    started()
-                    boot.failure = await self._watch(boot)
-                if boot.sealed:
-                    await self._rest_and_resume(boot)
+                with _kept_if_sealed(boot):
+                    async with carried_out(start, boot, self.reach):
+                        boot.started = True
+                        started()
+                        boot.failure = await self._watch(boot)
+                    if boot.sealed:
+                        await self._rest_and_resume(boot)
 
         await self._carry(boot, live)
         if not boot.started:
-            raise boot.failure or _given_up(handle)
+            raise boot.failure or given_up(handle)
 
     async def look_after(self, handle: Handle) -> None:
         """The same for one that an earlier daemon suspended."""
-        boot = Boot(handle, self.place_of(handle), started=True)
+        boot = Boot(handle, self.place_of(handle), started=True, sealed=True)
         boot.intended.set()
 
         async def live() -> None:
             async with carried_out(self.resumer.adopt_plan(), boot, self.reach):
-                await self._rest_and_resume(boot)
+                with _kept_if_sealed(boot):
+                    await self._rest_and_resume(boot)
 
         await self._carry(boot, live)
 
@@ -176,6 +177,8 @@ class Supervisor:
         try:
             with anyio.fail_after(LIMIT_S):
                 await boot.handle.parking.wake()
+                if wish.if_unused and boot.handle.usage.is_busy:
+                    raise errors.StateConflict(f"sandbox {boot.id} is in use again", hint="it goes on running")
                 async with carried_out(self.suspender.plan(), saving, self.reach):
                     pass
         except TimeoutError:
@@ -195,13 +198,6 @@ class Supervisor:
 
     async def _rest_and_resume(self, boot: Boot) -> None:
         """One machine after another, from the disk, until its end, or until its daemon's."""
-        try:
-            await self._from_rest_to_rest(boot)
-        except BaseException:
-            boot.kept = boot.kept or boot.sealed  # whatever went wrong: what is on the disk is all there is of it
-            raise
-
-    async def _from_rest_to_rest(self, boot: Boot) -> None:
         while True:
             await self._put_to_rest(boot)
             wish = await self._until_resumed(boot)
@@ -292,6 +288,16 @@ class Supervisor:
         return True
 
 
+@contextmanager
+def _kept_if_sealed(boot: Boot) -> Iterator[None]:
+    """Whatever goes wrong in the block: what is on the disk then is all there is of it."""
+    try:
+        yield
+    except BaseException:
+        boot.kept = boot.kept or boot.sealed
+        raise
+
+
 async def _until_too_old(handle: Handle) -> None:
     if handle.spec.max_duration_s is None:
         await anyio.sleep_forever()
@@ -305,18 +311,3 @@ async def _give_up_boot(handle: Handle, scope: anyio.CancelScope) -> None:
     await handle._stop.wait()
     if handle.info.state in (State.PENDING, State.READY):
         scope.cancel()
-
-
-def _given_up(handle: Handle) -> errors.CasemateError:
-    why = handle._why or StateReason(Reason.KILLED.value, "it was given up")
-    if why.code == Reason.DAEMON_STOPPED.value:
-        return stopping()
-    return errors.StateConflict(f"sandbox {handle.info.id} was ended while pending: {why.message}")
-
-
-def stopping() -> errors.HostFull:
-    return errors.HostFull(
-        "the daemon is stopping",
-        hint="try again when it has restarted",
-        evidence={"reason": Reason.DAEMON_STOPPED.value, "retry_after_s": RETRY_AFTER_S},
-    )

@@ -104,7 +104,7 @@ class Suspender:
         try:
             async with link.open("control", {"op": "sync"}, timeout_s=SYNC_S):
                 pass
-        except errors.GuestError as error:
+        except (errors.GuestError, errors.RequestError) as error:
             if link.failure is not None:
                 raise
             log.warning("a guest did not write its files in time", sandbox=saving.boot.id, error=str(error))

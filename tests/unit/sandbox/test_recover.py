@@ -101,6 +101,19 @@ def test_whatever_has_become_of_a_suspended_one_it_is_kept_for_its_user(world: C
     anyio.run(main)
 
 
+def test_a_name_that_two_have_keeps_no_daemon_from_starting(world: Callable) -> None:
+    async def main() -> None:
+        async with world() as w:
+            infos = [w.left(state=State.SUSPENDED, pid=None, name="db") for _ in range(2)]
+            for info in infos:
+                (w.folders / info.id / "suspended").mkdir()
+            kept = await recover(Recovered(), {}, w.index, w.folders, w.trail)
+            assert {info.id for info in kept} == {info.id for info in infos}
+            assert {info.name for info in kept} == {"db", None}
+
+    anyio.run(main)
+
+
 def test_each_end_has_the_reason_that_is_known(world: Callable) -> None:
     async def main() -> None:
         async with world() as w:

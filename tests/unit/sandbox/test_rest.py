@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 from tests.fakes.fake_vmm import FakeMachine
 from tests.unit.sandbox.test_spec import INFO
 
 from casemate import errors
-from casemate.sandbox import Handle, Link, SandboxSpec, State
+from casemate.sandbox import Handle, Link, SandboxSpec, State, parking
 from casemate.sandbox.rest import Rest
 from casemate.sandbox.states import Reason
 from casemate.vmm import MachineSpec
@@ -297,3 +298,37 @@ def test_an_agent_too_old_to_be_asked_is_never_parked_but_idles() -> None:
         await until(lambda: world.handle.stopping, 2)
 
     scenario(act, park_after_s=PARK_S, idle_timeout_s=0.5)
+
+
+def test_whatever_an_agent_refuses_with_is_no_end() -> None:
+    def refusing(code: str) -> Callable[[World], Awaitable[None]]:
+        async def act(world: World) -> None:
+            world.machine.agent.activity, world.machine.agent.refusal = None, code
+            await until(lambda: world.asked > 2)
+            await never(lambda: world.handle.parked or world.handle.stopping)
+
+        return act
+
+    codes = ("invalid-spec", "not-found", "state-conflict", "exec-refused", "port-refused", "some-other")
+    scenario(*map(refusing, codes), park_after_s=PARK_S)
+
+
+def test_a_vmm_that_cannot_be_frozen_in_time_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its monitor answers somebody else first, or nobody at all: no sandbox ends of that, and no daemon."""
+    monkeypatch.setattr(parking, "SIGNAL_S", 0.02)
+
+    async def act(world: World) -> None:
+        tried = []
+
+        async def freeze() -> None:
+            tried.append(1)
+            await anyio.sleep(60)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(world.machine, "freeze", freeze)
+            await until(lambda: len(tried) > 1)
+            assert not world.handle.parked
+            await call(world.handle)
+        await until(lambda: world.frozen)
+
+    scenario(act, park_after_s=PARK_S)

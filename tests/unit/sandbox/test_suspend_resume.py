@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from sandbox_world import TENANT, World, open_world
 
@@ -335,6 +336,43 @@ def test_no_wish_is_lost_while_an_older_one_is_recorded(tmp_path: Path, no_trace
     run(tmp_path, main)
 
 
+def test_who_wants_it_booted_does_not_share_the_fate_of_who_wants_it_resumed(tmp_path: Path, no_trace: None) -> None:
+    async def main(world: World, failing: Failing) -> None:
+        handle, refused = await lone(world), list[errors.CasemateError]()
+        await handle.suspend()
+
+        async def warm() -> None:
+            try:
+                await handle.resume()
+            except errors.HostFull as error:
+                refused.append(error)
+
+        failing.at = ("resume-check", "enter")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(warm)
+            await anyio.lowlevel.checkpoint()
+            with pytest.raises(errors.NotAttested):  # a fake VMM maps nothing: it came as far as to boot it
+                await handle.resume(cold=True)
+        assert refused
+        await answers(handle)
+
+    run(tmp_path, main)
+
+
+def test_nobody_who_has_just_called_is_suspended_for_idling(tmp_path: Path, no_trace: None) -> None:
+    async def main(world: World, _: Failing) -> None:
+        handle = await lone(world)
+        with handle.usage.busy():
+            with pytest.raises(errors.StateConflict, match="in use again"):
+                await handle.suspend("idle", if_unused=True)
+            assert handle.info.state is State.RUNNING
+            assert (await handle.suspend()).state is State.SUSPENDED
+        await handle.resume()
+        assert (await handle.suspend("idle", if_unused=True)).state is State.SUSPENDED
+
+    run(tmp_path, main)
+
+
 def test_many_at_once_want_different_things(tmp_path: Path, no_trace: None) -> None:
     """Whoever asks gets an answer, and it works afterwards."""
 
@@ -394,7 +432,7 @@ def test_the_daemons_end_in_the_middle(tmp_path: Path, step: str, no_trace: None
                 try:
                     await handle.suspend()
                     await handle.resume()
-                except errors.StateConflict:
+                except (errors.StateConflict, errors.HostFull):  # it has ended; the daemon is stopping
                     return
 
             async def hold() -> None:
@@ -410,7 +448,7 @@ def test_the_daemons_end_in_the_middle(tmp_path: Path, step: str, no_trace: None
                 await world.sandboxes.drain()
                 tasks.cancel_scope.cancel()
             left = [p.name for p in world.folders.iterdir()]
-            if step in SUSPEND:
+            if step in (*SUSPEND, *RESUME[:-1]):
                 assert left == [handle.info.id]
                 assert handle.info.state is State.SUSPENDED
                 assert {p.name for p in (world.folders / left[0]).iterdir()} == {"meta.json", "suspended"}
@@ -420,6 +458,20 @@ def test_the_daemons_end_in_the_middle(tmp_path: Path, step: str, no_trace: None
         assert os.path.exists(tmp_path)
 
     with_limit(main)
+
+
+def test_what_its_console_said_is_there_while_it_is_suspended(tmp_path: Path, no_trace: None) -> None:
+    async def main(world: World, _: Failing) -> None:
+        handle = await lone(world)
+        said, at = await handle.console_since(0)
+        assert said
+        await handle.suspend()
+        assert await handle.console_since(0) == (said, at)
+        assert await handle.console_since(at) == (b"", at)
+        await handle.resume()
+        assert await handle.console_since(at + 1) == (said, at)  # another machine's, which began anew
+
+    run(tmp_path, main)
 
 
 def with_limit(main: Callable[[], Awaitable[None]]) -> None:

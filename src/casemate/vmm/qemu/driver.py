@@ -119,6 +119,7 @@ class QemuMachine:
             return await self._launcher.memory(self._spawned, given.open(memory, os.O_RDONLY))
 
     async def freeze(self) -> None:
+        await self.console()  # it cannot be asked then
         async with self._monitor.idle:
             self._launcher.freeze(self._spawned)
             self._monitor.frozen = True
