@@ -90,8 +90,8 @@ def test_a_key_opens_its_tenants_sandboxes_and_no_others(
                 if isinstance(route, Route) and route.path.startswith("/v1/sandboxes/{ref}"):
                     for method in handlers_of(route):
                         url = route.path.replace("{ref}", box.id).replace("{exec_id}", "a" * 16)
-                        body = {"code": "1", "signal": "TERM"}
-                        named = {name: body[name] for name in body if url.endswith(name)}
+                        bodies = {"code": {"code": "1"}, "signal": {"signal": "TERM"}, "keep-alive": {"for_s": 1}}
+                        named = next((body for end, body in bodies.items() if url.endswith(end)), {})
                         given = {"json": named} if method == "POST" and not url.endswith("stdin") else {}
                         query = {"path": "/etc/hostname"} if "/files" in url else {}
                         query |= {"to": "/tmp/x"} if url.endswith("/move") else {}

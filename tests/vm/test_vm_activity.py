@@ -83,24 +83,29 @@ async def line(running: execs.Exec, lines: int = 1) -> bytes:
     return said
 
 
+async def told(clone: Clone) -> Activity:
+    """With its first timer: after a look that took long, as on a busy host, the agent does not look again at once."""
+    return await until(clone, lambda said: said.next_timer_ms != 0)
+
+
 def test_every_kind_of_timer_is_seen_and_nothing_in_an_idle_guest(
     daemon: Daemon, tmp_path: Path, no_trace: None
 ) -> None:
     async def act(clone: Clone) -> None:
-        idle = await activity.ask(clone.link)
+        idle = await told(clone)
         assert (idle.execs_running, idle.terminals_running, idle.cells_running, idle.next_timer_ms) == (0, 0, 0, None)
         spec = ExecSpec(("python3", "-c", ONE_TIMER_MORE), stdin=True)
         async with execs.start(clone.link, spec) as running:
             for due_s in range(9000, 0, -1000):
                 assert await line(running) == b"%d\n" % due_s
-                before = await activity.ask(clone.link)
+                before = await told(clone)
                 assert before.next_timer_ms is None or before.next_timer_ms > due_s * 1000, due_s
                 await running.feed(b"\n")
                 due = await until(clone, lambda said: said.next_timer_ms is not None and said.next_timer_ms > 300)
                 while due.next_timer_ms is None or due.next_timer_ms > due_s * 1000:  # its own pause comes in between
                     due = await activity.ask(clone.link)
             assert await line(running) == b"all\n"
-            last = await activity.ask(clone.link)
+            last = await told(clone)
             assert last.next_timer_ms is not None
             assert 900_000 < last.next_timer_ms <= 1_000_000
         gone = await until(clone, lambda said: said.execs_running == 0 and said.next_timer_ms is None)
@@ -134,7 +139,7 @@ def test_execs_terminals_and_cells_are_told_apart(daemon: Daemon, tmp_path: Path
             said = await activity.ask(link)
             assert (said.execs_running, said.terminals_running, said.cells_running) == (1, 0, 0)
             assert said.is_work
-            due = await until(clone, lambda said: said.next_timer_ms is not None)
+            due = await until(clone, lambda said: bool(said.next_timer_ms))
             assert due.next_timer_ms is not None
             assert 400_000 < due.next_timer_ms <= 500_000
         async with execs.start(link, ExecSpec(("cat",), stdin=True, pty=Pty(Window(24, 80)))):

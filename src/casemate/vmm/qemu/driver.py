@@ -34,6 +34,8 @@ SAVE_SET = 20  # the fdsets after it are those that device state is saved to
 MAX_STATE_BYTES = 16 << 20  # a booted machine's has some 110 KB
 STATE_HEAD = struct.Struct(">4sIB")
 STATE_FORMAT, CONFIGURATION = (b"QEVM", 3), 7  # Source: QEMU's migration/savevm.h
+STOPPED_S = 1.0
+ENDED_OR_STOPPED = "TtZX"  # Source: proc_pid_stat(5)
 ERROR_BYTES = 16_384
 EXIT_TOLD_S = 1.0
 CONSOLE_BYTES = 65_536
@@ -123,6 +125,7 @@ class QemuMachine:
         async with self._monitor.idle:
             self._launcher.freeze(self._spawned)
             self._monitor.frozen = True
+            await _until_stopped(self.pid)
 
     async def thaw(self) -> None:
         self._launcher.thaw(self._spawned)
@@ -398,6 +401,21 @@ async def _add_evidence(error: errors.VmmExited, spawned: Spawned, plan: Plan, s
     error.evidence |= {"argv": list(plan.command), "exit": str(_exit_of(spawned)), "stderr": text}
     if text and not error.hint:
         error.hint = f"it said: {text.strip().splitlines()[-1][:300]}"
+
+
+async def _until_stopped(pid: int) -> None:
+    """The signal takes a moment to reach every thread. Where the kernel does not show them, nobody waits."""
+    with anyio.move_on_after(STOPPED_S):
+        while _is_going_on(pid):
+            await anyio.sleep(0.001)
+
+
+def _is_going_on(pid: int) -> bool:
+    try:
+        threads = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:  # one of them has just ended
+        return True
+    return any(thread.rpartition(")")[2].split()[0] not in ENDED_OR_STOPPED for thread in threads)
 
 
 def _exit_of(spawned: Spawned) -> VmmExit:
