@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from casemate.host.durable import sync_file, sync_folder
     from casemate.host.jail import Bind, Jail
     from casemate.host.launching import Launcher, Spawned, open_launcher, start_launcher
+    from casemate.host.load import is_crowded
     from casemate.host.mapping import ProcessMemory
     from casemate.host.memory import available_mib, private_mib
     from casemate.host.orphans import Swept, sweep_kernel
@@ -31,6 +32,7 @@ _HOMES = {
     "drop_privilege": "privilege",
     "enter_view": "privilege",
     "give_home": "privilege",
+    "is_crowded": "load",
     "open_launcher": "launching",
     "own": "ownership",
     "own_folder": "ownership",
@@ -57,6 +59,7 @@ __all__ = [
     "drop_privilege",
     "enter_view",
     "give_home",
+    "is_crowded",
     "open_launcher",
     "own",
     "own_folder",

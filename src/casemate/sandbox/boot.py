@@ -31,6 +31,7 @@ class Boot:
     place: Place
     born: float = field(default_factory=time.perf_counter)
     started: bool = False
+    has_turn: bool = False  # it is one of the few that are being started
     warmed: bool = False  # it has done something before it runs
     kept: bool = False  # what is left of it at the end of its supervisor is not removed
     sealed: bool = False  # what its machine was is on the disk

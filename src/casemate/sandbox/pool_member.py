@@ -148,6 +148,7 @@ class MemberSupervisor:
 
     @asynccontextmanager
     async def _warm(self, member: Member) -> AsyncIterator[None]:
+        self.starter.end_turn(member)
         await warm(member.link, member.id)
         yield
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from casemate.sandbox.states import Action, Reason, State
 from casemate.vmm import Driver
 
 log = structlog.get_logger()
+STARTS_AT_ONCE = 2 * (os.cpu_count() or 1)
 SPARE_DISK_MIB = 64  # left free on the host's disk: records, logs and the other sandboxes go on being written
 
 
@@ -43,6 +45,7 @@ class Starter:
     records: Records
     admission: Admission
     agent_timeout_s: float
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS_AT_ONCE))
 
     def life_plan(self) -> tuple[Step[Boot], ...]:
         return (
@@ -54,6 +57,7 @@ class Starter:
 
     def start_plan(self) -> tuple[Step[Boot], ...]:
         return (
+            Step("turn", self._turn),
             Step("disk", self._disk),  # removed with its folder
             Step("machine", self._restore, undo="kill-machine"),
             Step("attest", self.attest),  # before a vCPU runs
@@ -122,6 +126,22 @@ class Starter:
         boot.intended.set()
 
     # ------------------------------------------------------------------------ the steps of a machine
+
+    @asynccontextmanager
+    async def _turn(self, boot: Boot) -> AsyncIterator[None]:
+        """Starts queue: a hundred at once on few processors would each take as long as all of them, and seem dead."""
+        await self.turns.acquire()
+        boot.has_turn = True
+        try:
+            yield
+        finally:
+            self.end_turn(boot)
+
+    def end_turn(self, boot: Boot) -> None:
+        """It has answered, or never will."""
+        if boot.has_turn:
+            boot.has_turn = False
+            self.turns.release()
 
     @asynccontextmanager
     async def _disk(self, boot: Boot) -> AsyncIterator[None]:
@@ -198,6 +218,7 @@ class Starter:
             changes: dict[str, Any] = {"timings": timings, "pid": machine.pid, "attestation": boot.attestation}
             # Nobody waits for the disk: after a crash of the host it has ended, whether it was pending or running
             await self.records.edge(handle, Action.STARTED, EventKind.SANDBOX_CREATED, pid, durable=False, **changes)
+            self.end_turn(boot)
             handle.usage.touch()
             async with own(f"the record of sandbox {boot.id}", partial(self.terminate, boot), limit_s=10.0):
                 yield

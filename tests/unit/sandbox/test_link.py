@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -228,3 +229,18 @@ def test_a_ready_nobody_asked_for_is_a_violation(asked: int) -> None:
             assert isinstance(link.failure, errors.ProtocolViolation)
 
     anyio.run(run)
+
+
+def test_on_a_crowded_host_an_agent_may_be_silent_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lived_s() -> float:
+        async with linked(silence_s=0.2) as (link, _):
+            began = time.monotonic()
+            with pytest.raises(errors.AgentSilent):
+                await link.ping(timeout_s=0.05)
+            with anyio.fail_after(5):
+                await link.ended.wait()
+            return time.monotonic() - began
+
+    assert anyio.run(lived_s) < 0.8
+    monkeypatch.setattr("casemate.sandbox.link.is_crowded", lambda: True)
+    assert anyio.run(lived_s) > 1.0
