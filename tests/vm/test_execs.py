@@ -87,7 +87,7 @@ print(*tried(lambda: socket.create_connection(("169.254.169.254", 80), 10)))
     assert execution.error is None, execution.error
     rows = [line.split() for line in execution.logs.stdout.splitlines()]
     assert [row[0] for row in rows] == ["OSError", "gaierror", "OSError"]
-    assert all(float(row[1]) < 0.1 for row in rows), rows
+    assert all(float(row[1]) < 2 for row in rows), rows  # of the 10 s that they would wait
 
 
 def test_devices_are_the_few_we_gave(sandbox: Sandbox) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from casemate.errors import GuestError, InvalidSpec
 from casemate.guest.conversation import Conversation, text
 from casemate.guest.reactor import Reactor
+from casemate.guest.timer_list import others_run
 
 PREPARE_LIMIT_S = 170.0
 WARM_LIMIT_S = 30.0
@@ -78,12 +79,13 @@ class ControlChannel(Conversation):
     def _activity(self) -> dict[str, Any]:
         """What work there is. Background processes of ended execs show in the CPU time only.
 
-        The time-out of an exec is due like a timer of its own.
+        The time-out of an exec is due like a timer of its own. What runs just now may be about to set one: then the
+        next is not known.
         """
         server, now = self.server, monotonic()
         running = [program for program in server.execs.all() if program.end is None]
         time_outs = [max(0, round((program.due_at - now) * 1000)) for program in running if program.due_at is not None]
-        timer_ms = server.timers.next_ms()
+        timer_ms = 0 if others_run() else server.timers.next_ms()
         terminals = sum(program.terminal for program in running)
         return {
             "execs_running": len(running) - terminals,

@@ -56,6 +56,12 @@ class UserTimers:
         return None if until_ns is None else until_ns // 1_000_000
 
 
+def others_run(loadavg: str = "/proc/loadavg") -> bool:
+    """Whether anything but the caller wants to run just now. Source: proc_loadavg(5)"""
+    with open(loadavg) as file:
+        return int(file.read().split()[3].partition("/")[0]) > 1
+
+
 def _read(read: Callable[[int], bytes | None], limit: int) -> bytes:
     """The kernel gives a page or a processor's share at a time."""
     listed = bytearray()

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.guest.timer_list import earliest_ns
+from casemate.guest.timer_list import earliest_ns, others_run
 
 RECORDED = Path(__file__).with_name("timer_list.txt").read_bytes()
 KINDS = {"it_real_fn": 660402685026, "timerfd_tmrproc": 771410429382, "posix_timer_fn": 993412116280}
@@ -46,3 +46,11 @@ def test_one_that_is_overdue_is_due_now() -> None:
 def test_any_bytes_are_a_list(listed: bytes) -> None:
     found = earliest_ns(listed)
     assert found is None or found >= 0
+
+
+def test_who_asks_does_not_count_as_running(tmp_path: Path) -> None:
+    loadavg = tmp_path / "loadavg"
+    loadavg.write_text("0.00 0.00 0.00 1/74 123\n")
+    assert not others_run(str(loadavg))
+    loadavg.write_text("0.00 0.00 0.00 2/74 123\n")
+    assert others_run(str(loadavg))
