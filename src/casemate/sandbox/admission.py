@@ -3,7 +3,8 @@
 A sandbox reserves the private memory of a fresh clone, as measured, plus ``commit_ratio`` of its guest's memory
 and of its disk. Who does not fit waits ``admission_wait_s`` in a queue, then is refused with HostFull; nothing
 has been made for it by then. First come, first served within a tenant; between tenants in turn, and a tenant
-whose next one does not fit yet does not keep the others waiting. Processors are not reserved: they queue by themselves.
+whose next one does not fit yet does not keep the others waiting. Processors are not reserved: starts take turns for
+them (``Starter.turn``), what runs shares them.
 
 A ready member of a pool reserves what it has, not what its guest may come to need, and the rest when it is claimed;
 members are the first to go when a create does not fit.

@@ -83,6 +83,7 @@ class Resumer:
         return (
             Step("resume-reserve", self._reserve_memory, undo="release-memory"),
             Step("resume-record", self._record_resume, undo="resume-over"),
+            Step("resume-turn", self.starter.turn),
             Step("resume-check", self._check),
             Step("resume-disk", self._copy_disk),
             Step("resume-machine", self._restore_suspended, undo="kill-resumed"),
@@ -229,6 +230,7 @@ class Resumer:
                     await self.starter.records.edge(handle, Action.RESUMED, EventKind.SANDBOX_RESUMED, pid, **changes)
                 except (errors.HostError, errors.CapacityError) as refused:
                     log.error("a resume could not be recorded", sandbox=boot.id, error=str(refused))
+                self.starter.end_turn(boot)
                 boot.link.speak()
                 handle.usage.touch()
                 yield
@@ -240,6 +242,7 @@ class Resumer:
         return (
             Step("resume-reserve", self._reserve_memory, undo="release-memory"),
             Step("resume-record", self._record_resume, undo="resume-over"),
+            Step("resume-turn", self.starter.turn),
             Step("cold-check", self._check_disk),
             Step("resume-disk", self._copy_disk),
             Step("cold-machine", self._boot, undo="kill-resumed"),

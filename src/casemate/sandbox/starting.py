@@ -57,7 +57,7 @@ class Starter:
 
     def start_plan(self) -> tuple[Step[Boot], ...]:
         return (
-            Step("turn", self._turn),
+            Step("turn", self.turn),
             Step("disk", self._disk),  # removed with its folder
             Step("machine", self._restore, undo="kill-machine"),
             Step("attest", self.attest),  # before a vCPU runs
@@ -128,7 +128,7 @@ class Starter:
     # ------------------------------------------------------------------------ the steps of a machine
 
     @asynccontextmanager
-    async def _turn(self, boot: Boot) -> AsyncIterator[None]:
+    async def turn(self, boot: Boot) -> AsyncIterator[None]:
         """Starts queue: a hundred at once on few processors would each take as long as all of them, and seem dead."""
         await self.turns.acquire()
         boot.has_turn = True
