@@ -129,11 +129,12 @@ class Rest:
             return await ask(self._handle.link)
         except errors.ProtocolViolation as error:
             self._handle.ask_stop(Reason.PROTOCOL_VIOLATION, error.message)
+            return None
         except (errors.NotSupported, errors.InvalidSpec):
             return UNKNOWN
-        except (errors.GuestError, errors.VmmError, errors.RequestError):  # the last: what it denies with is its choice
-            pass
-        return None
+        except (errors.GuestError, errors.VmmError, errors.RequestError) as error:  # what it denies with is its choice
+            log.debug("a guest did not say what it does", sandbox=self._handle.info.id, error=str(error))
+            return None
 
     async def _park(self, activity: Activity, now: float) -> None:
         due_s = math.inf if activity.next_timer_ms is None else activity.next_timer_ms / 1000

@@ -24,11 +24,8 @@ SAID = 400
 def find_features(closure: Closure, accelerator: Accelerator) -> str:
     """The names of what is on, sorted. Blocks. Raises ToolFailed."""
     known = closure.usr.parent / f"cpu-{accelerator}"
-    if accelerator != "kvm":
-        try:
-            return known.read_text()
-        except FileNotFoundError:
-            pass
+    if accelerator != "kvm" and known.is_file():
+        return known.read_text()
     features = _measure(accelerator)
     temporary = known.parent / f".{secrets.token_hex(6)}"
     temporary.write_text(features)
