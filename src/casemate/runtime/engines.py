@@ -35,18 +35,22 @@ class Engine(Protocol):
     about: Dict[str, str]  # {"language": …, "version": …}
 
     def run(self, code: str, stdin: Optional[int], show: Show, limits: Limits) -> Dict[str, Any]:
-        """Run one cell; the answer is its end: ``{"kind": "ok" | "interrupted"}`` or ``{"kind": "error", "name": …,
-        "value": …, "traceback": …}``, all texts.
+        """Run one cell; the answer is its end: ``{"kind": "ok" | "interrupted"}`` or ``{"kind": "error",
+        "name": …, "value": …, "traceback": …}``, all texts.
 
-        Descriptor 0 is the cell's stdin already, in this process; *stdin* is the same file once more (None: /dev/null) for an
-        engine with a process of its own. *show* takes a result's body (``{"type": "result" | "display", "data": {mime: text or
-        JSON}}``; `metadata`, `display_id`, `update` as needed), cuts it to the limits, and waits until what was
-        written to descriptors 1 and 2 before was read. SIGINT to the process group is KeyboardInterrupt in here: let it
-        pass, or answer ``{"kind": "interrupted"}``. Before and after it is ignored, which children inherit.
+        Descriptor 0 is the cell's stdin already, in this process; *stdin* is the same file once more (None: /dev/null)
+        for an engine with a process of its own. *show* takes a result's body (``{"type": "result" | "display",
+        "data": {mime: text or JSON}}``; `metadata`, `display_id`, `update` as needed), cuts it to the limits, and waits
+        until what was written to descriptors 1 and 2 before was read. SIGINT to the process group is KeyboardInterrupt
+        in here: let it pass, or answer ``{"kind": "interrupted"}``. Before and after it is ignored, which children
+        inherit.
         """
 
     def complete(self, code: str, cursor: int) -> Dict[str, Any]:
-        """``{"matches": [text…], "start": n, "end": n}``: what may stand in ``code[start:end]``; places in characters."""
+        """``{"matches": [text…], "start": n, "end": n}``: what may stand in ``code[start:end]``.
+
+        Places are in characters.
+        """
 
     def reseed(self, entropy: bytes) -> None:
         """Draw other random numbers from now on, but where the user has set a seed. Called between cells."""
