@@ -11,9 +11,9 @@ import pytest
 
 from casemate import wire
 from casemate.guest.cgroups import Groups
+from casemate.guest.contexts import Contexts
 from casemate.guest.exec_table import ExecTable
 from casemate.guest.handshake import Handshake
-from casemate.guest.contexts import Contexts
 from casemate.guest.reactor import Reactor
 from casemate.guest.reaper import Reaper
 from casemate.guest.server import Server
