@@ -165,14 +165,17 @@ class CellGuest:
     def turn(self, limit_s: float = 0.05) -> None:
         while chunk := self.host.outgoing():
             self.server.receive(chunk)
-        self._carry()
-        self.reactor.turn(limit_s)
+        self.reactor.turn(0 if self._carry() else limit_s)
         self._carry()
 
-    def _carry(self) -> None:
+    def _carry(self) -> bool:
+        """Whether the host has heard anything."""
+        heard = False
         while chunk := self.server.connection.outgoing():
+            heard = True
             for event in self.host.receive(chunk):
                 self._hear(event)
+        return heard
 
     def until(self, condition: Callable[[], object], limit_s: float = DEADLINE_S) -> None:
         deadline = time.monotonic() + limit_s
@@ -207,6 +210,7 @@ class CellGuest:
             if stdin is not None:
                 self._send(seen, 2, stdin)
             self.host.finish(seen.number)
+            self.turn(0)  # else the next one's opening would go first
         return seen
 
     def run(self, code: str | bytes, **params: Any) -> Seen:
