@@ -62,6 +62,9 @@ class Group(Protocol):
 
     def kill(self) -> None: ...
 
+    def share_fate(self) -> None:
+        """When memory runs out and the kernel chooses one of it, all of it goes."""
+
     def usage(self) -> Usage: ...
 
     def close(self) -> None:

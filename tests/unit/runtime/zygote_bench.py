@@ -109,6 +109,8 @@ class ProcessGroup:
             except ProcessLookupError:
                 self.pid = 0
 
+    def share_fate(self) -> None: ...
+
     def usage(self) -> Usage:
         return NO_USAGE
 
