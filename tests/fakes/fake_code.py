@@ -262,7 +262,7 @@ class FakeCode:
                     continue
                 following = record.number + 1
                 await self._tell(cell, number, record, offset)
-                if cell.gone or self._runs.get(number) is not cell:
+                if self._runs.get(number) is not cell:
                     return
             if cell in cell.context.queue and told != (place := cell.context.queue.index(cell)):
                 told = place
