@@ -247,7 +247,8 @@ async def _carry(handle: Handle, cell: cells.Cell, told: _Told, emit: Emit, join
         try:
             item = await cell.read()
         except CasemateError:
-            await emit(said, False)  # what came before the failure is told before it
+            if said:  # what came before the failure is told before it
+                await emit(said, False)
             raise
         said.append(told.line_of(item, cell))
         size += len(said[-1])
