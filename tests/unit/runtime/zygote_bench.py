@@ -18,7 +18,7 @@ from casemate.guest.zygote import Identity, Job, Zygote
 
 RUNTIME = Path(__file__).parents[3] / "src" / "casemate" / "runtime"
 LIMIT_S = 30.0
-PRELOAD = ("wave", "json", "random", "tempfile", "uuid", "ssl", "numpy", "pandas", "matplotlib.pyplot")
+PRELOAD = ("wave", "json", "random", "tempfile", "uuid", "ssl", "numpy", "pandas", "matplotlib.pyplot", "IPython")
 
 
 @dataclass(order=True)
