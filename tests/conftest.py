@@ -5,6 +5,7 @@ The ladder for real machines (``tests/vm/conftest.py``):  home → daemon → sa
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -14,7 +15,32 @@ from tests.traces import Scope, Trace, named, own_scope
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes proves nothing here
 hypothesis.settings.load_profile("any machine")
+LONGEST = (
+    "vm_pools",
+    "bench",
+    "clones",
+    "vm_suspend",
+    "killed_at_rest",
+    "rest_across_daemons",
+    "guest_lies",
+    "vm_images",
+)
 SETTLE_S = 5.0  # a process that was told to end may take a moment; longer is a leak
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several workers: the longest files first, and those with machines spread among the others, which wait more."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    files: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    for item in items:
+        files[item.get_closest_marker("vm") is not None].setdefault(item.nodeid.partition("::")[0])
+    turns: dict[str, tuple[bool, float]] = {}
+    for group in files.values():
+        named = {path: path.rpartition("/test_")[2].removesuffix(".py") in LONGEST for path in group}
+        for place, path in enumerate(sorted(group, key=lambda path: not named[path])):
+            turns[path] = (not named[path], place / len(group))
+    items.sort(key=lambda item: turns[item.nodeid.partition("::")[0]])
 
 
 @pytest.fixture(scope="session", autouse=True)
