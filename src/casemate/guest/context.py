@@ -20,6 +20,8 @@ from casemate.errors import CasemateError, ExecRefused, GuestError, NotSupported
 from casemate.guest import cell_ends
 from casemate.guest.cells import Cell
 from casemate.guest.context_process import SCRIPT, ContextProcess, size_of_memory_file
+from casemate.guest.files import rights_of
+from casemate.guest.folder_watch import FolderWatch
 from casemate.guest.peer import PeerLied
 from casemate.guest.zygote import Job, Loop, Timer, Zygote
 
@@ -48,6 +50,7 @@ class Context:
         self._queue: deque[Cell] = deque()
         self._cell: Cell | None = None  # the one that runs
         self._process: ContextProcess | None = None
+        self._watch: FolderWatch | None = None
         self._is_ready = False  # for a cell
         self._was_ready = False  # this process, at least for a time
         self._failure: CasemateError | None = None  # why the last start failed
@@ -150,6 +153,7 @@ class Context:
     def _begin(self, process: ContextProcess, cell: Cell) -> None:
         self._cell = cell
         self._serial += 1
+        self._changed_files()  # those of others
         order = cell.order
         message: dict[str, Any] = {"op": "cell", "id": self._serial}
         if order.complete_at is None:
@@ -212,8 +216,18 @@ class Context:
         self._finish(cell, end)
 
     def _finish(self, cell: Cell, end: cell_ends.End) -> None:
-        cell.finish(end, {})
+        changed, more = self._changed_files() if cell.has_begun else ([], 0)
+        cell.finish(end, {"files_changed": changed, "files_cut": more})
         self._ended(cell)
+
+    def _changed_files(self) -> tuple[list[dict[str, str]], int]:
+        """Since this was asked last."""
+        if self._watch is None:
+            return [], 0
+        if not self._watch.has_news():
+            return [], 0
+        with rights_of(self.job.identity):
+            return self._watch.changes()
 
     def _cancel_cell_timer(self) -> None:
         if self._cell_timer is not None:
@@ -251,6 +265,8 @@ class Context:
             self._fail(ExecRefused(f"a context can't be set up: {error.strerror}", evidence={"errno": name}))
             return
         self._process = process
+        with rights_of(self.job.identity):
+            self._watch = FolderWatch(self.job.cwd)
         self._is_ready = self._was_ready = self._reseed_due = self._is_wished = False
         self._failure, self._verdict, self.execution_count = None, "", 0
         late = f"it was not ready within {READY_LIMIT_S:g} s"
@@ -289,6 +305,8 @@ class Context:
         self._process, self._is_ready = None, False
         self._cancel_kill_timer()
         process.close()
+        if self._watch is not None:
+            self._watch.close()
         if not self._was_ready and not self._is_wished:
             self._fail(self._failure or GuestError(f"the context ended while it began: {self._reason(process)}"))
 
