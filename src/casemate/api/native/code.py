@@ -48,7 +48,7 @@ class Limits(Body):
     result_bytes: int | None = Field(None, ge=0, le=bundles.MAX_BYTES)
     results: int | None = Field(None, ge=0, le=1_000_000)
     text_bytes: int | None = Field(None, ge=0, le=bundles.MAX_BYTES)
-    table_rows: int | None = Field(None, ge=0, le=100_000)
+    table_rows: int | None = Field(None, ge=0, le=20_000)
     table_columns: int | None = Field(None, ge=0, le=10_000)
     value_bytes: int | None = Field(None, ge=0, le=8_000)
     traceback_bytes: int | None = Field(None, ge=0, le=32_000)
