@@ -64,6 +64,8 @@ fix: .venv/installed-dev
 	$(BIN)/ruff format $(wildcard $(CODE))
 
 bench: .venv/installed
+	@echo 'Installing what the bare host runs the cells with into .venv …'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 	@$(BIN)/casemate setup --yes
 	$(BIN)/casemate bench
 

@@ -16,6 +16,7 @@ VERBS = {
     "exec": ("exec", "exec_"),
     "shell": ("shell", "shell"),
     "attach": ("attach", "attach"),
+    "mcp": ("mcp", "mcp"),
     "cp": ("cp", "cp"),
     "logs": ("logs", "logs"),
     "ports": ("ports", "ports"),

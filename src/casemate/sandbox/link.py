@@ -230,8 +230,18 @@ class Link:
         return (time.perf_counter() - started) * 1000
 
     @asynccontextmanager
-    async def open(self, kind: str, params: Mapping[str, Any], *, timeout_s: float = 10.0) -> AsyncIterator[Channel]:
+    async def open(
+        self,
+        kind: str,
+        params: Mapping[str, Any],
+        *,
+        timeout_s: float = 10.0,
+        all_said: Mapping[int, bytes] | None = None,
+    ) -> AsyncIterator[Channel]:
         """A channel the agent has accepted; what is still open at the end of the block is reset.
+
+        *all_said*, by sub: all that is ever said on it, small enough for its window; it goes along, which saves a
+        round trip.
 
         Raises the error a denial stands for (ExecRefused, FileRefused, NotFound, NotSupported, …),
         AgentSilent when no answer came in *timeout_s*; a link at rest is waited for, and why it stays so is raised.
@@ -242,6 +252,8 @@ class Link:
         number = self.connection.open(kind, dict(params))
         self._expect()
         channel = self._channels[number] = Channel(self, number)
+        if all_said is not None:
+            channel.say_all(all_said)
         self.wake()
         try:
             try:
