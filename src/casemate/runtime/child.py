@@ -17,6 +17,7 @@ from .reseed import reseed
 
 MESSAGE_LIMIT = 192 * 1024
 PACKAGE = __name__.rpartition(".")[0]
+_ourselves: List[str] = []
 
 
 def receive(sock: socket.socket, fds_at_most: int) -> Tuple[Dict[str, Any], List[int]]:
@@ -120,7 +121,7 @@ def _as_script(sock: socket.socket, job: Dict[str, Any], program: Program, base_
 
 
 def _as_context(sock: socket.socket, job: Dict[str, Any], program: Program, base_path: List[str]) -> None:
-    sys.modules[PACKAGE + ".context"].attach(sock)
+    sys.modules[PACKAGE + ".context"].attach(sock, job["context"])
     _become(job, program, base_path)
 
 
@@ -147,7 +148,7 @@ def _become(job: Dict[str, Any], program: Program, base_path: List[str]) -> None
     program.close()
     surroundings.extend_path(base_path)
     surroundings.honour_flags(job["env"])
-    surroundings.rebuild_streams(line_buffered=bool(job.get("context")))
+    surroundings.rebuild_streams()
     _renew_main()
     sys.argv = list(job["argv"])
     if hasattr(sys, "orig_argv"):
@@ -185,6 +186,11 @@ def _renew_main() -> None:
     sys.modules["__main__"] = module
 
 
+def note_ourselves() -> None:
+    """To be called in the root, when all of us is imported. A walk over sys.modules in a child would copy pages."""
+    _ourselves[:] = [name for name in sys.modules if name.partition(".")[0] == PACKAGE]
+
+
 def _forget_ourselves() -> None:
-    for part in ("", ".child", ".context", ".leaving", ".program", ".reseed", ".surroundings", ".zygote"):
-        del sys.modules[PACKAGE + part]  # by name: a walk over sys.modules would copy a page for each
+    for name in _ourselves:
+        del sys.modules[name]

@@ -1,136 +1,204 @@
-"""The default context: runs one cell after another in one living namespace.
+"""A context: one engine that lives, and the agent's orders to it, one after another.
 
-The agent sends each cell's code as a memory file, reads what is written to descriptors 1 and 2, and
-interrupts with SIGINT. An end message is sent after everything was flushed, so what a cell wrote is in
-the pipes by then.
+    agent ─▶ {"op": "cell", "id", "code" | "code_fd", "stdin_fd"?, "limits"?, "seed"?}
+             {"op": "complete", "id", "code" | "code_fd", "cursor"}
+    agent ◀─ {"event": "ready", "about"} or {"event": "failed", "reason"}; then for each order any number of
+             {"event": "result", "id", "body" | "size" and a memory file}, and one
+             {"event": "end", "id", "end", "count", "left_out"?}
+
+What is written to descriptors 1 and 2 is the agent's to read (streams.py). An end is sent after everything was
+flushed: what a cell wrote is in the pipes by then. SIGINT interrupts a cell and is ignored between cells.
 """
 
-import ast
-import builtins
+import array
 import json
-import linecache
 import os
 import signal
 import socket
 import sys
-import traceback
-import types
-from typing import Any, Dict, List, Optional
+import threading
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from . import child
-from .reseed import reseed
+from . import child, failures, results
+from .engines import Engine, EngineMissing, Limits, open_engine
+from .streams import SOCKET, Streams
 
+_INLINE_LIMIT = 48 * 1024
 _CODE_LIMIT = 16 * 1024 * 1024
-_LIMITS = {
-    "text": 40_000,
-    "traceback": 32_000,
-    "value": 8_000,
-    "name": 200,
-}  # bytes of JSON; one frame is 64 KiB
-_sock: Optional[socket.socket] = None
+_REASON_LIMIT = 2_000
+_attached: Optional[Tuple[socket.socket, str]] = None
 
 
-def attach(sock: socket.socket) -> None:
-    global _sock
-    _sock = sock
+def attach(sock: socket.socket, language: str) -> None:
+    global _attached
+    _attached = (sock, language)
 
 
 def main() -> None:
     """Serve cells until the agent hangs up; then leave as any Python does (atexit, threads)."""
-    assert _sock is not None
+    assert _attached is not None
+    sock, language = _attached
     sys.argv = [""]
     sys.path[0] = ""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    context = Context()
-    while True:
-        try:
-            order, fds = child.receive(_sock, 1)
-        except EOFError:
-            return
-        code = _read_code(fds[0])
-        if "seed" in order:
-            reseed(bytes.fromhex(order["seed"]))
-        child.send(_sock, {"event": "end", "id": order["id"], **context.run(code)})
+    context = Context(sock)
+    try:
+        engine = open_engine(language)
+    except EngineMissing as missing:
+        return child.send(sock, {"event": "failed", "reason": str(missing)[:_REASON_LIMIT]})
+    except Exception as error:
+        reason = "%s can't be started: %s: %s" % (language, type(error).__name__, error)
+        return child.send(sock, {"event": "failed", "reason": reason[:_REASON_LIMIT]})
+    child.send(sock, {"event": "ready", "about": engine.about})
+    try:
+        context.serve(engine)
+    finally:
+        engine.close()
 
 
-def _read_code(fd: int) -> bytes:
-    with open(fd, "rb") as file:
-        return file.read(_CODE_LIMIT)
+class _Order(NamedTuple):
+    number: int
+    limits: Limits
+    code: str
+    stdin: Optional[int]
+    cursor: Optional[int]  # None: it is a cell
 
 
 class Context:
-    """One namespace, `__main__` to the code in it."""
+    """Orders in, results and ends out."""
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
         self._pid = os.getpid()
         self._count = 0
+        self._streams = Streams()
         self._on_interrupt: Any = signal.default_int_handler
-        self._futures = 0
-        module = types.ModuleType("__main__", "The default context.")
-        module.__dict__["__builtins__"] = builtins
-        sys.modules["__main__"] = module
-        self._names = module.__dict__
+        self._sending = threading.Lock()  # threads show results, too
+        self._number: Optional[int] = None  # the order that results belong to
+        self._limits = Limits()
+        self._shown = 0
 
-    def run(self, code: bytes) -> Dict[str, Any]:
-        """Run one cell to its end; whatever it does short of ending the process is in the answer."""
-        self._count += 1
-        filename = "<cell %d>" % self._count
-        end: Dict[str, Any] = {"end": {"kind": "ok"}, "text": None}
+    def serve(self, engine: Engine) -> None:
+        """One order after another, until the agent hangs up."""
+        while True:
+            try:
+                message, fds = child.receive(self._sock, 2)
+            except EOFError:
+                return
+            if "seed" in message:
+                engine.reseed(bytes.fromhex(message["seed"]))
+            try:
+                order = _read_order(message, fds)
+            except UnicodeDecodeError as error:
+                end = _not_utf8(error)
+            else:
+                end = self._carry_out(engine, order)
+            child.send(self._sock, self._closing(message["id"], end))
+
+    def _carry_out(self, engine: Engine, order: _Order) -> Dict[str, Any]:
+        self._begin(order)
+        end: Dict[str, Any] = {}
         try:
             signal.signal(signal.SIGINT, self._on_interrupt)
-            end["text"] = self._execute(code, filename)
-        except BaseException as error:  # SystemExit and KeyboardInterrupt are a cell's result too
-            problem = error
-            end["end"] = _until_uninterrupted(lambda: _describe(problem))
-            problem.__traceback__ = None
-        _until_uninterrupted(self._settle)
+            end = self._act(engine, order)
+            self._streams.flush()  # while it can be interrupted: nobody may be reading
+        except KeyboardInterrupt:
+            end = end or {"kind": "interrupted"}
+        except BaseException as error:
+            end = failures.describe(error, order.limits)
+        _until_uninterrupted(self._ignore_interrupts)
+        _until_uninterrupted(self._streams.flush)
         if os.getpid() != self._pid:
-            os._exit(0)  # a process that the cell forked has come to the cell's end
-        return end
+            _leave_fork(end)
+        if order.stdin is not None:
+            self._streams.give_stdin(None)
+            os.close(order.stdin)
+        return failures.bounded(end, order.limits)
 
-    def _execute(self, code: bytes, filename: str) -> Optional[str]:
-        text = code.decode("utf-8")
-        linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
-        body = self._compile(text, filename, "exec", ast.PyCF_ONLY_AST)
-        last = body.body.pop() if body.body and isinstance(body.body[-1], ast.Expr) else None
-        exec(self._compile(body, filename, "exec"), self._names)
-        if last is None:
+    def _begin(self, order: _Order) -> None:
+        self._streams.restore()
+        if order.stdin is not None:
+            self._streams.give_stdin(order.stdin)
+        if order.cursor is None:
+            self._count += 1
+        self._limits, self._shown = order.limits, 0
+        self._number = order.number
+
+    def _act(self, engine: Engine, order: _Order) -> Dict[str, Any]:
+        if order.cursor is None:
+            return engine.run(order.code, order.stdin, self.show, order.limits)
+        self._send_result(order.number, json.dumps(engine.complete(order.code, order.cursor)))
+        return {"kind": "ok"}
+
+    def show(self, body: Dict[str, Any]) -> None:
+        """Send a result of the current cell. In a forked process, and between cells, its text is printed instead."""
+        number = self._number
+        if number is None or os.getpid() != self._pid:
+            return _print_plainly(body)
+        self._shown += 1
+        if self._shown > self._limits.results:
             return None
-        value = eval(self._compile(ast.Expression(last.value), filename, "eval"), self._names)  # noqa: S307  our purpose
-        if value is None:
-            return None
-        builtins._ = value  # type: ignore[attr-defined]
-        return _cut("text", repr(value))
+        text = results.encode(body, self._limits)
+        self._streams.turn_to(SOCKET)
+        with self._sending:
+            if self._number == number:
+                return self._send_result(number, text)
+        return _print_plainly(body)
 
-    def _compile(self, source: Any, filename: str, mode: str, flags: int = 0) -> Any:
-        compiled = compile(source, filename, mode, flags | self._futures, True)
-        if isinstance(compiled, types.CodeType):
-            self._futures |= compiled.co_flags & _FUTURES
-        return compiled
+    def _send_result(self, number: int, text: str) -> None:
+        message = {"event": "result", "id": number}
+        if len(text) < _INLINE_LIMIT:
+            return child.send(self._sock, {**message, "body": text})
+        memory = os.memfd_create("result")
+        try:
+            with open(memory, "wb", closefd=False) as file:
+                file.write(text.encode("ascii"))
+            os.lseek(memory, 0, os.SEEK_SET)
+            packet = json.dumps({**message, "size": len(text)}).encode("ascii")
+            self._sock.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [memory]))])
+        finally:
+            os.close(memory)
+        return None
 
-    def _settle(self) -> None:
+    def _closing(self, number: int, end: Dict[str, Any]) -> Dict[str, Any]:
+        with self._sending:
+            self._number = None
+        message = {"event": "end", "id": number, "end": end, "count": self._count}
+        if self._shown > self._limits.results:
+            message["left_out"] = self._shown - self._limits.results
+        return message
+
+    def _ignore_interrupts(self) -> None:
         handler = signal.getsignal(signal.SIGINT)
         if handler is not signal.SIG_IGN:
             self._on_interrupt = handler
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for stream in (sys.stdout, sys.stderr):
+
+
+def _read_order(message: Dict[str, Any], fds: List[int]) -> _Order:
+    """Raises UnicodeDecodeError."""
+    stdin = fds.pop() if message.get("stdin_fd") else None
+    if message.get("code_fd"):
+        with open(fds.pop(), "rb") as file:
             try:
-                stream.flush()
-            except (AttributeError, OSError, ValueError):
-                continue  # the cell closed or replaced it
+                code = file.read(_CODE_LIMIT).decode("utf-8")
+            except UnicodeDecodeError:
+                if stdin is not None:
+                    os.close(stdin)
+                raise
+    else:
+        code = message["code"]
+    asked = message.get("limits") or {}
+    limits = Limits(**{name: asked[name] for name in Limits._fields if type(asked.get(name)) is int})
+    return _Order(message["id"], limits, code, stdin, message["cursor"] if message["op"] == "complete" else None)
 
 
-def _futures() -> int:
-    import __future__
-
-    names: List[str] = __future__.all_feature_names
-    return sum(getattr(__future__, name).compiler_flag for name in names)
+def _not_utf8(error: UnicodeDecodeError) -> Dict[str, Any]:
+    value = "(unicode error) %s" % error
+    return {"kind": "error", "name": "SyntaxError", "value": value, "traceback": "SyntaxError: %s\n" % value}
 
 
-_FUTURES = _futures()
-
-
-def _until_uninterrupted(act: Any) -> Any:
+def _until_uninterrupted(act: Callable[[], None]) -> None:
     """A SIGINT that comes just after the cell must not end the context."""
     while True:
         try:
@@ -139,42 +207,17 @@ def _until_uninterrupted(act: Any) -> Any:
             continue
 
 
-def _describe(error: BaseException) -> Dict[str, Any]:
-    kind = type(error)
+def _leave_fork(end: Dict[str, Any]) -> None:
+    """A process that the cell forked has come to the cell's end."""
+    if end["kind"] == "ok":
+        os._exit(0)
     try:
-        value = str(error)
-    except Exception as second:  # the user's __str__
-        value = "<unprintable: %s>" % type(second).__name__
-    _hide_ourselves(error)
-    try:
-        text = "".join(traceback.format_exception(kind, error, error.__traceback__))
-    except Exception:  # the user's __repr__, __notes__, ...
-        text = kind.__name__ + "\n"
-    return {
-        "kind": "error",
-        "name": _cut("name", kind.__name__),
-        "value": _cut("value", value),
-        "traceback": _cut("traceback", text),
-    }
+        os.write(2, end.get("traceback", "").encode("utf-8", "backslashreplace"))
+    finally:
+        os._exit(1)
 
 
-def _hide_ourselves(error: BaseException) -> None:
-    """Drop the frames of this file from the top of the traceback."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_frame.f_code.co_filename == __file__:
-        frame = frame.tb_next
-    error.__traceback__ = frame
-
-
-def _cut(kind: str, text: str) -> str:
-    limit = keep = _LIMITS[kind]
-    shown = text if len(text) <= keep else _middle_out(text, keep)
-    while len(json.dumps(shown)) > limit:
-        keep = keep * 2 // 3
-        shown = _middle_out(text, keep)
-    return shown
-
-
-def _middle_out(text: str, keep: int) -> str:
-    left_out = max(0, len(text) - keep)
-    return text[: keep // 2] + "\n... %d characters left out ...\n" % left_out + text[-(keep // 2) :]
+def _print_plainly(body: Dict[str, Any]) -> None:
+    text = body.get("data", {}).get("text/plain")
+    if isinstance(text, str):
+        print(text)

@@ -104,30 +104,36 @@ def set_locale() -> bool:
     return _locale.nl_langinfo(_locale.CODESET) == "UTF-8"
 
 
-def rebuild_streams(line_buffered: bool = False) -> None:
+def rebuild_streams() -> None:
     """New sys.stdin, sys.stdout and sys.stderr over descriptors 0, 1 and 2, as at CPython's start."""
+    streams = vars(sys)
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        streams[name] = streams["__%s__" % name] = stream(fd)
+
+
+def stream(fd: int, raw: Any = None) -> io.TextIOWrapper:
+    """What CPython puts over descriptor 0, 1 or 2; over *raw*, which is written to line by line."""
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
     encoding = codecs.lookup(encoding or "utf-8").name
-    if not errors:
+    if fd == 2:
+        errors = "backslashreplace"
+    elif not errors:
         escape = _locale.setlocale(_locale.LC_CTYPE) in _COERCED
         errors = "surrogateescape" if escape else "strict"
-    streams = vars(sys)
-    streams["stdin"] = streams["__stdin__"] = _stream(0, "<stdin>", encoding, errors, line_buffered)
-    streams["stdout"] = streams["__stdout__"] = _stream(1, "<stdout>", encoding, errors, line_buffered)
-    streams["stderr"] = streams["__stderr__"] = _stream(2, "<stderr>", encoding, "backslashreplace", True)
-
-
-def _stream(fd: int, name: str, encoding: str, errors: str, line_buffered: bool) -> io.TextIOWrapper:
     mode = "w" if fd else "r"
     unbuffered = fd != 0 and bool(os.environ.get("PYTHONUNBUFFERED"))
-    buffer: Any = open(fd, mode + "b", buffering=0 if unbuffered else -1, closefd=False)  # noqa: SIM115
-    raw = buffer if unbuffered else buffer.raw
-    raw.name = name
-    line_buffered = line_buffered or raw.isatty()
-    text: Any = io.TextIOWrapper(buffer, encoding, errors, "\n", line_buffered, unbuffered)
+    line_buffered = fd == 2 or raw is not None
+    buffer: Any
+    if raw is not None:
+        buffer = raw if unbuffered else io.BufferedWriter(raw)
+    else:
+        buffer = open(fd, mode + "b", buffering=0 if unbuffered else -1, closefd=False)  # noqa: SIM115
+        raw = buffer if unbuffered else buffer.raw
+    raw.name = ("<stdin>", "<stdout>", "<stderr>")[fd]
+    text: Any = io.TextIOWrapper(buffer, encoding, errors, "\n", line_buffered or raw.isatty(), unbuffered)
     text.mode = mode
-    stream: io.TextIOWrapper = text
-    return stream
+    wrapper: io.TextIOWrapper = text
+    return wrapper
 
 
 def extend_path(base: List[str]) -> None:

@@ -18,6 +18,7 @@ from .program import Program
 from .surroundings import THREADS
 
 _TRIAL_PASSED = 41
+_OF_CONTEXTS = (".context", ".python_engine")
 
 
 def main() -> None:
@@ -41,7 +42,9 @@ def serve() -> None:
         return None  # this is the trial
     leaving.register()
     modules = _preload(orders["preload"])
-    importlib.import_module(child.PACKAGE + ".context")
+    for part in _OF_CONTEXTS:
+        importlib.import_module(child.PACKAGE + part)
+    child.note_ourselves()
     leaving.share_modules()
     gc.collect()
     gc.freeze()
