@@ -68,8 +68,9 @@ class CellLog:
         self.held_in_files += size
         self.end += size
 
-    def is_full(self, allowance: int = 0) -> bool:
-        return self.held >= LOG_BYTES + allowance or self.held_in_files >= FILE_BYTES + allowance
+    def is_full(self, times: int = 1) -> bool:
+        """Whether it holds so many *times* what it may."""
+        return self.held >= times * LOG_BYTES or self.held_in_files >= times * FILE_BYTES
 
     def trim(self, needed_from: int) -> None:
         """Drop the oldest while it is full, but nothing from offset *needed_from* on."""

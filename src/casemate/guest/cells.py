@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from casemate.errors import NotFound, StateConflict
 from casemate.guest.cell_ends import End, brief
-from casemate.guest.cell_log import LOG_BYTES, CellLog
+from casemate.guest.cell_log import RESULT, CellLog
 
 GRACE_S = 2.0
 ENDED_KEPT = 64
@@ -85,7 +85,7 @@ class Cell:
 
     def take_result(self, body: bytes) -> None:
         if self._admit(len(body)):
-            self.log.append(3, body)
+            self.log.append(RESULT, body)
             self._tell()
 
     def take_result_file(self, file: int, size: int) -> bool:
@@ -142,13 +142,13 @@ class Cell:
             self.on_room()
 
     def has_room(self) -> bool:
-        """Whether more may be taken. One that was struck gets as much again, to come to its end in."""
+        """Whether more may be taken. One that was struck gets as much again, to come to its end with."""
         log = self.log
         if not log.is_full():
             return True
         needed_from = min((follower.cursor for follower in self.followers), default=log.end)
         log.trim(needed_from)
-        return needed_from >= log.end or not log.is_full(LOG_BYTES if self.struck else 0)
+        return needed_from >= log.end or (self.struck and not log.is_full(2))
 
     def listed(self) -> dict[str, Any]:
         state = "ended" if self.ended is not None else "running" if self.has_begun else "queued"

@@ -20,6 +20,8 @@ from casemate.errors import CasemateError, ExecRefused, GuestError, NotSupported
 from casemate.guest import cell_ends
 from casemate.guest.cells import Cell
 from casemate.guest.context_process import SCRIPT, ContextProcess, size_of_memory_file
+from casemate.guest.files import rights_of
+from casemate.guest.folder_watch import FolderWatch
 from casemate.guest.peer import PeerLied
 from casemate.guest.zygote import Job, Loop, Timer, Zygote
 
@@ -47,8 +49,8 @@ class Context:
         self.execution_count = 0
         self._queue: deque[Cell] = deque()
         self._cell: Cell | None = None  # the one that runs
-        self._end: dict[str, Any] | None = None  # of it, while output before it is delivered
         self._process: ContextProcess | None = None
+        self._watch: FolderWatch | None = None
         self._is_ready = False  # for a cell
         self._was_ready = False  # this process, at least for a time
         self._failure: CasemateError | None = None  # why the last start failed
@@ -149,8 +151,9 @@ class Context:
                 self._start_process()
 
     def _begin(self, process: ContextProcess, cell: Cell) -> None:
-        self._cell, self._end = cell, None
+        self._cell = cell
         self._serial += 1
+        self._changed_files()  # those of others
         order = cell.order
         message: dict[str, Any] = {"op": "cell", "id": self._serial}
         if order.complete_at is None:
@@ -180,13 +183,13 @@ class Context:
         process.go_on()
 
     def _time_out(self, cell: Cell) -> None:
-        if cell is self._cell and self._end is None:
+        if cell is self._cell:
             cell.timed_out = True
             self._strike(cell)
 
     def _strike(self, cell: Cell) -> None:
         process = self._process
-        if cell is not self._cell or self._end is not None or process is None:
+        if cell is not self._cell or process is None:
             return
         if not cell.struck:
             cell.struck = True
@@ -197,29 +200,34 @@ class Context:
 
     def _interrupt_once(self, cell: Cell, process: ContextProcess) -> None:
         """SIGINT, once the process has begun the cell: between cells it ignores it."""
-        if cell is self._cell and self._end is None and not process.interrupt():
+        if cell is self._cell and not process.interrupt():
             self._loop.call_later(_RETRY_S, lambda: self._interrupt_once(cell, process))
 
     def _move_up(self) -> None:
         for place, cell in enumerate(self._queue):
             cell.move(place)
 
-    def _settle(self) -> None:
-        """Report the end of the running cell once the output before it was delivered; then what is next."""
-        process, cell, end = self._process, self._cell, self._end
-        if process is None or not process.drained():
-            return
-        if cell is not None and end is not None:
-            self._cell, self._end = None, None
-            self._close_files()
-            self._finish(cell, end)
-        if process.status is not None:
-            self._drop(process)
-        self._go_on()
+    def _end_cell(self, process: ContextProcess, cell: Cell, end: cell_ends.End) -> None:
+        """All it wrote comes first."""
+        self._cancel_cell_timer()
+        process.drain()
+        self._cell = None
+        self._close_files()
+        self._finish(cell, end)
 
     def _finish(self, cell: Cell, end: cell_ends.End) -> None:
-        cell.finish(end, {})
+        changed, more = self._changed_files() if cell.has_begun else ([], 0)
+        cell.finish(end, {"files_changed": changed, "files_cut": more})
         self._ended(cell)
+
+    def _changed_files(self) -> tuple[list[dict[str, str]], int]:
+        """Since this was asked last."""
+        if self._watch is None:
+            return [], 0
+        if not self._watch.has_news():
+            return [], 0
+        with rights_of(self.job.identity):
+            return self._watch.changes()
 
     def _cancel_cell_timer(self) -> None:
         if self._cell_timer is not None:
@@ -257,6 +265,8 @@ class Context:
             self._fail(ExecRefused(f"a context can't be set up: {error.strerror}", evidence={"errno": name}))
             return
         self._process = process
+        with rights_of(self.job.identity):
+            self._watch = FolderWatch(self.job.cwd)
         self._is_ready = self._was_ready = self._reseed_due = self._is_wished = False
         self._failure, self._verdict, self.execution_count = None, "", 0
         late = f"it was not ready within {READY_LIMIT_S:g} s"
@@ -282,7 +292,7 @@ class Context:
         """SIGKILL has not ended it: the kernel holds it. Its cell must not wait for that."""
         if process is not self._process:
             return
-        cell, self._cell, self._end = self._cell, None, None
+        cell, self._cell = self._cell, None
         self._close_files()
         if cell is not None:
             self._cancel_cell_timer()
@@ -295,6 +305,8 @@ class Context:
         self._process, self._is_ready = None, False
         self._cancel_kill_timer()
         process.close()
+        if self._watch is not None:
+            self._watch.close()
         if not self._was_ready and not self._is_wished:
             self._fail(self._failure or GuestError(f"the context ended while it began: {self._reason(process)}"))
 
@@ -356,10 +368,11 @@ class Context:
 
     def on_dead(self) -> None:
         process, cell = self._process, self._cell
-        if process is not None and cell is not None and self._end is None:
-            self._end = self._end_by_death(process, cell)
-            self._cancel_cell_timer()
-        self._settle()
+        if process is not None:
+            if cell is not None:
+                self._end_cell(process, cell, self._end_by_death(process, cell))
+            self._drop(process)
+            self._go_on()
 
     def on_message(self, message: dict[str, Any], files: list[int]) -> None:
         event = message.get("event")
@@ -405,7 +418,7 @@ class Context:
         serial, body = cell_ends.count(message.get("id")), message.get("body")
         if serial > self._serial:
             raise PeerLied("a result of a cell to come")
-        if cell is None or self._end is not None or serial != self._serial:
+        if cell is None or serial != self._serial:
             return  # of a thread that outlived its cell: the only one that could show it has ended
         if isinstance(body, str) and body:
             cell.take_result(body.encode(errors="replace"))
@@ -421,8 +434,8 @@ class Context:
             raise PeerLied("far more results than it may")
 
     def _on_end(self, message: dict[str, Any]) -> None:
-        cell = self._cell
-        if cell is None or self._end is not None or cell_ends.count(message.get("id")) != self._serial:
+        process, cell = self._process, self._cell
+        if process is None or cell is None or cell_ends.count(message.get("id")) != self._serial:
             raise PeerLied("an end out of turn")
         end = cell_ends.checked(message.get("end"))
         if cell.order.complete_at is None:
@@ -430,15 +443,12 @@ class Context:
         cell.left_out["results"] += cell_ends.count(message.get("left_out", 0))
         if cell.timed_out:
             end = {"kind": "timed-out", "after_s": cell.order.timeout_s, "state_kept": True}
-        self._end = end
-        self._cancel_cell_timer()
-        self._settle()
+        self._end_cell(process, cell, end)
+        self._go_on()
 
     def _on_room(self) -> None:
         if self._process is not None:
             self._process.go_on()
-            if self._end is not None:
-                self._settle()
 
 
 def _short_text(code: bytes | bytearray) -> str | None:

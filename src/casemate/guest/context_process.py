@@ -25,7 +25,9 @@ from casemate.guest.zygote import Child, Job, Loop, Zygote
 SCRIPT = "cells.py"
 _CHUNK = 65_536
 _MESSAGES_PER_TURN = 32
+_PIPE_BYTES = 1 << 20  # no pipe is larger, unless root has made it so
 _DEATH_LIMIT_S = 0.5
+_LAST_WORDS = 512  # messages of a dead one; a child of its may go on for ever
 _F_GET_SEALS = 1034  # answered by memory files alone: to read one never waits. Source: linux/fcntl.h
 
 
@@ -62,7 +64,7 @@ class ContextProcess:
         self._watched: set[int] = set()
         self._reading = True
         self._serving = self._hung_up = self._told_death = False
-        self._owed: dict[int, int] | None = None
+        self._last_words = _LAST_WORDS
 
     def start(self, zygote: Zygote, job: Job, language: str) -> None:
         """Give it its job. Raises OSError, and puts the child back: no descriptors are left, or the job is too big."""
@@ -84,6 +86,7 @@ class ContextProcess:
         if not sent:
             self._close_pipes()
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+        self.child.group.share_fate()
         self._watch(self.child.peer.fileno(), self._on_socket)
 
     def send(self, message: dict[str, Any], fds: list[int]) -> None:
@@ -121,28 +124,19 @@ class ContextProcess:
         self._watch(self.child.peer.fileno(), self._on_socket)
         for stream in self._pipes:
             self._watch_pipe(stream)
-        if self.status is not None:
-            self._on_socket()
 
-    def drained(self) -> bool:
-        """Deliver what the pipes hold as of the first call; False: there is no room for it just now."""
-        if self._owed is None:
-            self._owed = {stream: _readable_bytes(fd) for stream, fd in self._pipes.items()}
-        for stream, owed in self._owed.items():
-            while owed > 0:
-                if not self._has_room():
-                    return False
-                output = _read(self._pipes[stream], min(owed, _CHUNK))
-                owed = owed - len(output) if output else 0  # a child of its may have read some
-                self._owed[stream] = owed
-                if output:
-                    self._owner.on_output(stream, output)
-        self._owed = None
-        return True
+    def drain(self) -> None:
+        """Deliver what the pipes hold now, whether there is room or not: no reader holds up an end."""
+        for stream, fd in self._pipes.items():
+            owed = min(_readable_bytes(fd), _PIPE_BYTES)
+            while owed > 0 and (output := _read(fd, min(owed, _CHUNK))):
+                owed -= len(output)
+                self._owner.on_output(stream, output)
 
     def close(self) -> None:
         """It was reaped, or is given up: what is left of it is killed and its end is nobody's any more."""
         self.child.exited = _ignore
+        self.was_killed = True
         self.child.group.kill()  # what the context started does not outlive it
         for fd in tuple(self._watched):
             self._unwatch(fd)
@@ -167,6 +161,13 @@ class ContextProcess:
                     break
                 self._owner.on_message(received[0], files)
                 _close(files)
+                if self.status is None:
+                    if not self._owner.takes_output():
+                        break  # that was an end, mostly; more would wake us
+                    continue
+                self._last_words -= 1
+                if not self._last_words:
+                    self._hang_up()
         except PeerGone:
             self._hang_up()
             self._end_soon("closed its socket to the agent")
@@ -187,7 +188,7 @@ class ContextProcess:
             return
         if not self._owner.takes_output():
             self._unwatch(fd)
-        elif self._owed is None and self._has_room():
+        elif self._has_room():
             output = _read(fd, _CHUNK)
             if output:
                 self._owner.on_output(stream, output)
@@ -195,8 +196,8 @@ class ContextProcess:
                 self._close_pipe(stream)
 
     def _has_room(self) -> bool:
-        if self._owner.has_room():
-            return True
+        if self.status is not None or self._owner.has_room():
+            return True  # what a dead one has said is not more than the kernel's buffers hold
         if self._reading:
             self._reading = False
             for fd in tuple(self._watched):
@@ -205,6 +206,7 @@ class ContextProcess:
 
     def _on_exit(self, status: int) -> None:
         self.status = status
+        self.go_on()
         self._on_socket()
 
     def _hang_up(self) -> None:

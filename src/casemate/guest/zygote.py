@@ -31,6 +31,7 @@ PRELOAD = (
     "matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "PIL.BmpImagePlugin", "PIL.GifImagePlugin",
     "PIL.JpegImagePlugin", "PIL.PpmImagePlugin", "PIL.TiffImagePlugin",
     "pandas.core.resample", "pandas.io.formats.string",
+    "IPython", "asyncio", "rlcompleter",  # for contexts
     "encodings.idna",  # asked for by every name look-up: without a network it has to fail fast
 )  # fmt: skip
 # CPython is started with a script name of this length, over which a child writes its own script's path.
@@ -61,6 +62,9 @@ class Group(Protocol):
         """Move the process into the group. Raises OSError (ESRCH) when it is gone."""
 
     def kill(self) -> None: ...
+
+    def share_fate(self) -> None:
+        """When memory runs out and the kernel chooses one of it, all of it goes."""
 
     def usage(self) -> Usage: ...
 

@@ -51,10 +51,10 @@ def live(sock: socket.socket, program: Program, base_path: List[str], warm: bool
     """
     program.open()
     _rehearse(base_path)
-    send(sock, {"event": "waiting"})
     try:
+        send(sock, {"event": "waiting"})
         job, fds = receive(sock, 3)
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         os._exit(0)
     try:
         job = _checked(job)

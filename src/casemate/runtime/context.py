@@ -19,7 +19,7 @@ import sys
 import threading
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from . import child, failures, results
+from . import child, failures, formats, results
 from .engines import Engine, EngineMissing, Limits, open_engine
 from .streams import SOCKET, Streams
 
@@ -134,7 +134,7 @@ class Context:
         """Send a result of the current cell. In a forked process, and between cells, its text is printed instead."""
         number = self._number
         if number is None or os.getpid() != self._pid:
-            return _print_plainly(body)
+            return formats.printed(body)
         self._shown += 1
         if self._shown > self._limits.results:
             return None
@@ -143,7 +143,7 @@ class Context:
         with self._sending:
             if self._number == number:
                 return self._send_result(number, text)
-        return _print_plainly(body)
+        return formats.printed(body)
 
     def _send_result(self, number: int, text: str) -> None:
         message = {"event": "result", "id": number}
@@ -215,9 +215,3 @@ def _leave_fork(end: Dict[str, Any]) -> None:
         os.write(2, end.get("traceback", "").encode("utf-8", "backslashreplace"))
     finally:
         os._exit(1)
-
-
-def _print_plainly(body: Dict[str, Any]) -> None:
-    text = body.get("data", {}).get("text/plain")
-    if isinstance(text, str):
-        print(text)

@@ -11,6 +11,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _NAME_LIMIT = 200
 _PACKET_SHARE = 64 * 1024  # value and traceback go in one packet, whatever the caller's limits say
 _type_name: Any = type.__dict__["__name__"].__get__  # what a metaclass can't falsify
+_CELL = "<cell "  # how the file names of cells begin
 hidden: List[str] = [_HERE]  # folders whose frames are not shown
 
 
@@ -23,6 +24,11 @@ def describe(error: BaseException, limits: Limits) -> Dict[str, Any]:
         "traceback": format_error(error, limits.traceback_bytes),
     }
     return bounded(end, limits)
+
+
+def name_of(value: Any) -> str:
+    """The name of its class."""
+    return str(_type_name(type(value)))
 
 
 def bounded(end: Dict[str, Any], limits: Limits) -> Dict[str, Any]:
@@ -51,7 +57,7 @@ def _guarded(act: Callable[[], str], before: str = "") -> str:
 
 def _formatted(error: BaseException) -> Iterator[str]:
     trace = error.__traceback__
-    while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<cell "):
+    while trace is not None and not trace.tb_frame.f_code.co_filename.startswith(_CELL):
         trace = trace.tb_next
     shown = traceback.TracebackException(type(error), error, trace or _first_visible(error))
     _hide(shown)

@@ -47,6 +47,8 @@ class Streams:
             current = getattr(sys, _NAMES[number], None)
             if current is None or (current is stream and stream.closed):
                 self._rebuild(number)
+        if sys.stdin is None or (sys.stdin is self._stdin and self._stdin.closed):
+            self._stdin = sys.stdin = sys.__stdin__ = surroundings.stream(0)  # type: ignore[misc]
 
     def give_stdin(self, fd: Optional[int]) -> None:
         """*fd* is descriptor 0 from now on; None: what it was at first, where nothing is to be read."""

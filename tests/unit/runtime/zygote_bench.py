@@ -17,7 +17,7 @@ from casemate.guest.zygote import Identity, Job, Zygote
 
 RUNTIME = Path(__file__).parents[3] / "src" / "casemate" / "runtime"
 LIMIT_S = 30.0
-PRELOAD = ("wave", "json", "random", "tempfile", "uuid", "ssl", "numpy", "pandas", "matplotlib.pyplot")
+PRELOAD = ("wave", "json", "random", "tempfile", "uuid", "ssl", "numpy", "pandas", "matplotlib.pyplot", "IPython")
 
 
 @dataclass(order=True)
@@ -108,6 +108,8 @@ class ProcessGroup:
                 os.killpg(self.pid, signal.SIGKILL)
             except ProcessLookupError:
                 self.pid = 0
+
+    def share_fate(self) -> None: ...
 
     def usage(self) -> Usage:
         return NO_USAGE
