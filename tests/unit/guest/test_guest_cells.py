@@ -86,6 +86,17 @@ def test_output_and_results_come_in_their_order(guest: CellGuest) -> None:
     assert guest.run(code).order == [*expected, "'last'"]
 
 
+def test_what_is_printed_after_a_result_comes_after_it(guest: CellGuest) -> None:
+    seen = guest.run("for n in range(200): display(n); print('after', n)")
+    assert seen.order == [piece for n in range(200) for piece in (str(n), (1, b"after %d\n" % n))]
+
+
+def test_what_was_written_past_python_comes_before_the_end(guest: CellGuest) -> None:
+    for n in range(20):
+        seen = guest.run(f"import os; os.write(1, b'{n}' * 20_000); os.write(2, b'{n}' * 20_000); None")
+        assert (seen.stream(1), seen.stream(2)) == (b"%d" % n * 20_000, b"%d" % n * 20_000)
+
+
 def test_much_output_comes_before_the_result_after_it(guest: CellGuest) -> None:
     seen = guest.run("print('x' * 3_000_000)\n'done'")
     assert [len(piece) if isinstance(piece, str) else len(piece[1]) for piece in seen.order] == [3_000_001, 6]
@@ -118,6 +129,14 @@ def test_a_time_out_that_it_does_not(guest: CellGuest) -> None:
     assert lost.end is not None
     assert lost.end["end"]["name"] == "NameError"
     assert lost.end["execution_count"] == 1
+
+
+def test_a_time_out_before_the_context_has_begun_is_not_lost(guest: CellGuest) -> None:
+    """Between cells it ignores SIGINT."""
+    for _ in range(10):
+        seen = guest.run("import time; time.sleep(60)", timeout_s=1e-6)
+        assert seen.end is not None
+        assert seen.end["end"]["state_kept"]
 
 
 def test_a_time_out_reaches_a_subprocess(guest: CellGuest) -> None:
