@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -205,8 +206,9 @@ def test_a_stopped_context_is_timed_out(guest: CellGuest) -> None:
 
 
 def test_a_child_that_keeps_the_socket_does_not_hold_up_the_death(guest: CellGuest, tmp_path: Path) -> None:
-    code = "\npid = os.fork()\nif pid == 0:\n    os.setsid(); time.sleep(3); os._exit(0)\nos._exit(4)"
-    seen = lie(guest, code)
+    child = "os.setsid(); time.sleep(60); os._exit(0)"
+    seen = lie(guest, f"\npid = os.fork()\nif pid == 0:\n    {child}\nos.write(1, b'%d' % pid)\nos._exit(4)")
+    os.kill(int(seen.stdout), signal.SIGKILL)
     assert seen.end is not None
     assert seen.end["end"] == {"kind": "context-died", "reason": "exited with 4"}
 
@@ -240,19 +242,20 @@ def test_the_last_words_of_a_dead_one_have_an_end(guest: CellGuest, monkeypatch:
     monkeypatch.setattr(context_process, "_LAST_WORDS", 50)
     listener, peer = Listener(), Peer()
     process = context_process.ContextProcess(guest.reactor, listener, Child(peer, LooseGroup()))
-    for _ in range(80):
+    for _ in range(100):
         peer.theirs.send(b"{}")
-    process._on_exit(0)
     process._on_socket()
+    assert listener.heard == context_process._MESSAGES_PER_TURN  # whoever else waits has a turn
+    for _ in range(3):
+        process._on_exit(0)
     assert listener.dead
-    assert listener.heard == 50
+    assert listener.heard == context_process._MESSAGES_PER_TURN + 50
     process.close()
 
 
 def test_a_child_that_says_more_after_the_death_is_not_heard_for_ever(guest: CellGuest) -> None:
     chatter = "while True: say({'event': 'result', 'id': N, 'body': '{}'})"
-    fork = f"for _ in range(6):\n    if os.fork() == 0:\n        os.setsid()\n        {chatter}\n"
-    seen = lie(guest, f"\n{fork}time.sleep(0.1)\nos._exit(4)")
+    seen = lie(guest, f"\nif os.fork() == 0:\n    os.setsid()\n    {chatter}\nos._exit(4)")
     assert seen.end is not None
     assert seen.end["end"] == {"kind": "context-died", "reason": "exited with 4"}
     guest.run("import subprocess")
