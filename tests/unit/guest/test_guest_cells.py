@@ -9,7 +9,10 @@ import time
 import pytest
 from cell_guest import CellGuest, Seen
 
-STUBBORN = "import time\nprint('begun')\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass"
+STUBBORN = (
+    "import signal, time\nbefore = signal.signal(signal.SIGINT, lambda *_: None)\nprint('begun')\n"
+    "while True: time.sleep(60)"
+)
 
 
 def messages(seen: Seen, event: str) -> list[dict[str, object]]:
