@@ -70,13 +70,8 @@ class CellChannel(Conversation):
         self.cell, self._is_owner, self._detach = cell, True, bool(params.get("detach"))
         self._place = cell.place = context.queued
         self.accept({"cell_id": cell_id, "context": context.context_id, "place": self._place})
-        code = optional_text(params, "code")
-        if code is not None:
-            self._feed(cell.code, code.encode())
         if params.get("stdin"):
             cell.stdin = bytearray()
-        elif code is not None:
-            self._start()
 
     def _join(self, params: dict[str, Any]) -> None:
         cell = self.contexts.table.find(text(params, "cell_id"))
@@ -94,12 +89,10 @@ class CellChannel(Conversation):
         self.connection.consumed(self.number, event.size)
         cell = self.cell
         coming = None if cell is None or self._runs else cell.code if event.sub == _CODE else cell.stdin
-        if coming is not None:
-            self._feed(coming, event.data)
-
-    def _feed(self, coming: bytearray, more: bytes) -> None:
+        if coming is None:
+            return
         try:
-            self.contexts.feed(coming, more)
+            self.contexts.feed(coming, event.data)
         except RequestError:
             self._abandon()
             raise

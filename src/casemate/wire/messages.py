@@ -122,7 +122,6 @@ CHANNELS: dict[str, Any] = {
             "params": {
                 "cell_id": "text",
                 "context": "text",
-                "code": "text?",
                 "language": "text?",
                 "user": "text?",
                 "timeout_s": "number?",
@@ -134,7 +133,7 @@ CHANNELS: dict[str, Any] = {
                 "cursor": "int?",
             },
             "accept": {"cell_id": "text", "context": "text", "place": "int"},
-            "to_guest": {"bytes": "the code, when params have none; sub 2 stdin"},
+            "to_guest": {"bytes": "the code, sub 2 stdin"},
             "to_host": _CELL_NEWS,
         },
         "join": {

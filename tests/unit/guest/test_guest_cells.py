@@ -31,12 +31,6 @@ def test_a_cell_begins_shows_and_ends(guest: CellGuest) -> None:
     assert seen.end["left_out"] == {"results": 0, "result_bytes": 0}
 
 
-def test_code_may_come_with_the_params(guest: CellGuest) -> None:
-    seen = guest.open("cell", op="run", cell_id="inline", code="6 * 7", stdin=False)
-    guest.until(lambda: seen.over)
-    assert seen.text == "42"
-
-
 def test_variables_stay(guest: CellGuest) -> None:
     guest.run("x = 5")
     assert guest.run("x + 1").text == "6"

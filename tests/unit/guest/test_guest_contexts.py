@@ -194,8 +194,7 @@ def test_there_are_only_so_many_contexts(guest: CellGuest) -> None:
 def test_completions_go_through_the_queue(guest: CellGuest) -> None:
     guest.run("something_long = 1")
     before = guest.run("0").end
-    seen = guest.open("cell", op="run", cell_id="complete", code="something_l", act="complete", cursor=11)
-    guest.until(lambda: seen.over)
+    seen = guest.run("something_l", cell_id="complete", act="complete", cursor=11)
     assert [sorted(result) for result in seen.results] == [["end", "matches", "start"]]
     after = guest.run("0").end
     assert before is not None
