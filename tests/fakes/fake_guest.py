@@ -10,6 +10,8 @@ import socket
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.fakes.fake_code import FakeCode
+
 from casemate import wire
 
 RING_BYTES = 2**20
@@ -44,11 +46,13 @@ class Guest:
         self.host_end.setblocking(False)
         self._stream.setblocking(False)
         self.connection = wire.Connection(wire.Side.GUEST)
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.programs: dict[str, Program] = {}
         self.files: dict[str, bytes] = {}
         self.uploads: dict[int, tuple[dict[str, Any], bytearray]] = {}
         self.torn: list[str] = []
-        self.cells: dict[int, bytearray] = {}
+        self.code = FakeCode(self.connection, self.pump, self._spawn, self._wake.set)
         self.stats: dict[str, Any] = {}  # what it answers to control stats
         self.activity: dict[str, Any] | None = None  # to control activity; None: it does not know the word
         self.refusal = "not-served"  # how it says so
@@ -57,8 +61,6 @@ class Guest:
         self.running.set()
         self.alone = True  # no machine around it that closes the host's end
         self.kept = False  # it is saved: its programs outlive its machine
-        self._wake = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         writer = asyncio.create_task(self._write())
@@ -88,7 +90,7 @@ class Guest:
             while chunk := self.connection.outgoing():
                 await loop.sock_sendall(self._stream, chunk)
 
-    async def _pump(self, number: int, sub: int, data: bytes) -> None:
+    async def pump(self, number: int, sub: int, data: bytes) -> None:
         """Send with credit; the window is what holds a program up."""
         view = memoryview(data)
         while view:
@@ -114,9 +116,8 @@ class Guest:
                 else:
                     self.connection.accept(event.channel, self.activity)
                     self.connection.finish(event.channel)
-            case wire.Opened(kind="cell"):
-                self.connection.accept(event.channel)
-                self.cells[event.channel] = bytearray()
+            case wire.Opened(kind="cell" | "context"):
+                self.code.on_opened(event.kind, event.channel, event.params)
             case wire.Data():
                 self._on_data(event)
             case wire.Message():
@@ -130,8 +131,8 @@ class Guest:
                 self._on_reset(event.channel)
 
     def _on_data(self, event: wire.Data) -> None:
-        if event.channel in self.cells:
-            self.cells[event.channel] += event.data
+        if self.code.on_data(event.channel, event.sub, event.data):
+            pass
         elif event.channel in self.uploads:
             self.uploads[event.channel][1].extend(event.data)
         elif program := self._at(event.channel):
@@ -142,9 +143,9 @@ class Guest:
         self.connection.consumed(event.channel, len(event.data))
 
     def _on_finished(self, number: int) -> None:
-        if number in self.cells:
-            self._spawn(self._run_cell(number, self.cells.pop(number).decode()))
-        elif number in self.uploads:
+        if self.code.on_finished(number):
+            return
+        if number in self.uploads:
             params, data = self.uploads.pop(number)
             self.files[params["path"]] = bytes(data)
             self.connection.send_message(number, {"event": "written", "size": len(data)})
@@ -154,6 +155,7 @@ class Guest:
             self.connection.finish(number)
 
     def _on_reset(self, number: int) -> None:
+        self.code.on_reset(number)
         if number in self.uploads:
             self.torn.append(self.uploads.pop(number)[0]["path"])
         program = self._at(number)
@@ -222,7 +224,7 @@ class Guest:
             for sub in (1, 2):
                 ring, start = program.rings[sub], program.starts[sub]
                 if piece := bytes(ring[offsets[sub] - start : offsets[sub] - start + 65_536]):
-                    await self._pump(number, sub, piece)
+                    await self.pump(number, sub, piece)
                     offsets[sub] += len(piece)
                     program.sent[sub] = offsets[sub]
             behind = any(offsets[s] < program.starts[s] + len(program.rings[s]) for s in (1, 2))
@@ -284,17 +286,7 @@ class Guest:
                     await program.changed.wait()
         program.finish({"kind": "exited", "code": 0})
 
-    # ------------------------------------------------------------------------ cells, files
-
-    async def _run_cell(self, number: int, code: str) -> None:
-        end: dict[str, Any] = {"kind": "ok"}
-        await self._pump(number, 1, b"hello\n")
-        if code == "1/0":
-            end = {"kind": "error", "name": "ZeroDivisionError", "value": "division", "traceback": "tb"}
-        body = {"event": "end", "end": end, "text": None if code == "1/0" else code, "duration_ms": 3}
-        self.connection.send_message(number, body)
-        self.connection.finish(number)
-        self._wake.set()
+    # ------------------------------------------------------------------------------- files
 
     def _stored(self, number: int, params: dict[str, Any]) -> bytes | None:
         data = self.files.get(params["path"])
@@ -310,7 +302,7 @@ class Guest:
         self._spawn(self._send_file(number, data[params["offset"] : end]))
 
     async def _send_file(self, number: int, data: bytes) -> None:
-        await self._pump(number, 1, data)
+        await self.pump(number, 1, data)
         self.connection.finish(number)
         self._wake.set()
 

@@ -9,7 +9,7 @@ from tests.faults.world import assert_answers, resident_bytes, wait_processes
 from tests.vm.vm_world import Daemon
 
 from casemate.errors import FileRefused
-from casemate.sdk import Exited, OutOfMemory, Sandbox, Signaled, TimedOut
+from casemate.sdk import CodeOutOfMemory, Exited, OutOfMemory, Sandbox, Signaled, TimedOut
 
 pytestmark = pytest.mark.vm
 EAT = "python3 -c \"b = []\nwhile True: b.append(bytearray(b'x') * (1 << 20))\""
@@ -69,9 +69,8 @@ def test_memory_that_no_killed_program_gives_back(sandbox: Sandbox) -> None:
 
 
 def test_all_memory_in_code_that_was_run(sandbox: Sandbox) -> None:
-    error = sandbox.run_code("b = []\nwhile True: b.append(bytearray(b'x') * (1 << 20))", timeout_s=60).error
-    assert error is not None
-    assert (error.name, error.value) == ("Died", "out of memory")
+    end = sandbox.run_code("b = []\nwhile True: b.append(bytearray(b'x') * (1 << 20))", timeout_s=60).end
+    assert end == CodeOutOfMemory()
     assert_answers(sandbox)
     assert sandbox.run_code("1 + 1").text == "2"
 

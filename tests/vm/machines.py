@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,14 @@ ANSWER_S = 20.0
 BOOT_S = 60.0
 
 
+@dataclass(frozen=True)
+class Ran:
+    """A cell's end, and its last result as text."""
+
+    end: cells.CellEnd
+    text: str | None
+
+
 @dataclass
 class Clone:
     """A machine that has been introduced, and the link to it."""
@@ -40,13 +49,16 @@ class Clone:
                 output += piece.data if piece.stream == "stdout" else b""
         return output, piece
 
-    async def run_code(self, code: str) -> tuple[bytes, cells.CellEnded]:
+    async def run_code(self, code: str) -> tuple[bytes, Ran]:
         """A cell's output on stdout, and its end."""
-        output = b""
-        async with cells.run(self.link, code) as running:
-            while isinstance(piece := await running.read(), execs.Output):
-                output += piece.data if piece.stream == "stdout" else b""
-        return output, piece
+        output, text = b"", None
+        async with cells.run(self.link, code, cells.RunCell()) as running:
+            while not isinstance(item := await running.read(), cells.CellEnded):
+                if isinstance(item, execs.Output) and item.stream == "stdout":
+                    output += item.data
+                elif isinstance(item, cells.Result):
+                    text = json.loads(item.body)["data"].get("text/plain", text)
+        return output, Ran(item.end, text)
 
     async def lose_stream(self) -> None:
         """Close the stream under the link, and begin anew on a fresh one."""

@@ -146,7 +146,7 @@ def test_execs_terminals_and_cells_are_told_apart(daemon: Daemon, tmp_path: Path
             said = await until(clone, lambda said: said.execs_running == 0)
             assert said.terminals_running == 1
             assert not said.is_work
-        async with cells.run(link, "import time; time.sleep(300)"):
+        async with cells.run(link, "import time; time.sleep(300)", cells.RunCell()):
             said = await until(clone, lambda said: said.cells_running == 1)
             assert said.is_work
         before = await until(clone, lambda said: said.cells_running == 0)
@@ -169,9 +169,10 @@ def test_what_runs_outlives_a_lost_stream(daemon: Daemon, tmp_path: Path, no_tra
             execs.start(link, ExecSpec(("sh", "-c", count))) as counting,
             execs.start(link, ExecSpec(("sh", "-c", flood))) as flooding,
             execs.start(link, ExecSpec(("cat",), stdin=True, pty=Pty(Window(24, 80)))) as terminal,
-            cells.run(link, code) as cell,
+            cells.run(link, code, cells.RunCell()) as cell,
         ):
             assert (await line(flooding), await line(counting)) == (b"begun\n", b"1\n")
+            assert isinstance(await cell.read(), cells.Begun)
             assert isinstance(await cell.read(), Output)
             await terminal.feed(b"before\n")
             assert await line(terminal, 2) == ECHOED % (b"before", b"before")

@@ -43,7 +43,7 @@ def test_too_long_ends_in_time_and_the_context_lives(sandbox: Sandbox) -> None:
 def test_code_that_ends_the_interpreter_is_told(sandbox: Sandbox) -> None:
     error = sandbox.run_code("import os; os._exit(3)").error
     assert error is not None
-    assert error.name == "Died"
+    assert (error.name, error.value) == ("ContextDied", "exited with 3")
     assert sandbox.run_code("1 + 1").text == "2"
 
 

@@ -66,7 +66,7 @@ def connection_class(limits: Limits) -> type[Connection]:
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's HTTP protocol within limits, which also tells the app who connected: ``scope["state"]["peer"]``."""
+    """uvicorn's HTTP protocol within limits; it tells the app who connected, and by what: ``scope["state"]``."""
 
     limits: ClassVar[Limits]
     waiting: ClassVar[dict[Connection, None]]  # no whole head yet, oldest first
@@ -77,7 +77,8 @@ class Connection(HttpToolsProtocol):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._fed_bytes = self._body_bytes = 0
         self._in_message = True
-        self.app_state = {**self.app_state, "peer": find_peer(transport.get_extra_info("socket"))}
+        connected = transport.get_extra_info("socket")
+        self.app_state = {**self.app_state, "peer": find_peer(connected), "socket": connected}
         if len(self.connections) > self.limits.max_connections:
             return self._refuse(errors.CapacityError("too many connections", hint="close some"))
         self.waiting[self] = None

@@ -14,17 +14,15 @@ BODY_S = 30.0
 PIECE_S = 60.0
 
 
-async def read_whole(request: Request) -> bytes:
-    """Raises TooLarge over 1 MiB, TooSlow when it is not there within BODY_S."""
+async def read_whole(request: Request, limit: int = MAX_JSON_BYTES) -> bytes:
+    """Raises TooLarge over *limit* bytes, TooSlow when it is not there within BODY_S."""
     body = bytearray()
     try:
         with anyio.fail_after(BODY_S):
             async for piece in request.stream():
                 body += piece
-                if len(body) > MAX_JSON_BYTES:
-                    raise TooLarge(
-                        f"the body is over {MAX_JSON_BYTES} bytes", hint="large input goes through files or stdin"
-                    )
+                if len(body) > limit:
+                    raise TooLarge(f"the body is over {limit} bytes", hint="large input goes through files or stdin")
     except TimeoutError as error:
         raise TooSlow(f"the body was not whole within {BODY_S:g} s") from error
     return bytes(body)

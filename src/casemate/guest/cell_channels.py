@@ -1,86 +1,215 @@
-"""Channels of kind cell: code for the default context, its output, its end."""
+"""Channels of kind cell: run, join, interrupt, list."""
 
 from __future__ import annotations
 
-from collections import deque
+import json
 from typing import Any
 
 from casemate import wire
-from casemate.errors import InvalidSpec, NotSupported, StateConflict
-from casemate.guest.conversation import Conversation, optional_text, seconds, text
-from casemate.guest.interpreter import CODE_LIMIT, Cell
+from casemate.errors import InvalidSpec, NotSupported, RequestError
+from casemate.guest.cell_log import RESULT
+from casemate.guest.cells import GRACE_S, Cell, Order
+from casemate.guest.contexts import DEFAULT, Contexts
+from casemate.guest.conversation import Conversation, optional_text, seconds, text, whole
+
+_ID_CHARACTERS = 100
+_LIST_BYTES = 50_000
+_LISTED_AT_MOST = 200
+_CODE = 1
 
 
 class CellChannel(Conversation):
-    """One cell. Collects the code, then carries output; a full window stops the reading of its pipes."""
+    """One look at one cell, or one act on it. Runs a cell once its code is complete."""
+
+    cell: Cell | None = None
+    cursor = 0
+    _is_owner = _detach = _runs = _said_all = False
+    _place: int | None = None
+    _told_begun = False
+    _announced = -1  # the offset of the result that was announced last
 
     def begin(self, params: dict[str, Any]) -> None:
-        self._code = bytearray((optional_text(params, "code") or "").encode())
-        self._timeout_s = seconds(params, "timeout_s")
-        self._job = self.server.surroundings.job((), {}, None, optional_text(params, "user"))
-        self._cell: Cell | None = None
-        self._unsent: deque[tuple[int, bytes | memoryview]] = deque()
-        self._end: dict[str, Any] | None = None
-        if text(params, "context", "default") != "default":
-            raise NotSupported("there is only the default context", hint="leave context out")
-        if self.server.interpreter is None:
+        op = text(params, "op")
+        if op == "run":
+            self._run(params)
+        elif op == "join":
+            self._join(params)
+        elif op == "interrupt":
+            contexts = self.contexts
+            contexts.interrupt(contexts.table.find(text(params, "cell_id")))
+            self.accept()
+            self.finish()
+        elif op == "list":
+            self.accept({"cells": newest(self.contexts.table.all())})
+            self.finish()
+        else:
+            raise InvalidSpec(f"cell has no op {op!r}")
+
+    @property
+    def contexts(self) -> Contexts:
+        """Raises NotSupported."""
+        contexts = self.server.contexts
+        if contexts is None:
             raise NotSupported(
                 "this sandbox has no warm Python", hint="its image has no python3, or it was not prepared"
             )
-        self.accept()
+        return contexts
+
+    # ------------------------------------------------------------------ opening
+
+    def _run(self, params: dict[str, Any]) -> None:
+        contexts, user = self.contexts, optional_text(params, "user")
+        cell_id = identity(params, "cell_id")
+        context = contexts.for_cell(
+            text(params, "context", DEFAULT),
+            optional_text(params, "language"),
+            lambda: self.server.surroundings.job((), {}, None, user),
+        )
+        cell = Cell(cell_id, context.context_id, _order(params))
+        contexts.table.add(cell)
+        self.cell, self._is_owner, self._detach = cell, True, bool(params.get("detach"))
+        self._place = context.queued
+        self.accept({"cell_id": cell_id, "context": context.context_id, "place": self._place})
+        code = optional_text(params, "code")
+        if code is not None:
+            contexts.feed(cell.code, code.encode())
+        if params.get("stdin"):
+            cell.stdin = bytearray()
+        elif code is not None:
+            self._start()
+
+    def _join(self, params: dict[str, Any]) -> None:
+        cell = self.contexts.table.find(text(params, "cell_id"))
+        asked = whole(params, "offset", 0)
+        if asked > cell.log.end:
+            error = RequestError(f"offset {asked} is past the end, {cell.log.end}", hint="ask from 0")
+            self.deny(error, "bad-offset")
+            return
+        self.cell, self.cursor, self._runs = cell, cell.log.first_from(asked), True
+        self.accept({"cell_id": cell.cell_id, "context": cell.context_id, "offset": self.cursor})
+        cell.follow(self)
+        self.on_progress()
 
     def on_data(self, event: wire.Data) -> None:
         self.connection.consumed(self.number, event.size)
-        if len(self._code) + event.size > CODE_LIMIT:
-            self.reset(InvalidSpec.code, f"code is over {CODE_LIMIT} bytes")
-        else:
-            self._code += event.data
+        cell = self.cell
+        coming = None if cell is None or self._runs else cell.code if event.sub == _CODE else cell.stdin
+        if coming is None:
+            return
+        try:
+            self.contexts.feed(coming, event.data)
+        except RequestError:
+            self._abandon()
+            raise
 
     def on_finished(self) -> None:
-        interpreter = self.server.interpreter
-        if interpreter is None:
-            self.reset(NotSupported.code, "this sandbox has no warm Python")
+        if not self._runs and self.cell is not None:
+            self._start()
+
+    def _start(self) -> None:
+        """All of it is here."""
+        cell = self.cell
+        assert cell is not None
+        self._runs = True
+        cell.follow(self)
+        try:
+            self.contexts.run(cell)
+        except RequestError:
+            self._abandon()
+            raise
+
+    # ---------------------------------------------------------------- following
+
+    def on_progress(self) -> None:
+        """Send what the window takes; once all is sent and the cell has ended, its end."""
+        cell = self.cell
+        if cell is None or self._said_all or not self._runs:
             return
-        self._cell = interpreter.run(
-            bytes(self._code), self._job, timeout_s=self._timeout_s, output=self._on_output, ended=self._on_ended
-        )
-        self._code.clear()
-        if self._cell is None:
-            self.reset(StateConflict.code, "too many cells wait already")
+        if cell.place is not None:
+            if cell.place != self._place:
+                self._place = cell.place
+                self.connection.send_message(self.number, {"event": "queued", "place": cell.place})
+            return
+        if cell.has_begun and not self._told_begun:
+            self._told_begun = True
+            begun = {"event": "begun", "execution_count": cell.execution_count}
+            self.connection.send_message(self.number, begun)
+        if self._send_log(cell) and cell.ended is not None:
+            self._said_all = True
+            cell.unfollow(self)
+            self.connection.send_message(self.number, cell.ended)
+            self.finish()
+
+    def _send_log(self, cell: Cell) -> bool:
+        """False: some is left, and Writable is going to come."""
+        connection, number = self.connection, self.number
+        for record, skip in cell.log.records_from(self.cursor):
+            if record.sub == RESULT and self._announced != record.start and connection.writable(number):
+                self._announced = record.start
+                connection.send_message(number, {"event": "result", "size": record.size})
+            while skip < record.size:
+                piece = record.read(skip)
+                count = connection.send(number, record.sub, piece)
+                skip += count
+                self.cursor += count
+                if count < len(piece):
+                    return False
+        return True
 
     def on_writable(self) -> None:
-        if self._flush() and self._cell is not None and self._end is None:
-            self._cell.resume()
+        self.on_progress()
+        if self.cell is not None:
+            self.cell.taken()
 
     def on_closed(self, lost: bool) -> None:
-        if self._cell is None or self._end is not None:
+        cell = self.cell
+        if cell is None or self._said_all:
             return
-        if lost:  # its host is gone, and may have been for long: the cell goes on, its output is nobody's
-            self._unsent.clear()
-            self._cell.resume()
-        else:
-            self._cell.cancel()
+        self._said_all = True
+        if not self._runs:
+            self._abandon()
+            return
+        cell.unfollow(self)
+        if self._is_owner and not self._detach and not lost:  # lost: its host is gone, not its caller's wish
+            self.contexts.interrupt(cell)
 
-    def _on_output(self, stream: int, output: bytes) -> None:
-        self._unsent.append((stream, output))
-        if not self._flush() and self._cell is not None:
-            self._cell.pause()
+    def _abandon(self) -> None:
+        """It never came to run: nobody hears of it again."""
+        self._said_all = True
+        if self.cell is not None:
+            self.cell.unfollow(self)
+            self.contexts.table.discard(self.cell)
 
-    def _on_ended(self, body: dict[str, Any]) -> None:
-        self._end = {"event": "end"} | body
-        self._flush()
 
-    def _flush(self) -> bool:
-        """Send what the window takes. False: some is left."""
-        unsent = self._unsent
-        while unsent:
-            stream, piece = unsent[0]
-            count = self.connection.send(self.number, stream, piece)
-            if count < len(piece):
-                unsent[0] = (stream, memoryview(piece)[count:])
-                return False
-            unsent.popleft()
-        if self._end is not None:
-            self.connection.send_message(self.number, self._end)
-            self.finish()
-        return True
+def identity(params: dict[str, Any], name: str) -> str:
+    """An id that the host made. Raises InvalidSpec."""
+    found = text(params, name)
+    if not 0 < len(found) <= _ID_CHARACTERS or not found.isascii():
+        raise InvalidSpec(f"{name} is not 1 to {_ID_CHARACTERS} ASCII characters")
+    return found
+
+
+def newest(cells: list[Cell]) -> list[dict[str, Any]]:
+    """The last ones, as many as surely fit into one message."""
+    room, taken = _LIST_BYTES, []
+    for cell in reversed(cells[-_LISTED_AT_MOST:]):
+        entry = cell.listed()
+        room -= len(json.dumps(entry)) + 1
+        if room < 0:
+            break
+        taken.append(entry)
+    return taken[::-1]
+
+
+def _order(params: dict[str, Any]) -> Order:
+    limits, act = params.get("limits") or {}, optional_text(params, "act")
+    if not isinstance(limits, dict) or not all(type(limit) is int and limit >= 0 for limit in limits.values()):
+        raise InvalidSpec("limits is not an object of whole numbers from 0 on")
+    if act not in (None, "complete"):
+        raise InvalidSpec(f"a cell has no act {act[:40]!r}")
+    return Order(
+        timeout_s=seconds(params, "timeout_s"),
+        grace_s=seconds(params, "grace_s") or GRACE_S,
+        limits=limits,
+        complete_at=whole(params, "cursor", 0) if act else None,
+    )

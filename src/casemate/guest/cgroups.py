@@ -55,6 +55,11 @@ class Group:
         if self.procs_fd >= 0:
             _write(self._path + "/cgroup.kill", "1")
 
+    def share_fate(self) -> None:
+        """When memory runs out and the kernel chooses one of it, all of it goes."""
+        if os.path.exists(self._path + "/memory.oom.group"):
+            _write(self._path + "/memory.oom.group", "1")
+
     def usage(self) -> Usage:
         cpu_us = _value(self._stat, b"usage_usec ")
         peak = int(os.pread(self._peak, 32, 0)) if self._peak >= 0 else None
@@ -92,6 +97,9 @@ class LooseGroup(Group):
                 os.killpg(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+
+    def share_fate(self) -> None:
+        """Without cgroups the kernel chooses processes."""
 
     def usage(self) -> Usage:
         return NO_USAGE

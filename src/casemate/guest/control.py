@@ -90,7 +90,7 @@ class ControlChannel(Conversation):
         return {
             "execs_running": len(running) - terminals,
             "terminals_running": terminals,
-            "cells_running": server.interpreter.cells if server.interpreter is not None else 0,
+            "cells_running": server.contexts.cells if server.contexts is not None else 0,
             "user_cpu_ms": server.groups.cpu_ms(),
             "next_timer_ms": min([*time_outs, *([] if timer_ms is None else [timer_ms])], default=None),
         }

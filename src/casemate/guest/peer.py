@@ -16,6 +16,11 @@ from typing import Any
 
 MESSAGE_LIMIT = 192 * 1024
 _UCRED = struct.Struct("3i")
+_SPACE = socket.CMSG_SPACE(_UCRED.size)
+_SPACE_FOR_FILE = _SPACE + socket.CMSG_SPACE(struct.calcsize("i"))
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+_DECODE = json.JSONDecoder().decode
+_buffer = bytearray(MESSAGE_LIMIT)  # one loop, no threads: a message is out of it before the next comes in
 
 
 class PeerGone(Exception):
@@ -44,7 +49,7 @@ class Peer:
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> bool:
         """Send one message. False: it is too big, or the peer is gone or does not read."""
-        packet = json.dumps(message, separators=(",", ":")).encode("ascii")
+        packet = _ENCODE(message).encode("ascii")
         if len(packet) > MESSAGE_LIMIT:
             return False
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
@@ -54,15 +59,15 @@ class Peer:
             return False
         return True
 
-    def receive(self) -> tuple[dict[str, Any], int] | None:
+    def receive(self, files: list[int] | None = None) -> tuple[dict[str, Any], int] | None:
         """The next message and its sender's pid; None when there is none now.
 
+        A descriptor that comes along is appended to *files*, if given, and the caller's; all others are closed.
         Raises: PeerGone, PeerLied.
         """
+        space = _SPACE if files is None else _SPACE_FOR_FILE
         try:
-            packet, ancillary, flags, _ = self._sock.recvmsg(
-                MESSAGE_LIMIT, socket.CMSG_SPACE(_UCRED.size), socket.MSG_CMSG_CLOEXEC
-            )
+            length, ancillary, flags, _ = self._sock.recvmsg_into([_buffer], space, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -72,17 +77,17 @@ class Peer:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and len(payload) == _UCRED.size:
                 pid = _UCRED.unpack(payload)[0]
             elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                _close_all(payload)
-        if not packet:
+                _take_files(payload, files)
+        if not length:
             raise PeerGone
         if flags & socket.MSG_TRUNC:
             raise PeerLied("a message beyond the limit")
-        return _parse(packet), pid
+        return _parse(_buffer[:length]), pid
 
 
-def _parse(packet: bytes) -> dict[str, Any]:
+def _parse(packet: bytearray) -> dict[str, Any]:
     try:
-        message = json.loads(packet)
+        message = _DECODE(str(packet, "utf-8"))
     except (ValueError, RecursionError) as error:
         raise PeerLied("no JSON") from error
     if not isinstance(message, dict):
@@ -90,8 +95,11 @@ def _parse(packet: bytes) -> dict[str, Any]:
     return message
 
 
-def _close_all(payload: bytes) -> None:
+def _take_files(payload: bytes, files: list[int] | None) -> None:
     fds = array.array("i")
     fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
     for fd in fds:
-        os.close(fd)
+        if files is None or files:
+            os.close(fd)
+        else:
+            files.append(fd)

@@ -16,6 +16,7 @@ from casemate.errors import CasemateError, InvalidSpec, ProtocolViolation, State
 from casemate.guest import handshake
 from casemate.guest.archive_channels import ArchiveChannel
 from casemate.guest.cell_channels import CellChannel
+from casemate.guest.context_channels import ContextChannel
 from casemate.guest.control import ControlChannel
 from casemate.guest.conversation import Conversation
 from casemate.guest.exec_channels import ExecChannel
@@ -26,14 +27,15 @@ from casemate.wire.frames import HEADER_BYTES, MAGIC
 
 if TYPE_CHECKING:
     from casemate.guest.cgroups import Groups
+    from casemate.guest.contexts import Contexts
     from casemate.guest.exec_table import ExecTable
-    from casemate.guest.interpreter import Interpreter
     from casemate.guest.reactor import Reactor
     from casemate.guest.surroundings import Surroundings
 
 SERVED: dict[str, type[Conversation]] = {
     "exec": ExecChannel,
     "cell": CellChannel,
+    "context": ContextChannel,
     "file": FileChannel,
     "archive": ArchiveChannel,
     "tcp-in": PortChannel,
@@ -45,7 +47,7 @@ class Warmth(Protocol):
     """What `prepare` starts: the warm Python and the waiting children."""
 
     @property
-    def interpreter(self) -> Interpreter | None: ...
+    def contexts(self) -> Contexts | None: ...
 
     def prepare(self, zygote: bool, done: Callable[[dict[str, Any]], None], failed: Callable[[str], None]) -> None: ...
 
@@ -85,8 +87,8 @@ class Server:
         }
 
     @property
-    def interpreter(self) -> Interpreter | None:
-        return self._warmth.interpreter
+    def contexts(self) -> Contexts | None:
+        return self._warmth.contexts
 
     def prepare(self, zygote: bool, done: Callable[[dict[str, Any]], None], failed: Callable[[str], None]) -> None:
         self._warmth.prepare(zygote, done, failed)
@@ -143,8 +145,8 @@ class Server:
         self.connection.ready(self._introduction.apply(hello))
         if hello.fresh:
             self.surroundings.env, self.surroundings.user, self.surroundings.cwd = hello.env, hello.user, hello.cwd
-            if self.interpreter is not None:
-                self.interpreter.reseed()
+            if self.contexts is not None:
+                self.contexts.reseed()
 
     # --------------------------------------------------------------- channels
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from casemate.guest.cgroups import Groups
+from casemate.guest.contexts import Contexts
 from casemate.guest.exec_table import ExecTable
-from casemate.guest.interpreter import Interpreter
 from casemate.guest.reactor import Reactor
 from casemate.guest.reaper import Reaper
 from casemate.guest.rehearsal import PROGRAMS, Rehearsal
@@ -42,7 +42,7 @@ class Warmth:
         self._spawner, self._surroundings = spawner, surroundings
         self._zygote: Zygote | None = None
         self._restarts = RESTARTS
-        self.interpreter: Interpreter | None = None
+        self.contexts: Contexts | None = None
 
     def prepare(self, zygote: bool, done: Done, failed: Failed) -> None:
         """Make everything wait that will: *done* or *failed* (with a reason) is called then."""
@@ -83,8 +83,8 @@ class Warmth:
 
         def on_ready() -> None:
             self._execs.zygote = zygote
-            if self.interpreter is None:
-                self.interpreter = Interpreter(self._reactor, zygote)
+            if self.contexts is None:
+                self.contexts = Contexts(self._reactor, zygote)
             self._groups.limit()
             done({"zygote": zygote.about})
 
@@ -92,7 +92,7 @@ class Warmth:
             print(reason, file=sys.stderr)
             self._execs.zygote = None
             failed(reason)
-            if self._restarts and self.interpreter is not None:
+            if self._restarts and self.contexts is not None:
                 self._restarts -= 1
                 self._reactor.call_later(RESTART_AFTER_S, lambda: self._start(_ignore, _ignore))
 

@@ -8,7 +8,7 @@ meant is what the kernel says (SCM_CREDENTIALS, our own ``waitpid``), never what
       │                   └ fork, fork ─▶ child, an orphan, hence our own child
       └──────socket of that child───────▶ "waiting" (with the kernel's word on its pid), then gets a job
 
-A waiting child is nobody's yet: it becomes a script or the default context when it gets its job. It is in
+A waiting child is nobody's yet: it becomes a script or a context when it gets its job. It is in
 its cgroup before the snapshot is made, so that the first job in a clone is one message.
 """
 
@@ -31,6 +31,7 @@ PRELOAD = (
     "matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "PIL.BmpImagePlugin", "PIL.GifImagePlugin",
     "PIL.JpegImagePlugin", "PIL.PpmImagePlugin", "PIL.TiffImagePlugin",
     "pandas.core.resample", "pandas.io.formats.string",
+    "IPython", "asyncio", "rlcompleter",  # for contexts
     "encodings.idna",  # asked for by every name look-up: without a network it has to fail fast
 )  # fmt: skip
 # CPython is started with a script name of this length, over which a child writes its own script's path.
@@ -61,6 +62,9 @@ class Group(Protocol):
         """Move the process into the group. Raises OSError (ESRCH) when it is gone."""
 
     def kill(self) -> None: ...
+
+    def share_fate(self) -> None:
+        """When memory runs out and the kernel chooses one of it, all of it goes."""
 
     def usage(self) -> Usage: ...
 
@@ -112,7 +116,7 @@ class Child:
 
 
 class Zygote:
-    """Warm Python processes; `run_script` gives one a job, `Interpreter` keeps one as a context.
+    """Warm Python processes; `run_script` gives one a job, `Contexts` keeps some as contexts.
 
     *python* is the image's interpreter, *runtime* the folder with our room ``runtime``; *new_group* hands out
     a ready cgroup for each child. *spares* children wait at any time; one that was used is replaced
@@ -188,6 +192,10 @@ class Zygote:
         self._refill_later()
         return child
 
+    def put_back(self, child: Child) -> None:
+        """One that was taken and is not to get a job."""
+        self._waiting.append(child)
+
     def order(
         self, child: Child, job: Job, stdio: tuple[int, int, int], exited: Callable[[int], None], **more: Any
     ) -> bool:
@@ -207,7 +215,7 @@ class Zygote:
             **more,
         }
         if not child.peer.send(message, stdio):
-            self._waiting.append(child)
+            self.put_back(child)
             return False
         self._loop.unwatch(child.peer.fileno())
         child.exited = exited

@@ -4,31 +4,83 @@ Whatever state was set up before the snapshot is the same in every clone. Only m
 are touched; what asks the kernel (`os.urandom`, `secrets`, `uuid4`) needs nothing.
 """
 
+import functools
 import sys
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Callable, FrozenSet, Set
+
+from .imports import when_imported
+
+_SEEDS = {
+    "random": ("random", "seed", "setstate"),
+    "numpy": ("numpy.random", "seed", "set_state"),
+    "torch": ("torch", "manual_seed", "set_rng_state"),
+}  # the word we use → the module, and what sets its seed
 
 
-def reseed(entropy: bytes) -> None:
-    """Reseed every generator in this process from *entropy* (at least 32 bytes, never used before)."""
-    _standard_library(entropy)
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is not None:
+def reseed(entropy: bytes, but: FrozenSet[str] = frozenset()) -> None:
+    """Reseed every generator in this process from *entropy* (at least 32 bytes, never used before).
+
+    *but*: those among `random`, `numpy` and `torch` that are left as they are.
+    """
+    _standard_library(entropy, but)
+    numpy_random: Any = sys.modules.get("numpy.random")
+    if numpy_random is not None and "numpy" not in but:
         digest = _derive(entropy, b"numpy")
-        numpy_random.seed([int.from_bytes(digest[i : i + 4], "little") for i in range(0, len(digest), 4)])
+        seed = [int.from_bytes(digest[i : i + 4], "little") for i in range(0, len(digest), 4)]
+        _original(numpy_random.seed)(seed)
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and "torch" not in but and hasattr(torch, "manual_seed"):
+        _original(torch.manual_seed)(int.from_bytes(_derive(entropy, b"torch")[:8], "little"))
     ssl = sys.modules.get("ssl")
     if ssl is not None:
         ssl.RAND_add(_derive(entropy, b"ssl"), 64.0)
+
+
+class Seeds:
+    """Which libraries the user has given a seed in this process, as far as it went through their module's functions."""
+
+    def __init__(self) -> None:
+        self._set: Set[str] = set()
+        for word, (module, *names) in _SEEDS.items():
+            when_imported(module, functools.partial(self._watch, word, names))
+
+    def reseed(self, entropy: bytes) -> None:
+        """As `reseed`, but what the user has seeded stays as it is."""
+        reseed(entropy, frozenset(self._set))
+
+    def _watch(self, word: str, names: Any, module: Any) -> None:
+        for name in names:
+            original = getattr(module, name, None)
+            if original is not None:
+                setattr(module, name, self._observed(word, original))
+
+    def _observed(self, word: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            answer = original(*args, **kwargs)
+            if any(given is not None for given in (*args, *kwargs.values())):
+                self._set.add(word)
+            else:
+                self._set.discard(word)  # seed(): the user asks for randomness
+            return answer
+
+        return observed
+
+
+def _original(seed: Callable[..., Any]) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(seed, "__wrapped__", seed)
+    return found
 
 
 def _derive(entropy: bytes, purpose: bytes) -> bytes:
     return blake2b(entropy, person=purpose).digest()
 
 
-def _standard_library(entropy: bytes) -> None:
+def _standard_library(entropy: bytes, but: FrozenSet[str]) -> None:
     random: Any = sys.modules.get("random")
-    if random is not None:
-        random.seed(_derive(entropy, b"random"))
+    if random is not None and "random" not in but:
+        _original(random.seed)(_derive(entropy, b"random"))
     uuid: Any = sys.modules.get("uuid")
     if uuid is not None:
         uuid._node = None

@@ -41,9 +41,13 @@ def serve() -> None:
     if warm is None:
         return None  # this is the trial
     leaving.register()
+    depth = sys.getrecursionlimit()
     modules = _preload(orders["preload"])
     for part in _OF_CONTEXTS:
         importlib.import_module(child.PACKAGE + part)
+    if "IPython" in sys.modules:
+        modules["IPython"] += _make_shell()
+    sys.setrecursionlimit(depth)  # parso, which IPython imports, trebles it
     child.note_ourselves()
     leaving.share_modules()
     gc.collect()
@@ -79,6 +83,16 @@ def _preload(names: List[str]) -> Dict[str, str]:
     for name in (*THREADS, "MPLBACKEND"):
         os.environ.pop(name, None)
     return found
+
+
+def _make_shell() -> str:
+    """IPython's shell, for the contexts among the children; what is to be said about it if there is none."""
+    try:
+        importlib.import_module(child.PACKAGE + ".ipython").make()
+    except Exception as error:  # another generation of IPython: contexts do without
+        sys.modules.pop(child.PACKAGE + ".ipython", None)
+        return " (not used: %s: %s)" % (type(error).__name__, str(error)[:200])
+    return ""
 
 
 def _trial(program: Program) -> Optional[bool]:

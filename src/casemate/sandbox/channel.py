@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from casemate import errors, wire
@@ -49,17 +49,21 @@ class Channel:
 
         Raises GuestError when the channel or the whole link died.
         """
-        while not self._arrived:
-            if self._failure is not None:
-                raise self._failure
-            self._changed.clear()
-            await self._changed.wait()
+        await self.wait_arrived()
         item = self._arrived[0]
         if item is None:
             return None  # stays: every later call says so too
         self._arrived.popleft()
         self._link.consumed(self._number, item.size)
         return item
+
+    async def wait_arrived(self) -> None:
+        """Until ``receive`` would return at once. Safe to cancel; raises what it raises."""
+        while not self._arrived:
+            if self._failure is not None:
+                raise self._failure
+            self._changed.clear()
+            await self._changed.wait()
 
     async def send(self, data: bytes | memoryview, sub: int = 1) -> None:
         """Hand *data* to the guest; waits while its window is full. Cancelled: a part may have been sent."""
@@ -73,6 +77,18 @@ class Channel:
                 view = view[taken:]
             else:
                 await self._writable.wait()
+
+    def say_all(self, said: Mapping[int, bytes]) -> None:
+        """Hand over *said*, by sub, which must fit an untouched window, and say that no more comes."""
+        for sub, data in said.items():
+            if self._link.connection.send(self._number, sub, data) < len(data):
+                raise ValueError(f"{sum(map(len, said.values()))} bytes do not fit a window")
+        self.finish()
+
+    @property
+    def arrived(self) -> Sequence[wire.Data | wire.Message | None]:
+        """What ``receive`` would return at once."""
+        return self._arrived
 
     async def send_message(self, body: Mapping[str, Any]) -> None:
         """Hand one JSON object to the guest."""

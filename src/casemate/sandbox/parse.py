@@ -6,7 +6,7 @@ ProtocolViolation, because our own agent never sends one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from casemate.errors import ProtocolViolation
@@ -28,6 +28,20 @@ def text_or_none(body: Mapping[str, Any], name: str, limit: int = 65_536) -> str
 def whole(body: Mapping[str, Any], name: str, low: int = 0, high: int = MAX_NUMBER) -> int:
     value = body.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise _odd(name)
+    return value
+
+
+def truth(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if not isinstance(value, bool):
+        raise _odd(name)
+    return value
+
+
+def one_of(body: Mapping[str, Any], name: str, words: Sequence[str]) -> str:
+    value = text(body, name, 64)
+    if value not in words:
         raise _odd(name)
     return value
 

@@ -7,23 +7,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casemate.sdk._async.client import AsyncClient
+    from casemate.sdk._async.code import AsyncCodeCell, AsyncContexts
     from casemate.sdk._async.events import AsyncEvents
     from casemate.sdk._async.images import AsyncImages
     from casemate.sdk._async.keys import AsyncKeys
     from casemate.sdk._async.pools import AsyncPools
     from casemate.sdk._async.sandbox import AsyncSandbox
     from casemate.sdk._sync.client import Client
+    from casemate.sdk._sync.code import CodeCell, Contexts
     from casemate.sdk._sync.events import Events
     from casemate.sdk._sync.images import Images
     from casemate.sdk._sync.keys import Keys
     from casemate.sdk._sync.pools import Pools
     from casemate.sdk._sync.sandbox import Sandbox
+    from casemate.sdk.code import (
+        CodeEnd,
+        CodeOutOfMemory,
+        CodeTimedOut,
+        Column,
+        Completion,
+        Context,
+        ContextDied,
+        Execution,
+        ExecutionError,
+        FileChange,
+        Interrupted,
+        LeftOut,
+        Ok,
+        Raised,
+        Result,
+        SandboxDied,
+        Table,
+    )
     from casemate.sdk.results import (
         CommandFailed,
         ExecEnd,
         ExecResult,
-        Execution,
-        ExecutionError,
         Exited,
         FileEntry,
         Listening,
@@ -39,49 +58,89 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient",
+    "AsyncCodeCell",
+    "AsyncContexts",
     "AsyncEvents",
     "AsyncImages",
     "AsyncKeys",
     "AsyncPools",
     "AsyncSandbox",
     "Client",
+    "CodeCell",
+    "CodeEnd",
+    "CodeOutOfMemory",
+    "CodeTimedOut",
+    "Column",
     "CommandFailed",
+    "Completion",
+    "Context",
+    "ContextDied",
+    "Contexts",
     "Events",
     "ExecEnd",
     "ExecResult",
     "Execution",
     "ExecutionError",
     "Exited",
+    "FileChange",
     "FileEntry",
     "Images",
+    "Interrupted",
     "Keys",
+    "LeftOut",
     "Listening",
     "Logs",
+    "Ok",
     "OutOfMemory",
     "Output",
     "Pools",
+    "Raised",
+    "Result",
     "Sandbox",
+    "SandboxDied",
     "SandboxInfo",
     "SandboxStats",
     "Signaled",
     "SuspendedFacts",
+    "Table",
     "TimedOut",
 ]
 
 _HOMES = {
     "AsyncClient": "_async.client",
+    "AsyncCodeCell": "_async.code",
+    "AsyncContexts": "_async.code",
     "AsyncEvents": "_async.events",
     "AsyncImages": "_async.images",
     "AsyncKeys": "_async.keys",
     "AsyncPools": "_async.pools",
     "AsyncSandbox": "_async.sandbox",
     "Client": "_sync.client",
+    "CodeCell": "_sync.code",
+    "CodeEnd": "code",
+    "CodeOutOfMemory": "code",
+    "CodeTimedOut": "code",
+    "Column": "code",
+    "Completion": "code",
+    "Context": "code",
+    "ContextDied": "code",
+    "Contexts": "_sync.code",
     "Events": "_sync.events",
+    "Execution": "code",
+    "ExecutionError": "code",
+    "FileChange": "code",
     "Images": "_sync.images",
+    "Interrupted": "code",
     "Keys": "_sync.keys",
+    "LeftOut": "code",
+    "Ok": "code",
     "Pools": "_sync.pools",
+    "Raised": "code",
+    "Result": "code",
     "Sandbox": "_sync.sandbox",
+    "SandboxDied": "code",
     "SandboxStats": "stats",
+    "Table": "code",
 }
 
 

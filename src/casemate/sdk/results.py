@@ -117,28 +117,6 @@ class Logs:
 
 
 @dataclass(frozen=True, slots=True)
-class ExecutionError:
-    """What stopped the code: the exception's class, its text, and the traceback as Python prints it.
-
-    The names ``TimedOut`` and ``Died`` (the interpreter itself ended) come with an empty traceback.
-    """
-
-    name: str
-    value: str
-    traceback: str
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """Code that was run. *text* is the repr of its last expression, None where there was none."""
-
-    logs: Logs
-    error: ExecutionError | None
-    text: str | None
-    duration_ms: float
-
-
-@dataclass(frozen=True, slots=True)
 class FileEntry:
     """*type* is file, dir, symlink or other; *mode* the permission bits."""
 
@@ -290,16 +268,3 @@ def exec_end_from_json(event: Mapping[str, Any]) -> ExecEnd:
         event.get("cpu_ms"),
         event.get("peak_memory_mib"),
     )
-
-
-def cell_error_from_json(end: Mapping[str, Any]) -> ExecutionError | None:
-    match end.get("kind"):
-        case "ok":
-            return None
-        case "error":
-            return ExecutionError(str(end["name"]), str(end["value"]), str(end["traceback"]))
-        case "timed-out":
-            return ExecutionError("TimedOut", f"after {end['after_s']:g} s", "")
-        case "died":
-            return ExecutionError("Died", str(end["reason"]), "")
-    raise CasemateError(f"the daemon says a cell ended in a way this version does not know: {end}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from casemate.errors import CasemateError
 
-MAX_LINE_BYTES = 4 * 2**20  # an output line carries at most 64 KiB, the longest other line code's traceback
+MAX_LINE_BYTES = 33 * 2**20  # an output line carries at most 64 KiB, a result's 32 MiB
 MAX_OUTPUT_BYTES = 2 * 2**20
 _OUTPUT = re.compile(rb'\{"event":"(stdout|stderr)","offset":(\d{1,19}),"data":"')
 

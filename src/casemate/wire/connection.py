@@ -162,7 +162,8 @@ class Connection:
 
     def send(self, number: int, sub: int, data: bytes | memoryview) -> int:
         """Queue what the credit allows of *data* and return how much that was; after less than all, a
-        Writable follows. *sub*: 1 bytes, stdin and stdout, 2 stderr. ``bytes`` are not copied.
+        Writable follows. *sub*: 1 bytes, stdin and stdout, 2 stderr, 3 a cell's result.
+        ``bytes`` are not copied.
         """
         channel = self._sendable(number)
         if channel is None:

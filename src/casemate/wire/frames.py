@@ -31,7 +31,7 @@ PREAMBLE = bytes(PREAMBLE_BYTES)  # fills up any frame an agent may be in the mi
 NOP, SYNC, OPEN, ACCEPT, DENY, DATA, CREDIT, FIN, RESET, PING, PONG, HELLO, READY = range(13)
 KINDS = ("NOP", "SYNC", "OPEN", "ACCEPT", "DENY", "DATA", "CREDIT", "FIN", "RESET", "PING", "PONG", "HELLO",
          "READY")  # fmt: skip
-MESSAGE, BYTES, STDERR = range(3)  # the subs of DATA
+MESSAGE, BYTES, STDERR, RESULT = range(4)  # the subs of DATA
 
 _SYNC_PAYLOAD = len(MAGIC) + NONCE_BYTES
 _SYNC_START = HEADER.pack(_SYNC_PAYLOAD, 0, SYNC, 0, 0) + MAGIC
@@ -115,7 +115,7 @@ class Decoder:
             return False
         if not NOP < kind <= READY or zero or not _LEAST[kind] <= length <= _MOST[kind]:
             raise ProtocolViolation(f"a frame of kind {kind} with {length} bytes")
-        if sub > (STDERR if kind == DATA else 0) or (channel == 0) != (kind in _CHANNELLESS):
+        if sub > (RESULT if kind == DATA else 0) or (channel == 0) != (kind in _CHANNELLESS):
             raise ProtocolViolation(f"a frame of kind {KINDS[kind]} with sub {sub} on channel {channel}")
         return True
 

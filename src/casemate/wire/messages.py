@@ -20,8 +20,34 @@ _ENDS = {
 _CELL_ENDS = {
     "ok": {},
     "error": {"name": "text", "value": "text", "traceback": "text"},
-    "timed-out": {"after_s": "number"},
-    "died": {"reason": "text"},
+    "interrupted": {"state_kept": "bool"},
+    "timed-out": {"after_s": "number", "state_kept": "bool"},
+    "out-of-memory": {},
+    "context-died": {"reason": "text"},
+}
+_CONTEXT = {
+    "context_id": "text",
+    "language": "text",
+    "version": "text",
+    "cwd": "text",
+    "state": "starting|idle|busy|dead",
+    "queued": "int",
+    "execution_count": "int",
+    "pid": "int",
+}
+_CELL_NEWS: dict[str, Any] = {
+    "bytes": "stdout, sub 2 stderr, sub 3 a result",
+    "queued": {"place": "int"},
+    "begun": {"execution_count": "int"},
+    "result": {"size": "int"},
+    "end": {
+        "end": _CELL_ENDS,
+        "execution_count": "int",
+        "duration_ms": "number",
+        "files_changed": "{path,change: created|modified|deleted}[]",
+        "files_cut": "int",
+        "left_out": {"results": "int", "result_bytes": "int"},
+    },
 }
 _ENTRY = {
     "name": "text",
@@ -92,15 +118,42 @@ CHANNELS: dict[str, Any] = {
         "remove": {"params": {"exec_id": "text"}, "accept": {}},
     },
     "cell": {
-        "": {
-            "params": {"timeout_s": "number?", "context": "text", "user": "text?"},
-            "accept": {},
-            "to_guest": {"bytes": "the code"},
-            "to_host": {
-                "bytes": "stdout, sub 2 stderr",
-                "end": {"end": _CELL_ENDS, "text": "text?", "duration_ms": "number"},
+        "run": {
+            "params": {
+                "cell_id": "text",
+                "context": "text",
+                "code": "text?",
+                "language": "text?",
+                "user": "text?",
+                "timeout_s": "number?",
+                "grace_s": "number?",
+                "stdin": "bool",
+                "detach": "bool",
+                "limits": "object?",
+                "act": "complete?",
+                "cursor": "int?",
             },
-        }
+            "accept": {"cell_id": "text", "context": "text", "place": "int"},
+            "to_guest": {"bytes": "the code, when params have none; sub 2 stdin"},
+            "to_host": _CELL_NEWS,
+        },
+        "join": {
+            "params": {"cell_id": "text", "offset": "int"},
+            "accept": {"cell_id": "text", "context": "text", "offset": "int"},
+            "to_host": "as run",
+        },
+        "interrupt": {"params": {"cell_id": "text"}, "accept": {}},
+        "list": {"params": {}, "accept": {"cells": "object[]"}},
+    },
+    "context": {
+        "create": {
+            "params": {"context_id": "text", "language": "text", "cwd": "text?", "env": "{}", "user": "text?"},
+            "accept": {"context": _CONTEXT},
+        },
+        "list": {"params": {}, "accept": {"contexts": "context[]"}},
+        "restart": {"params": {"context_id": "text"}, "accept": {"context": _CONTEXT}},
+        "interrupt": {"params": {"context_id": "text"}, "accept": {}},
+        "remove": {"params": {"context_id": "text"}, "accept": {}},
     },
     "file": {
         "read": {
@@ -163,7 +216,7 @@ def schema() -> dict[str, Any]:
         "generation": frames.GENERATION,
         "header": {"struct": frames.HEADER.format, "fields": ["length", "channel", "kind", "sub", "zero"]},
         "frames": {name: number for number, name in enumerate(frames.KINDS)},
-        "subs": {"message": frames.MESSAGE, "bytes": frames.BYTES, "stderr": frames.STDERR},
+        "subs": {"message": frames.MESSAGE, "bytes": frames.BYTES, "stderr": frames.STDERR, "result": frames.RESULT},
         "magic": frames.MAGIC.hex(),
         "limits": {
             "nonce_bytes": frames.NONCE_BYTES,

@@ -241,19 +241,3 @@ def test_work_keeps_a_sandbox_from_being_idle(serve):
         await until(lambda: time.monotonic() - usage.used_at > 0.2)
 
     serve(scenario)
-
-
-def test_code(serve):
-    async def scenario(world):
-        sandbox = await world.create()
-        path = f"/v1/sandboxes/{sandbox}/code"
-        answer = await world.client.post(path, json={"code": "1+1"})
-        lines = [json.loads(line) for line in answer.text.splitlines()]
-        assert output(lines) == b"hello\n"
-        assert lines[-1] == {"event": "end", "end": {"kind": "ok"}, "text": "1+1", "duration_ms": 3.0}
-        answer = await world.client.post(path, json={"code": "1/0"})
-        end = json.loads(answer.text.splitlines()[-1])["end"]
-        assert (end["kind"], end["name"], end["traceback"]) == ("error", "ZeroDivisionError", "tb")
-        assert (await world.client.post(path, json={"code": 7})).status_code == 400
-
-    serve(scenario)

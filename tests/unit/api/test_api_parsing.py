@@ -5,10 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.errors import ProtocolViolation
-from casemate.sandbox import cells, execs, files
+from casemate.sandbox import cell_ends, cells, contexts, execs, files
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
-KINDS = st.sampled_from(["exited", "signaled", "timed-out", "out-of-memory", "ok", "error", "died"])
+KINDS = st.sampled_from(
+    ["exited", "signaled", "timed-out", "out-of-memory", "ok", "error", "context-died", "interrupted"]
+)
 NAMES = st.sampled_from(
     [
         "kind",
@@ -19,6 +21,13 @@ NAMES = st.sampled_from(
         "value",
         "traceback",
         "reason",
+        "state_kept",
+        "files_changed",
+        "left_out",
+        "state",
+        "cell_id",
+        "context",
+        "offset",
         "end",
         "text",
         "duration_ms",
@@ -37,7 +46,16 @@ ENDS = st.dictionaries(NAMES, KINDS | SCALARS, max_size=6)
 BODIES = st.dictionaries(NAMES, ENDS | SCALARS, max_size=20)
 
 
-@pytest.mark.parametrize("parse", [execs._ended, cells._ended, files._entry])
+@pytest.mark.parametrize(
+    "parse",
+    [
+        execs._ended,
+        lambda body: cell_ends.ended(body, cell_ends.LeftOut(0, 0)),
+        cells.CellInfo.from_agent,
+        contexts.ContextInfo.from_agent,
+        files._entry,
+    ],
+)
 @given(body=BODIES)
 def test_a_lying_guest_only_gets_a_violation(parse, body):
     try:

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from api_world import World, until
 
-from casemate.api.native import sockets, terminals
+from casemate.api.native import sockets
 from casemate.errors import NotFound, RequestError, StateConflict
 from casemate.sdk._async.websocket import AsyncSocket, open_socket
 from casemate.sdk.target import Target
@@ -152,7 +152,7 @@ def test_an_order_nobody_gives_ends_it(serve, order: str):
 
 
 def test_who_says_nothing_is_not_waited_for(serve, monkeypatch):
-    monkeypatch.setattr(terminals, "FIRST_MESSAGE_S", 0.2)
+    monkeypatch.setattr(sockets, "FIRST_MESSAGE_S", 0.2)
 
     async def scenario(world: World) -> None:
         sandbox = await world.create()

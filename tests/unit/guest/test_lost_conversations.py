@@ -11,9 +11,9 @@ import pytest
 
 from casemate import wire
 from casemate.guest.cgroups import Groups
+from casemate.guest.contexts import Contexts
 from casemate.guest.exec_table import ExecTable
 from casemate.guest.handshake import Handshake
-from casemate.guest.interpreter import Interpreter
 from casemate.guest.reactor import Reactor
 from casemate.guest.reaper import Reaper
 from casemate.guest.server import Server
@@ -33,7 +33,7 @@ class Machine:
 
 
 class NoPython:
-    interpreter: Interpreter | None = None
+    contexts: Contexts | None = None
 
     def prepare(self, zygote: bool, done: Callable[[dict[str, Any]], None], failed: Callable[[str], None]) -> None:
         failed("this test has none")

@@ -13,12 +13,11 @@ from itertools import count
 from pathlib import Path
 
 from casemate.guest.cgroups import NO_USAGE, Usage
-from casemate.guest.interpreter import Interpreter
 from casemate.guest.zygote import Identity, Job, Zygote
 
 RUNTIME = Path(__file__).parents[3] / "src" / "casemate" / "runtime"
 LIMIT_S = 30.0
-PRELOAD = ("wave", "json", "random", "tempfile", "uuid", "ssl", "numpy", "pandas", "matplotlib.pyplot")
+PRELOAD = ("wave", "json", "random", "tempfile", "uuid", "ssl", "numpy", "pandas", "matplotlib.pyplot", "IPython")
 
 
 @dataclass(order=True)
@@ -110,6 +109,8 @@ class ProcessGroup:
             except ProcessLookupError:
                 self.pid = 0
 
+    def share_fate(self) -> None: ...
+
     def usage(self) -> Usage:
         return NO_USAGE
 
@@ -142,7 +143,6 @@ class Bench:
             spares=spares,
             refill_after_s=0.0,
         )
-        self.interpreter = Interpreter(self.loop, self.zygote)
         ready: list[bool] = []
         self.zygote.start(lambda: ready.append(True), self.failures.append)
         self.loop.run_until(lambda: bool(ready or self.failures))
@@ -197,6 +197,5 @@ class Bench:
             os.close(fd)
 
     def close(self) -> None:
-        self.interpreter.stop()
         self.zygote.stop()
         self.loop.run_until(lambda: not self.reaper.adopted)

@@ -243,15 +243,17 @@ class FakeDaemon:
 
     async def code(self, request: Request) -> Response:
         box, body = self._box(request), await request.json()
-        error, text = {"kind": "ok"}, None
-        try:
-            text = repr(eval(body["code"], box.names))
-        except Exception as raised:
-            error = {"kind": "error", "name": type(raised).__name__, "value": str(raised), "traceback": "…"}
-        lines = [
+        end: Json = {"kind": "ok"}
+        lines: list[Json] = [
+            {"event": "begun", "cell_id": "c", "context": body["context"], "execution_count": 1},
             {"event": "stdout", "offset": 0, "data": base64.b64encode(b"said\n").decode()},
-            {"event": "end", "end": error, "text": text, "duration_ms": 1.5},
         ]
+        try:
+            shown = {"type": "result", "data": {"text/plain": repr(eval(body["code"], box.names))}}
+            lines.append({"event": "result", "offset": 5, "result": shown})
+        except Exception as raised:
+            end = {"kind": "error", "name": type(raised).__name__, "value": str(raised), "traceback": "…"}
+        lines.append({"event": "end", "end": end, "execution_count": 1, "duration_ms": 1.5, "offset": 5})
         return Response(b"".join(map(_line, lines)), media_type="application/x-ndjson")
 
     async def images(self, request: Request) -> Response:

@@ -22,6 +22,7 @@ from casemate.api.idempotency import Idempotent
 from casemate.api.keys import Keys
 from casemate.api.native.archives import Archives
 from casemate.api.native.code import Code
+from casemate.api.native.contexts import Contexts
 from casemate.api.native.events import Events
 from casemate.api.native.execs import Execs
 from casemate.api.native.files import Files
@@ -76,8 +77,8 @@ def routes_only() -> list[BaseRoute]:
 def _routes(sandboxes: Sandboxes, images: ImageService, about: About, keys: Keys, trail: Trail) -> list[BaseRoute]:
     boxes, execs, files = SandboxResource(sandboxes), Execs(sandboxes), Files(sandboxes)
     archives, ports, logs, terminals = Archives(sandboxes), Ports(sandboxes), Logs(sandboxes), Terminals(sandboxes)
-    code, shelf, ring, events = Code(sandboxes), Images(images), KeyResource(keys), Events(trail)
-    stats, lives, pools = StatsResource(sandboxes), Lives(sandboxes), PoolResource(sandboxes)
+    code, contexts, shelf, ring = Code(sandboxes), Contexts(sandboxes), Images(images), KeyResource(keys)
+    events, stats, lives, pools = Events(trail), StatsResource(sandboxes), Lives(sandboxes), PoolResource(sandboxes)
     sandbox = "/v1/sandboxes/{ref}"
     routes: list[BaseRoute] = [
         _route("/v1/health", GET=about.health),
@@ -106,6 +107,15 @@ def _routes(sandboxes: Sandboxes, images: ImageService, about: About, keys: Keys
         WebSocketRoute(f"{sandbox}/ports/{{port}}", served(ports.connect)),
         _route(f"{sandbox}/logs", GET=logs.read),
         _route(f"{sandbox}/code", POST=code.run),
+        WebSocketRoute(f"{sandbox}/code", served(code.run_on_socket)),
+        _route(f"{sandbox}/cells", GET=code.list),
+        _route(f"{sandbox}/cells/{{cell_id}}", GET=code.join, DELETE=code.interrupt),
+        _route(f"{sandbox}/cells/{{cell_id}}/alive", POST=code.alive),
+        _route(f"{sandbox}/contexts", GET=contexts.list, POST=contexts.create),
+        _route(f"{sandbox}/contexts/{{context_id}}", GET=contexts.get, DELETE=contexts.remove),
+        _route(f"{sandbox}/contexts/{{context_id}}/restart", POST=contexts.restart),
+        _route(f"{sandbox}/contexts/{{context_id}}/interrupt", POST=contexts.interrupt),
+        _route(f"{sandbox}/contexts/{{context_id}}/complete", POST=contexts.complete),
         _route("/v1/images", GET=shelf.list, POST=shelf.receive),
         _route("/v1/images/prune", POST=shelf.prune),
         _route("/v1/images/{ref}", GET=shelf.get, DELETE=shelf.remove),

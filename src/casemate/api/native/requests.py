@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import HTTPConnection, Request
 
 from casemate.api.auth import principal
-from casemate.api.reading import read_whole
+from casemate.api.reading import MAX_JSON_BYTES, read_whole
 from casemate.errors import GuestError, InvalidSpec, ProtocolViolation, RequestError, StateConflict, VmmError
 from casemate.sandbox import Handle, Link, Reason, Sandboxes
 
@@ -44,12 +44,13 @@ def parsed(kind: type[B] | pydantic.TypeAdapter[T], text: str | bytes) -> B | T:
         raise _said(error) from error
 
 
-async def read_body(request: Request, model: type[B]) -> B:
+async def read_body(request: Request, model: type[B], limit: int = MAX_JSON_BYTES) -> B:
     """The request's JSON as *model*; no body counts as ``{}``.
 
-    Raises TooLarge over 1 MiB, TooSlow, RequestError where it is not JSON, InvalidSpec naming the first wrong field.
+    Raises TooLarge over *limit* bytes, TooSlow, RequestError where it is not JSON, InvalidSpec naming the first
+    wrong field.
     """
-    body = await read_whole(request)
+    body = await read_whole(request, limit)
     try:
         return model.model_validate_json(body or b"{}")
     except pydantic.ValidationError as error:

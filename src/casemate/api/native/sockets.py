@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from casemate import errors
 from casemate.api.errors import answer
 from casemate.api.native.streams import KEEP_ALIVE_S
 
+FIRST_MESSAGE_S = 10.0
 Handler = Callable[[WebSocket], Awaitable[None]]
 
 
@@ -42,7 +43,16 @@ class Talk:
         await self._send(self._socket.send_bytes, data)
 
     async def say(self, body: Mapping[str, Any]) -> None:
-        await self._send(self._socket.send_text, json.dumps(body, separators=(",", ":"), default=str))
+        await self.put_text(json.dumps(body, separators=(",", ":"), default=str))
+
+    async def put_text(self, text: str) -> None:
+        """As put, for what is an object already."""
+        await self._send(self._socket.send_text, text)
+
+    async def put_lines(self, said: Sequence[bytes], _last: bool) -> None:
+        """Objects, each a message of its own."""
+        for line in said:
+            await self.put_text(line.decode())
 
     async def watch(self, over: anyio.CancelScope) -> None:
         """Cancel *over* when the client has left: while its input waits for a guest nobody receives."""
@@ -65,6 +75,17 @@ class Talk:
     def _is_open(self) -> bool:
         states = (self._socket.application_state, self._socket.client_state)
         return all(state is WebSocketState.CONNECTED for state in states)
+
+
+async def first_text(talk: Talk) -> str:
+    """The first message, which says what is wanted: an address is no place for that. Raises RequestError."""
+    with anyio.move_on_after(FIRST_MESSAGE_S) as waited:
+        first = await talk.receive()
+    if waited.cancelled_caught:
+        raise errors.RequestError(f"nothing was said within {FIRST_MESSAGE_S:g} s")
+    if not isinstance(first, str):
+        raise errors.InvalidSpec("the first message must be an object that says what to run")
+    return first
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 import binascii
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -32,7 +32,7 @@ class Out:
     """The body of a response under way."""
 
     def __init__(self, send: Send, status: int, headers: Mapping[str, str]) -> None:
-        self.started = False
+        self.started = self.ended = False
         self._send = send
         self._start: Message = {
             "type": "http.response.start",
@@ -52,6 +52,7 @@ class Out:
             if not self.started:
                 self.started = True
                 await self._send(self._start)
+            self.ended = last
             await self._send({"type": "http.response.body", "body": piece, "more_body": not last})
             self._sent_at = time.monotonic()
 
@@ -59,7 +60,7 @@ class Out:
         """Put a line whenever nothing else was for a while, once the response has begun."""
         while True:
             quiet_s = time.monotonic() - self._sent_at
-            if self.started and quiet_s >= KEEP_ALIVE_S:
+            if self.started and not self.ended and quiet_s >= KEEP_ALIVE_S:
                 await self.put(KEEP_ALIVE)
             await anyio.sleep(max(KEEP_ALIVE_S - quiet_s, 0.1) if self.started else 0.5)
 
@@ -68,11 +69,20 @@ class Lines(Out):
     """NDJSON: one JSON object a line."""
 
     async def say(self, body: Mapping[str, Any]) -> None:
-        await self.put(json.dumps(body, separators=(",", ":"), default=str).encode() + b"\n")
+        await self.put(to_line(body) + b"\n")
+
+    async def put_lines(self, said: Sequence[bytes], last: bool) -> None:
+        """Several at once."""
+        await self.put(b"\n".join([*said, b""]), last=last)
 
     async def say_output(self, output: Output) -> None:
         text = binascii.b2a_base64(output.data, newline=False)
         await self.put(b'{"event":"%b","offset":%d,"data":"%b"}\n' % (output.stream.encode(), output.offset, text))
+
+
+def to_line(body: Mapping[str, Any]) -> bytes:
+    """An object as one line, without its end."""
+    return json.dumps(body, separators=(",", ":"), default=str).encode()
 
 
 OutT = TypeVar("OutT", bound=Out)
@@ -104,7 +114,8 @@ class Streamed(Generic[OutT]):
                 tasks.start_soon(out.keep_alive)
             try:
                 await self._produce(out)
-                await out.put(b"", last=True)
+                if not out.ended:
+                    await out.put(b"", last=True)
             except (errors.CasemateError, BaseExceptionGroup) as raised:
                 failure = the_error(raised)
                 if failure is None:

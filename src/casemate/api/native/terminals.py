@@ -21,11 +21,9 @@ from starlette.websockets import WebSocket
 
 from casemate.api.native.execs import MAX_OFFSET, StartExec, exec_id_of, watched
 from casemate.api.native.requests import Body, Query, find_handle, parsed, read_query, using
-from casemate.api.native.sockets import Talk, together
-from casemate.errors import InvalidSpec, RequestError, StateConflict
+from casemate.api.native.sockets import Talk, first_text, together
+from casemate.errors import InvalidSpec, StateConflict
 from casemate.sandbox import Handle, Sandboxes, execs
-
-FIRST_MESSAGE_S = 10.0
 
 
 class OffsetQuery(Query):
@@ -73,13 +71,7 @@ class Terminals:
 
 
 async def _wish(talk: Talk) -> execs.ExecSpec:
-    with anyio.move_on_after(FIRST_MESSAGE_S) as waited:
-        first = await talk.receive()
-    if waited.cancelled_caught:
-        raise RequestError(f"nothing was said within {FIRST_MESSAGE_S:g} s")
-    if not isinstance(first, str):
-        raise InvalidSpec("the first message must be an object that says what to run")
-    spec = parsed(StartExec, first).spec()
+    spec = parsed(StartExec, await first_text(talk)).spec()
     if spec.pty is None:
         raise InvalidSpec("pty is missing", hint='as "pty": {"rows": 24, "cols": 80}')
     return spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -28,6 +29,26 @@ async def beside(work: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator
         raised = group.exceptions[0]
     if raised is not None:
         raise raised
+
+
+@asynccontextmanager
+async def repeating(every_s: float, act: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Do *act*, which raises nothing, again and again while the block runs, the first time after *every_s*."""
+
+    async def repeat() -> None:
+        while True:
+            await anyio.sleep(every_s)
+            await act()
+
+    async with beside(repeat):
+        yield
+
+
+async def called(call: Callable[[T], object], value: T) -> None:
+    """Call it, and wait for it if it is a coroutine function."""
+    made = call(value)
+    if inspect.isawaitable(made):
+        await made
 
 
 async def in_thread(call: Callable[[], T]) -> T:

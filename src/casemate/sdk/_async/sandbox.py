@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, overload
 from urllib.parse import quote
 from uuid import uuid4
 
-from casemate.errors import StateConflict
+from casemate.errors import InvalidSpec, StateConflict
 from casemate.sdk._async.client import ANSWER_S, AsyncClient
+from casemate.sdk._async.code import AsyncCode, AsyncCodeCell, AsyncContexts, Shower, Sink, Sinks, id_of, text_of
 from casemate.sdk._async.commands import AsyncCommands
 from casemate.sdk._async.files import AsyncFiles
 from casemate.sdk._async.ports import AsyncPorts
-from casemate.sdk.results import Execution, Logs, SandboxInfo, SuspendedFacts, cell_error_from_json
+from casemate.sdk.code import Context, Execution
+from casemate.sdk.results import SandboxInfo, SuspendedFacts
 from casemate.sdk.stats import SandboxStats
-from casemate.sdk.streams import Kept
+from casemate.sdk.streams import MAX_OUTPUT_BYTES
 
 STORE_LIMIT_S = 180.0  # how long a suspend or a resume may take: all that a large guest wrote goes to a disk
 BUILD_LIMIT_S = 600.0  # how long a plain answer may take that has to wait for a snapshot to be built
@@ -36,6 +37,8 @@ class AsyncSandbox:
         self.commands = AsyncCommands(client, self._path)
         self.files = AsyncFiles(client, self._path)
         self.ports = AsyncPorts(client, self._path)
+        self.contexts = AsyncContexts(client, self._path)
+        self._code = AsyncCode(client, self._path)
 
     @classmethod
     async def create(
@@ -193,20 +196,98 @@ class AsyncSandbox:
         self._info = SandboxInfo.from_json(found)
         return self._info
 
-    async def run_code(self, code: str, timeout_s: float | None = None) -> Execution:
-        """Run Python in the sandbox's default context, whose names stay from one call to the next.
+    @overload
+    async def run_code(
+        self,
+        code: str,
+        timeout_s: float | None = None,
+        *,
+        context: Context | str | None = None,
+        language: str | None = None,
+        grace_s: float | None = None,
+        stdin: str | bytes | None = None,
+        on_stdout: Sink | None = None,
+        on_stderr: Sink | None = None,
+        on_result: Shower | None = None,
+        detach: Literal[False] = False,
+        limits: Mapping[str, int] | None = None,
+        user: str | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+    ) -> Execution: ...
 
-        Code that raises is a result: ``error``. Raises GuestError when the sandbox was lost meanwhile.
+    @overload
+    async def run_code(
+        self,
+        code: str,
+        timeout_s: float | None = None,
+        *,
+        context: Context | str | None = None,
+        language: str | None = None,
+        grace_s: float | None = None,
+        stdin: str | bytes | None = None,
+        detach: Literal[True],
+        limits: Mapping[str, int] | None = None,
+        user: str | None = None,
+    ) -> AsyncCodeCell: ...
+
+    async def run_code(
+        self,
+        code: str,
+        timeout_s: float | None = None,
+        *,
+        context: Context | str | None = None,
+        language: str | None = None,
+        grace_s: float | None = None,
+        stdin: str | bytes | None = None,
+        on_stdout: Sink | None = None,
+        on_stderr: Sink | None = None,
+        on_result: Shower | None = None,
+        detach: bool = False,
+        limits: Mapping[str, int] | None = None,
+        user: str | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+    ) -> Execution | AsyncCodeCell:
+        """Run code in a context, whose names stay from one call to the next: the default one, which speaks Python.
+
+        With *language* instead of *context*: in one that is made for that language once. After *timeout_s* it is
+        interrupted, and *grace_s* later its context ended. *on_stdout* and *on_stderr* get each piece of bytes as it
+        comes, *on_result* each result. *detach*: return at once; it goes on, also without this process. *limits*:
+        ``result_bytes``, ``results``, ``text_bytes``, ``table_rows``, ``table_columns``.
+        Code that fails is a result: ``end`` and ``error``. Raises NotFound for a context, StateConflict when too many
+        cells wait for it, NotSupported for a language, GuestError.
         """
-        kept = {"stdout": Kept(), "stderr": Kept()}
-        body = {"code": code, "timeout_s": timeout_s, "context": "default"}
-        async with self._client.lines("POST", f"{self._path}/code", body=body) as events:
-            async for event in events:
-                if event["event"] == "end":
-                    return _execution(event, kept)
-                if event["event"] in kept:
-                    kept[event["event"]].add(binascii.a2b_base64(event["data"]))
-        raise AssertionError("a stream of events ends with one or raises")
+        if context is not None and language is not None:
+            raise InvalidSpec("a context has its language already", hint="give context or language, not both")
+        body = {
+            "code": code,
+            "context": await self.contexts.of_language(language)
+            if language is not None
+            else id_of(context or "default"),
+            "timeout_s": timeout_s,
+            "grace_s": grace_s,
+            "stdin": text_of(stdin),
+            "limits": dict(limits) if limits is not None else None,
+            "user": user,
+        }
+        if detach:
+            return await self._code.detach(body)
+        return await self._code.run(body, Sinks(on_stdout, on_stderr, on_result, max_output_bytes))
+
+    async def join_code(
+        self,
+        cell_id: str,
+        offset: int = 0,
+        *,
+        on_stdout: Sink | None = None,
+        on_stderr: Sink | None = None,
+        on_result: Shower | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+    ) -> Execution:
+        """Follow a detached cell from *offset* of its log on, or from where what is still held begins, to its end.
+
+        Leaving changes nothing for it. Raises NotFound, RequestError for an offset past the end.
+        """
+        return await self._code.join(cell_id, offset, Sinks(on_stdout, on_stderr, on_result, max_output_bytes))
 
     @asynccontextmanager
     async def logs(self, source: str = "console", *, follow: bool = False) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -254,9 +335,3 @@ async def _one_of(
     if client is not None:
         return client
     return await held.enter_async_context(AsyncClient(url, api_key=api_key))
-
-
-def _execution(event: Mapping[str, Any], kept: Mapping[str, Kept]) -> Execution:
-    stdout, stderr = (kept[stream].value().decode(errors="replace") for stream in ("stdout", "stderr"))
-    error = cell_error_from_json(event["end"])
-    return Execution(Logs(stdout, stderr), error, event.get("text"), float(event["duration_ms"]))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from casemate.sdk._sync.websocket import Socket
 
 CONNECT_S = 5.0
+# An unused connection goes before the daemon closes it (after 5 s): a request could cross with that and be lost.
+LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=4.0)
 PAGE = 1000  # of a list at a time; the daemon gives no more
 ANSWER_S = 30.0  # a stream says at least a keep-alive every 5 s; a plain answer takes far less
 
@@ -178,14 +180,18 @@ class Client:
                     yield piece
 
     def _events(self, pieces: Iterator[bytes]) -> Iterator[dict[str, Any]]:
-        splitter = LineSplitter()
+        """Who goes on after an ``end`` reads the answer to its own end, so that the connection can be used again."""
+        splitter, ended = LineSplitter(), False
         for piece in pieces:
             with self._json_expected("a stream"):
                 events = list(splitter.feed(piece))
             for event in events:
                 if event.get("event") == "error":
                     raise from_json(event.get("error") or {})
+                ended = event.get("event") == "end"
                 yield event
+        if ended:
+            return
         raise DaemonUnavailable(
             f"the daemon at {self.target} ended its answer before it was complete",
             hint="look at its log, run/daemon.log in its home",
@@ -234,12 +240,12 @@ class Client:
         """Where nobody listens on the socket of this user's home, start a daemon. Raises DaemonUnavailable."""
         if self._http is None:
             if self.target.socket is None:
-                self._http = httpx.Client(base_url=self.target.base_url, headers=self._credential)
+                self._http = httpx.Client(base_url=self.target.base_url, headers=self._credential, limits=LIMITS)
             else:
                 in_thread(partial(ensure_daemon, self.target))
                 self._connectable = Connectable(self.target.socket)
                 # no TLS on a unix socket: leave out reading all the certificates there are
-                transport = httpx.HTTPTransport(uds=self._connectable.path, verify=False)
+                transport = httpx.HTTPTransport(uds=self._connectable.path, verify=False, limits=LIMITS)
                 self._http = httpx.Client(transport=transport, base_url=self.target.base_url, trust_env=False)
         return self._http
 

@@ -1,0 +1,1 @@
+"""What ``casemate repl`` is made of: reading cells, showing what they do."""

@@ -1,0 +1,1 @@
+"""Clients of the SDK that speak other people's protocols."""
