@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from casemate import wire
-from casemate.errors import InvalidSpec, NotSupported, RequestError
+from casemate.errors import InvalidSpec, RequestError
 from casemate.guest.cell_log import RESULT
 from casemate.guest.cells import GRACE_S, Cell, Order
 from casemate.guest.contexts import DEFAULT, Contexts
@@ -47,13 +47,7 @@ class CellChannel(Conversation):
 
     @property
     def contexts(self) -> Contexts:
-        """Raises NotSupported."""
-        contexts = self.server.contexts
-        if contexts is None:
-            raise NotSupported(
-                "this sandbox has no warm Python", hint="its image has no python3, or it was not prepared"
-            )
-        return contexts
+        return self.server.prepared_contexts()
 
     # ------------------------------------------------------------------ opening
 

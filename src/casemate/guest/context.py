@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from casemate.errors import CasemateError, ExecRefused, GuestError, NotSupported
-from casemate.guest import cell_ends
+from casemate.guest import cell_ends, cell_input
 from casemate.guest.cells import Cell
 from casemate.guest.context_process import SCRIPT, ContextProcess, size_of_memory_file
 from casemate.guest.files import rights_of
@@ -28,7 +28,6 @@ from casemate.guest.zygote import Job, Loop, Timer, Zygote
 START_LIMIT_S = 20.0  # for a warm child to be had
 READY_LIMIT_S = 60.0  # for a kernel of another language to answer
 KILL_LIMIT_S = 5.0
-INLINE_BYTES = 16 * 1024
 _RETRY_S = 0.02
 _TEXT_BYTES = 2000  # of a text it says, as JSON
 _LIES_AFTER = 10_000  # results beyond its bound: ours stop at the bound by themselves
@@ -166,7 +165,7 @@ class Context:
             message["seed"] = os.urandom(64).hex()
             self._reseed_due = False
         try:
-            self._hand_over(cell, message)
+            self._files = cell_input.hand_over(cell, message)
         except OSError as error:
             self._end_cell(process, cell, cell_ends.died(f"its code could not be handed over: {error.strerror}"))
             return
@@ -177,18 +176,6 @@ class Context:
             self._cell_timer = self._loop.call_later(order.timeout_s, lambda: self._time_out(cell))
         cell.begin(self.execution_count)
         process.go_on()
-
-    def _hand_over(self, cell: Cell, message: dict[str, Any]) -> None:
-        """Code and stdin, in *message* or in files. Raises OSError."""
-        text = _short_text(cell.code)
-        if text is None:
-            message["code_fd"] = True
-            self._files.append(_memory_file(cell.code))
-        else:
-            message["code"] = text
-        if cell.stdin is not None:
-            message["stdin_fd"] = True
-            self._files.append(_memory_file(cell.stdin))
 
     def _time_out(self, cell: Cell) -> None:
         if cell is self._cell:
@@ -220,7 +207,7 @@ class Context:
         self._cancel_cell_timer()
         process.drain()
         self._cell = None
-        self._close_files()
+        cell_input.take_back(self._files)
         self._finish(cell, end)
 
     def _finish(self, cell: Cell, end: cell_ends.End) -> None:
@@ -241,13 +228,6 @@ class Context:
         if self._cell_timer is not None:
             self._cell_timer.cancel()
             self._cell_timer = None
-
-    def _close_files(self) -> None:
-        """Emptied first: who keeps one of them keeps no memory of the agent's."""
-        while self._files:
-            fd = self._files.pop()
-            os.ftruncate(fd, 0)
-            os.close(fd)
 
     # ------------------------------------------------------------------ process
 
@@ -301,7 +281,7 @@ class Context:
         if process is not self._process:
             return
         cell, self._cell = self._cell, None
-        self._close_files()
+        cell_input.take_back(self._files)
         if cell is not None:
             self._cancel_cell_timer()
             self._finish(cell, cell_ends.died("it was killed, and the kernel has not ended it yet"))
@@ -457,24 +437,6 @@ class Context:
     def _on_room(self) -> None:
         if self._process is not None:
             self._process.go_on()
-
-
-def _short_text(code: bytes | bytearray) -> str | None:
-    """What goes along in the message. None: too long for that, or no text at all."""
-    if len(code) > INLINE_BYTES:
-        return None
-    try:
-        return code.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def _memory_file(content: bytes | bytearray) -> int:
-    fd = os.memfd_create("cell", os.MFD_CLOEXEC)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(content)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
 
 
 def _text(message: dict[str, Any], name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from casemate.errors import CasemateError, InvalidSpec, NotSupported
+from casemate.errors import CasemateError, InvalidSpec
 from casemate.guest.cell_channels import identity
 from casemate.guest.context import Context
 from casemate.guest.contexts import LANGUAGE, Contexts
@@ -18,7 +18,7 @@ class ContextChannel(Conversation):
 
     def begin(self, params: dict[str, Any]) -> None:
         op = text(params, "op")
-        contexts = self.contexts
+        contexts = self.server.prepared_contexts()
         if op == "list":
             self._done({"contexts": [context.info() for context in contexts.all()]})
             return
@@ -36,16 +36,6 @@ class ContextChannel(Conversation):
         else:
             contexts.remove(context_id)
             self._done({})
-
-    @property
-    def contexts(self) -> Contexts:
-        """Raises NotSupported."""
-        contexts = self.server.contexts
-        if contexts is None:
-            raise NotSupported(
-                "this sandbox has no warm Python", hint="its image has no python3, or it was not prepared"
-            )
-        return contexts
 
     def on_closed(self, lost: bool) -> None:
         self._closed = True

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from casemate import wire
-from casemate.errors import CasemateError, InvalidSpec, ProtocolViolation, StateConflict
+from casemate.errors import CasemateError, InvalidSpec, NotSupported, ProtocolViolation, StateConflict
 from casemate.guest import handshake
 from casemate.guest.archive_channels import ArchiveChannel
 from casemate.guest.cell_channels import CellChannel
@@ -89,6 +89,14 @@ class Server:
     @property
     def contexts(self) -> Contexts | None:
         return self._warmth.contexts
+
+    def prepared_contexts(self) -> Contexts:
+        """Raises NotSupported where there are none."""
+        if self.contexts is None:
+            raise NotSupported(
+                "this sandbox has no warm Python", hint="its image has no python3, or it was not prepared"
+            )
+        return self.contexts
 
     def prepare(self, zygote: bool, done: Callable[[dict[str, Any]], None], failed: Callable[[str], None]) -> None:
         self._warmth.prepare(zygote, done, failed)
