@@ -1,7 +1,8 @@
 """Which files below a folder have changed, by inotify: one question to the kernel where none has.
 
-Not seen: what happens in folders whose name begins with a dot or is in PASSED_OVER, in those beyond FOLDERS_AT_MOST,
-behind symbolic links, and through memory maps. A file that was moved here is `created`, also when it replaced another.
+Not seen: what happens in folders whose name begins with a dot or is in PASSED_OVER, in the system's own, in those
+beyond FOLDERS_AT_MOST, behind symbolic links, and through memory maps. A file that was moved here is `created`, also
+when it replaced another.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import struct
 import termios
 from collections import deque
 
-FOLDERS_AT_MOST = 256
-ENTRIES_AT_MOST = 5000  # looked at in one go
+FOLDERS_AT_MOST = 128  # to begin with one takes an emulated guest about 1 ms, and all of the agent waits for it
+ENTRIES_AT_MOST = 2000  # looked at in one go
 EVENTS_AT_MOST = 4000  # of one cell
 LISTED_AT_MOST = 150
 LISTED_BYTES = 8000  # of paths, as JSON
 UNKNOWN = -1
-PASSED_OVER = frozenset({"__pycache__", "node_modules", "proc", "sys", "dev"})
+PASSED_OVER = frozenset({"__pycache__", "node_modules"})
+SYSTEM = frozenset(
+    {"/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var"}
+)
 # Source: linux/inotify.h
 _MODIFY, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x40, 0x80, 0x100, 0x200
 _OVERFLOW, _IGNORED, _ONLYDIR, _DONT_FOLLOW, _ISDIR = 0x4000, 0x8000, 0x0100_0000, 0x0200_0000, 0x4000_0000
@@ -89,7 +93,7 @@ class FolderWatch:
                         if not entry.is_dir(follow_symlinks=False):
                             if found is not None:
                                 found[entry.path] = (False, True)
-                        elif _is_looked_into(entry.name) and self._add(entry.path, _DONT_FOLLOW):
+                        elif _is_looked_into(entry.path) and self._add(entry.path, _DONT_FOLLOW):
                             coming.append(entry.path)
             except OSError:
                 continue  # it is gone again, or not the user's to read
@@ -120,26 +124,27 @@ class FolderWatch:
         elif folder is not None and name:
             path = os.path.join(folder, name)
             if mask & _ISDIR:
-                return self._take_folder(mask, path, name, found)
+                return self._take_folder(mask, path, found)
             there = not mask & (_DELETE | _MOVED_FROM)
             before, _ = found.get(path, (not mask & (_CREATE | _MOVED_TO), False))
             found[path] = (before, there)
         return True
 
-    def _take_folder(self, mask: int, path: str, name: str, found: dict[str, tuple[bool, bool]]) -> bool:
+    def _take_folder(self, mask: int, path: str, found: dict[str, tuple[bool, bool]]) -> bool:
         if mask & (_MOVED_FROM | _DELETE):
             inside = path + "/"
             for number, known in tuple(self._paths.items()):
                 if known == path or known.startswith(inside):
                     _libc.inotify_rm_watch(self._fd, number)
                     del self._paths[number]
-        elif mask & (_CREATE | _MOVED_TO) and _is_looked_into(name) and self._add(path, _DONT_FOLLOW):
+        elif mask & (_CREATE | _MOVED_TO) and _is_looked_into(path) and self._add(path, _DONT_FOLLOW):
             return self._watch_below(path, found)
         return True
 
 
-def _is_looked_into(name: str) -> bool:
-    return not name.startswith(".") and name not in PASSED_OVER
+def _is_looked_into(path: str) -> bool:
+    name = os.path.basename(path)
+    return not name.startswith(".") and name not in PASSED_OVER and path not in SYSTEM
 
 
 def _listed(found: dict[str, tuple[bool, bool]], cut: int) -> tuple[list[dict[str, str]], int]:
