@@ -81,7 +81,10 @@ class Context:
 
     def serve(self, engine: Engine) -> None:
         """One order after another, until the agent hangs up."""
+        idle = getattr(engine, "idle", None)
         while True:
+            if idle is not None:
+                idle(self._sock)
             try:
                 message, fds = child.receive(self._sock, 2)
             except EOFError:

@@ -5,6 +5,7 @@ on what is sent; an engine runs code. An engine's module is imported by the firs
 """
 
 import importlib
+import socket
 from typing import Any, Callable, Dict, NamedTuple, Optional, Protocol
 
 Show = Callable[[Dict[str, Any]], None]
@@ -54,6 +55,9 @@ class Engine(Protocol):
 
     def reseed(self, entropy: bytes) -> None:
         """Draw other random numbers from now on, but where the user has set a seed. Called between cells."""
+
+    def idle(self, orders: socket.socket) -> None:
+        """Let go on what runs between cells, until *orders* can be read; or return at once."""
 
     def close(self) -> None:
         """The agent has hung up: end what was started."""

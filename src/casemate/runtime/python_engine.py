@@ -8,6 +8,8 @@ import ast
 import builtins
 import linecache
 import re
+import select
+import socket
 import sys
 import types
 from typing import Any, Callable, Dict, List, Optional
@@ -98,6 +100,8 @@ class PythonEngine:
 
     def _run_cell(self, code: str) -> None:
         shell = self._shell
+        if self._has_loop:
+            sys.modules["asyncio"].set_event_loop(self._loop)  # asyncio.run() leaves none behind
         self._history.add_input(self._count, code)
         if shell is not None:
             shell.execution_count = self._count
@@ -166,7 +170,7 @@ class PythonEngine:
         """Run a cell that awaits something, on the context's own event loop."""
         import asyncio
 
-        if self._loop is None or self._loop.is_closed():
+        if not self._has_loop:
             self._loop = asyncio.new_event_loop()
             asyncio.set_event_loop(self._loop)
         task = self._loop.create_task(coroutine)
@@ -184,6 +188,26 @@ class PythonEngine:
             self._reported = self._reported or error
         else:
             tell(failures.format_error(error, self.limits.traceback_bytes))
+
+    def idle(self, orders: socket.socket) -> None:
+        """Tasks of the context's event loop go on between its cells."""
+        while self._has_loop and self._has_tasks(orders):
+            self._loop.add_reader(orders, self._loop.stop)
+            try:
+                self._loop.run_forever()
+            except BaseException as error:  # a task's SystemExit is not the context's
+                tell(failures.format_error(error, self.limits.traceback_bytes))
+            finally:
+                self._loop.remove_reader(orders)
+
+    @property
+    def _has_loop(self) -> bool:
+        return self._loop is not None and not self._loop.is_closed()
+
+    def _has_tasks(self, orders: socket.socket) -> bool:
+        import asyncio
+
+        return bool(asyncio.all_tasks(self._loop)) and not select.select([orders], [], [], 0)[0]
 
     def show_value(self, value: Any) -> None:
         self._present(value, {"type": "result"})
@@ -223,7 +247,7 @@ class PythonEngine:
         self._seeds.reseed(entropy)
 
     def close(self) -> None:
-        if self._loop is not None and not self._loop.is_closed():
+        if self._has_loop:
             self._loop.close()
 
 

@@ -48,7 +48,7 @@ def as_table(value: Any, limits: Limits) -> Dict[str, Any]:
     kinds = [_kind_of(pandas, column) for column in columns]
     values = [_values(pandas, column, kind) for column, kind in zip(columns, kinds)]
     table = {
-        "columns": [{"name": _text(column.name), "type": kind} for column, kind in zip(columns, kinds)],
+        "columns": [{"name": _name(column.name), "type": kind} for column, kind in zip(columns, kinds)],
         "rows": [list(row) for row in zip(*values)] if values else [[] for _ in range(len(cut))],
         "shape": shape,
     }
@@ -85,6 +85,11 @@ def _float(value: Any) -> Any:
 def _iso(value: Any) -> str:
     to_iso = getattr(value, "isoformat", None)  # datetime.timedelta has none
     return str(to_iso()) if to_iso is not None else _text(value)
+
+
+def _name(label: Any) -> str:
+    """A column's; one of several levels is a tuple."""
+    return str(tuple(map(_name, label))) if isinstance(label, tuple) else _text(label)
 
 
 def _text(value: Any) -> str:

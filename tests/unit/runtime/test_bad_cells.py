@@ -210,6 +210,23 @@ def test_thread_that_outlives_its_cell(fresh_context: ContextBench) -> None:
     assert [one["data"]["text/plain"] for one in seen.results] == ["'in time'"]
 
 
+def test_task_that_outlives_its_cell(fresh_context: ContextBench) -> None:
+    code = (
+        "import asyncio\nticks = 0\nasync def tick():\n    global ticks\n"
+        "    while True:\n        await asyncio.sleep(0.01); ticks += 1\n"
+        "async def leave():\n    await asyncio.sleep(0.05); raise SystemExit\n"
+        "async def fail():\n    raise LookupError('in the background')\n"
+        "await asyncio.sleep(0); tasks = [asyncio.create_task(f()) for f in (tick, leave, fail)]"
+    )
+    assert fresh_context.run(code).kind == "ok"
+    time.sleep(0.5)
+    seen = fresh_context.run("ticks > 5")
+    assert seen.text == "True"
+    assert "SystemExit" in seen.stderr
+    fresh_context.run("tasks[0].cancel()")
+    assert "in the background" in fresh_context.run("del tasks; import gc; gc.collect();").stderr
+
+
 def test_child_that_outlives_its_cell(fresh_context: ContextBench) -> None:
     seen = fresh_context.run("import subprocess; p = subprocess.Popen('sleep 0.3; echo late', shell=True)")
     assert seen.kind == "ok"

@@ -135,6 +135,8 @@ def test_imports_only_the_standard_library_and_itself() -> None:
         allowed = sys.stdlib_module_names | {"_casemate_runtime"}
         if path.name == "ipython.py":  # imported where there is IPython
             allowed |= {"IPython", "traitlets"}
+        if path.name == "jupyter_engine.py":  # imported where a kernel is asked for
+            allowed |= {"jupyter_client"}
         for node in ast.walk(ast.parse(path.read_text(), feature_version=(3, 9))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -148,11 +150,6 @@ def test_root_that_ends_is_told_and_leaves_nothing(subreaper: None) -> None:
     bench.loop.run_until(lambda: bool(bench.failures) and not bench.reaper.adopted)
     assert len(bench.failures) == 1
     assert bench.zygote.take() is None
-    ended: list[dict[str, object]] = []
-    job = Job([], bench.env(), "/", None)
-    bench.interpreter.run(b"1", job, timeout_s=None, output=lambda *_: None, ended=ended.append)
-    bench.loop.run_until(lambda: bool(ended))
-    assert ended[0]["end"] == {"kind": "died", "reason": "no warm Python in this sandbox"}
 
 
 @pytest.mark.parametrize("lie", ["[]", "[" * 50_000, "x" * 250_000, "\\xff"])

