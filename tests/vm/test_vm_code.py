@@ -1,4 +1,4 @@
-"""Results, ends, contexts and joins through the whole way: SDK, daemon, agent, interpreter."""
+"""Ends, contexts and joins through the whole way: SDK, daemon, agent, interpreter."""
 
 from __future__ import annotations
 
@@ -18,27 +18,6 @@ from casemate.sdk import (
 )
 
 pytestmark = pytest.mark.vm
-
-
-def test_results_come_in_order_with_the_output(sandbox: Sandbox) -> None:
-    seen: list[object] = []
-    execution = sandbox.run_code(
-        "import sys\nprint('a')\ndisplay({'application/json': {'n': 1}}, raw=True)\nprint('b', file=sys.stderr)\n6 * 7",
-        on_stdout=lambda data: seen.append(("out", data)),
-        on_stderr=lambda data: seen.append(("err", data)),
-        on_result=lambda result: seen.append(result.type),
-    )
-    assert seen == [("out", b"a\n"), "display", ("err", b"b\n"), "result"]
-    assert (execution.end, execution.text, execution.results[0].json) == (Ok(), "42", {"n": 1})
-    assert execution.truncated_bytes == 0
-
-
-def test_a_frame_comes_as_a_table_too(sandbox: Sandbox) -> None:
-    execution = sandbox.run_code("import pandas as pd\npd.DataFrame({'a': range(3000), 'b': 'x'})")
-    table = execution.results[-1].table
-    assert table is not None
-    assert (table.shape, [column.name for column in table.columns]) == ((3000, 2), ["a", "b"])
-    assert len(table.rows) == 1000
 
 
 def test_ends_have_types(sandbox: Sandbox) -> None:
@@ -77,12 +56,6 @@ def test_a_detached_cell_is_joined_and_interrupted(sandbox: Sandbox) -> None:
     time.sleep(0.3)
     cell.interrupt()
     assert cell.join().end == Interrupted(state_kept=True)
-
-
-def test_a_cell_goes_on_over_suspend_and_resume(sandbox: Sandbox) -> None:
-    cell = sandbox.run_code("import time\nfor n in range(20): print(n, flush=True); time.sleep(0.1)", detach=True)
-    sandbox.suspend()
-    assert cell.join().logs.stdout == "".join(f"{n}\n" for n in range(20))
 
 
 def test_the_end_of_the_sandbox_is_the_cells(sandbox: Sandbox) -> None:

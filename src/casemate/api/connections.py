@@ -91,6 +91,13 @@ class Connection(HttpToolsProtocol):
         self._stop_timers()
         super().connection_lost(exc)
 
+    def eof_received(self) -> None:
+        """Who says no more waits no more: also one that has not read what it was sent, which is not flushed then."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.flow.resume_writing()
+
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import anyio
 from anyio import to_thread
@@ -35,7 +36,9 @@ AT_ONCE_BYTES = 65_536  # of code and input that go along with the opening of th
 IDS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 CODE, STDIN, RESULT = 1, 2, 3  # subs
 LARGE_BYTES = 131_072  # of a result: from there on checking it would hold everybody up
+LARGE_AT_ONCE = 2  # of one sandbox that are held, until their client has taken them
 CHECKED_AT_ONCE = 2  # large ones, of all sandboxes: it takes a multiple of their memory
+_LARGE: WeakKeyDictionary[Link, anyio.Semaphore] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +118,10 @@ Item = Queued | Begun | Output | Result | Refused | CellEnded
 class Cell:
     """A cell that somebody follows; read by one task. Not reading it stops its context when the pipes are full."""
 
-    def __init__(self, channel: Channel, asked: int, limit_s: float | None = None) -> None:
+    def __init__(self, channel: Channel, large: anyio.Semaphore, asked: int, limit_s: float | None = None) -> None:
+        """*large*: who has it may hold a large result."""
         body = channel.accepted
+        self._large, self._holds_large = large, False
         self.cell_id = parse.text(body, "cell_id", 64)
         self.context = parse.text(body, "context", 64)
         self.place = parse.whole(body, "place") if "place" in body else 0
@@ -147,6 +152,7 @@ class Cell:
 
         Not to be cancelled in the middle of a result, if it is to be read on.
         """
+        self.let_go()
         item = await self._receive()
         match item:
             case wire.Data(sub=1 | 2):
@@ -169,8 +175,17 @@ class Cell:
             case _:
                 raise ProtocolViolation(f"cell {self.cell_id}: a message nobody sends")
 
+    def let_go(self) -> None:
+        """The last result is used up."""
+        if self._holds_large:
+            self._holds_large = False
+            self._large.release()
+
     async def _result(self, size_bytes: int) -> Result | Refused:
         """Its bytes follow, and nothing else before they are whole."""
+        if LARGE_BYTES < size_bytes <= bundles.MAX_BYTES:
+            await self._large.acquire()
+            self._holds_large = True
         offset, body, left = self.offset, bytearray(), size_bytes
         while left:
             piece = await self._receive()
@@ -217,7 +232,8 @@ async def run(link: Link, code: str, spec: RunCell) -> AsyncIterator[Cell]:
                 for sub, data in said.items():
                     await channel.send(data, sub)
             channel.finish()
-        yield Cell(channel, 0, limit_s)
+        with _let_go_of(Cell(channel, _large_of(link), 0, limit_s)) as cell:
+            yield cell
 
 
 @asynccontextmanager
@@ -227,7 +243,8 @@ async def join(link: Link, cell_id: str, offset: int = 0) -> AsyncIterator[Cell]
     Raises NotFound, RequestError for an offset past the end.
     """
     async with link.open("cell", {"op": "join", "cell_id": cell_id, "offset": offset}) as channel:
-        yield Cell(channel, offset)
+        with _let_go_of(Cell(channel, _large_of(link), offset)) as cell:
+            yield cell
 
 
 async def interrupt(link: Link, cell_id: str) -> None:
@@ -270,6 +287,21 @@ async def listed(link: Link) -> list[CellInfo]:
     async with link.open("cell", {"op": "list"}) as channel:
         channel.finish()
         return [CellInfo.from_agent(body) for body in parse.objects(channel.accepted, "cells")]
+
+
+def _large_of(link: Link) -> anyio.Semaphore:
+    """Whoever begins many large results and ends none is in his own way only."""
+    if link not in _LARGE:
+        _LARGE[link] = anyio.Semaphore(LARGE_AT_ONCE)
+    return _LARGE[link]
+
+
+@contextmanager
+def _let_go_of(cell: Cell) -> Iterator[Cell]:
+    try:
+        yield cell
+    finally:
+        cell.let_go()
 
 
 @cache

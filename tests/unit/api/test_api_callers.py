@@ -57,12 +57,14 @@ async def connected(world: World, sandbox: str, *, tcp: bool, **body) -> socket.
 
 
 @pytest.mark.parametrize("tcp", [False, True])
+@pytest.mark.parametrize("code", ["hang", "flood 100000000"])
 @pytest.mark.parametrize("how", ["close", "reset", "half-close"])
-def test_a_connection_that_ends(serve, tcp, how):
+def test_a_connection_that_ends(serve, tcp, code, how):
     async def scenario(world):
         sandbox = await world.create()
-        with await connected(world, sandbox, tcp=tcp) as client:
+        with await connected(world, sandbox, tcp=tcp, code=code) as client:
             cell = await begun(world, sandbox)
+            await anyio.sleep(0.5)  # until it is held up
             begin = time.monotonic()
             if how == "half-close":
                 client.shutdown(socket.SHUT_WR)

@@ -156,6 +156,15 @@ def test_contexts(serve):
                     await contexts.complete("pri", context=made)
                 await contexts.interrupt(made)
             assert await contexts.of_language("bash") == await contexts.of_language("bash") != made.context_id
+            kept = await contexts.of_language("bash")
+            await contexts.remove(kept)
+            assert await contexts.of_language("bash") != kept
+            assert await contexts.of_language("python") == "default"
+            before, others = len(await contexts.list()), AsyncContexts(client, f"/v1/sandboxes/{sandbox}")
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(others.of_language, "bash")
+            assert len(await contexts.list()) == before + 1
             await contexts.remove(made)
             with pytest.raises(errors.NotFound):
                 await contexts.interrupt(made)
@@ -268,6 +277,28 @@ def test_a_websocket_has_the_same_lines(serve):
     serve(scenario)
 
 
-def test_language_and_context_exclude_each_other():
-    assert "language" in AsyncSandbox.run_code.__annotations__
+def test_what_run_code_takes(serve):
+    async def scenario(world):
+        async with AsyncClient(f"unix://{world.path}") as client:
+            box = await AsyncSandbox.connect(await world.create(), client=client)
+            assert (await box.run_code("x")).text == "x"
+            assert (await box.run_code("stdin", stdin=b"given")).logs.stdout == "given"
+            limits = (await box.run_code("limits", limits={"results": 3})).text
+            assert limits == '{"results": 3}'
+            assert (await box.run_code("hang", 0.2, grace_s=1)).end == CodeTimedOut(0.2, state_kept=True)
+            assert (await box.run_code("count", language="bash")).text == "1"
+            assert (await box.run_code("count", language="bash")).text == "2"
+            cell = await box.run_code("out a", detach=True)
+            assert (await box.join_code(cell.cell_id)).logs.stdout == "a\n"
+            with pytest.raises(errors.InvalidSpec, match="not both"):
+                await box.run_code("x", context="default", language="bash")
+            with pytest.raises(errors.InvalidSpec, match="not UTF-8"):
+                await box.run_code("x", stdin=b"\xff")
+            with pytest.raises(errors.InvalidSpec, match="limits"):
+                await box.run_code("x", limits={"rows": 1})
+
+    serve(scenario)
+
+
+def test_both_sides_take_the_same():
     assert Sandbox.run_code.__annotations__.keys() == AsyncSandbox.run_code.__annotations__.keys()

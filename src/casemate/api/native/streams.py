@@ -26,6 +26,7 @@ from casemate.sandbox.execs import Output
 KEEP_ALIVE_S = 4.0  # promised: a line at least every 5 s
 KEEP_ALIVE = b'{"event":"keepalive"}\n'
 T = TypeVar("T")
+_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 
 class Out:
@@ -82,7 +83,7 @@ class Lines(Out):
 
 def to_line(body: Mapping[str, Any]) -> bytes:
     """An object as one line, without its end."""
-    return json.dumps(body, separators=(",", ":"), default=str).encode()
+    return _encode(body).encode()
 
 
 OutT = TypeVar("OutT", bound=Out)

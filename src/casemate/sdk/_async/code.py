@@ -98,7 +98,7 @@ class AsyncContexts:
     def __init__(self, client: AsyncClient, path: str) -> None:
         self._client = client
         self._path = f"{path}/contexts"
-        self._by_language: dict[str, str] = {}
+        self._by_language = {"python": "default"}
 
     async def create(
         self,
@@ -129,6 +129,7 @@ class AsyncContexts:
         await self._client.call("POST", f"{self._of(context)}/interrupt", body={})
 
     async def remove(self, context: Context | str) -> None:
+        self._by_language = {name: kept for name, kept in self._by_language.items() if kept != id_of(context)}
         await self._client.call("DELETE", self._of(context))
 
     async def complete(self, code: str, cursor: int | None = None, context: Context | str = "default") -> Completion:
@@ -138,11 +139,13 @@ class AsyncContexts:
         return Completion(tuple(found["matches"]), int(found["start"]), int(found["end"]))
 
     async def of_language(self, language: str) -> str:
-        """The id of the context that is kept for *language*, made by the first who asks."""
+        """The id of the context that is kept for *language*, made by the first who asks; of Python the default one."""
         known = self._by_language.get(language)
         if known is None:
-            known = (await self.create(language)).context_id
-            known = self._by_language.setdefault(language, known)
+            made = (await self.create(language)).context_id
+            known = self._by_language.setdefault(language, made)
+            if known != made:  # somebody was faster
+                await self.remove(made)
         return known
 
     def _of(self, context: Context | str) -> str:

@@ -99,7 +99,7 @@ class Contexts:
     def __init__(self, client: Client, path: str) -> None:
         self._client = client
         self._path = f"{path}/contexts"
-        self._by_language: dict[str, str] = {}
+        self._by_language = {"python": "default"}
 
     def create(
         self,
@@ -130,6 +130,7 @@ class Contexts:
         self._client.call("POST", f"{self._of(context)}/interrupt", body={})
 
     def remove(self, context: Context | str) -> None:
+        self._by_language = {name: kept for name, kept in self._by_language.items() if kept != id_of(context)}
         self._client.call("DELETE", self._of(context))
 
     def complete(self, code: str, cursor: int | None = None, context: Context | str = "default") -> Completion:
@@ -139,11 +140,13 @@ class Contexts:
         return Completion(tuple(found["matches"]), int(found["start"]), int(found["end"]))
 
     def of_language(self, language: str) -> str:
-        """The id of the context that is kept for *language*, made by the first who asks."""
+        """The id of the context that is kept for *language*, made by the first who asks; of Python the default one."""
         known = self._by_language.get(language)
         if known is None:
-            known = (self.create(language)).context_id
-            known = self._by_language.setdefault(language, known)
+            made = (self.create(language)).context_id
+            known = self._by_language.setdefault(language, made)
+            if known != made:  # somebody was faster
+                self.remove(made)
         return known
 
     def _of(self, context: Context | str) -> str:
