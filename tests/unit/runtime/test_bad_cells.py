@@ -235,13 +235,17 @@ def test_child_that_outlives_its_cell(fresh_context: ContextBench) -> None:
 
 def test_flood_from_a_child_does_not_hold_up_results(fresh_context: ContextBench) -> None:
     """The order can't be kept with who never stops writing; the cell goes on all the same."""
-    fresh_context.order("import subprocess\np = subprocess.Popen(['yes'])\ndisplay('got through'); p.kill()")
+    fresh_context.chunk = 512  # so that the pipe is never seen empty
+    fresh_context.order(
+        "import subprocess\np = subprocess.Popen(['yes'])\nimport time; time.sleep(0.3)\ndisplay('got through'); p.kill()"
+    )
     seen = Seen()
     deadline = time.monotonic() + 20
     while not seen.end and time.monotonic() < deadline:
         fresh_context.read_something(seen)
         seen.order[:] = [one for one in seen.order if one[0] == "result"]
     assert [one["data"]["text/plain"] for one in seen.results] == ["'got through'"]
+    fresh_context.chunk = 65536
     fresh_context.run("p.wait()")
 
 
