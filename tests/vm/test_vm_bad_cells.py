@@ -70,8 +70,8 @@ def test_c_code_that_ignores_signals_is_killed_and_that_is_said(lasting: Sandbox
 
 def test_an_interrupt_that_is_swallowed_ends_in_a_kill(lasting: Sandbox, context: Context) -> None:
     code = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
-    end = lasting.run_code(code, context=context, timeout_s=0.5, grace_s=0.5).end
-    assert end == CodeTimedOut(after_s=0.5, state_kept=False)
+    end = lasting.run_code(code, context=context, timeout_s=2, grace_s=0.5).end  # not before the code has begun
+    assert end == CodeTimedOut(after_s=2, state_kept=False)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_all_memory_ends_the_one_who_eats_it(lasting: Sandbox, context: Context)
 def test_a_hundred_megabytes_on_one_line_are_counted_and_cut(lasting: Sandbox, context: Context) -> None:
     seen = 0
 
-    def count(piece: str) -> None:
+    def count(piece: bytes) -> None:
         nonlocal seen
         seen += len(piece)
 
@@ -158,23 +158,22 @@ def _raised(sandbox: Sandbox, context: Context) -> list[Raised]:
 
 def test_what_outlives_the_cell_does_not_hold_it_up(lasting: Sandbox, context: Context) -> None:
     code = (
-        "import asyncio, subprocess, threading, time\n"
+        "import subprocess, threading, time\n"
         "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
         "child = subprocess.Popen(['sleep', '600'])\n"
-        "async def later(): await asyncio.sleep(600)\n"
-        "task = asyncio.ensure_future(later()) if False else None\n"
         "'done'"
     )
     assert lasting.run_code(code, context=context, timeout_s=SOON_S).text == "'done'"
     assert lasting.run_code("child.poll() is None", context=context).text == "True"
 
 
-def test_a_fork_in_a_cell_ends_with_it_and_says_nothing_for_it(lasting: Sandbox, context: Context) -> None:
+def test_a_fork_in_a_cell_ends_with_it_and_its_value_is_but_text(lasting: Sandbox, context: Context) -> None:
     code = "import os\npid = os.fork()\nif pid: os.waitpid(pid, 0)\nprint('parent' if pid else 'child')\npid > 0"
     execution = lasting.run_code(code, context=context, timeout_s=SOON_S)
     assert execution.end == Ok()
     assert execution.text == "True"
-    assert sorted(execution.logs.stdout.split()) == ["child", "parent"]
+    assert sorted(execution.logs.stdout.split()) == ["False", "child", "parent"]
+    assert len(execution.results) == 1
     assert state_is_kept(lasting, context)
 
 
@@ -261,7 +260,9 @@ def test_contexts_run_side_by_side(lasting: Sandbox, context: Context) -> None:
     with ThreadPoolExecutor(1) as threads:
         long = threads.submit(lasting.run_code, "import time; time.sleep(600)", context=context, timeout_s=SOON_S)
         deadline = time.monotonic() + SOON_S
-        while not any(known.state == "busy" for known in lasting.contexts.list() if known.id == context.id):
+        while not any(
+            known.state == "busy" for known in lasting.contexts.list() if known.context_id == context.context_id
+        ):
             assert time.monotonic() < deadline
         assert lasting.run_code("witness").text == "'lives'"
         lasting.contexts.interrupt(context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from vm_world import Daemon
@@ -22,13 +22,6 @@ def lasting(daemon: Daemon) -> Iterator[Sandbox]:
         yield sandbox
 
 
-def wait_until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 # ------------------------------------------------------------------ contexts
 
 
@@ -39,11 +32,11 @@ def test_each_context_has_names_a_folder_and_an_environment_of_its_own(lasting: 
     found = lasting.run_code("import os; name, os.getcwd(), os.environ['COLOUR']", context=other)
     assert found.text == "('second', '/tmp', 'blue')"
     assert lasting.run_code("name").text == "'first'"
-    assert {known.id for known in lasting.contexts.list()} >= {"default", other.id}
+    assert {known.context_id for known in lasting.contexts.list()} >= {"default", other.context_id}
     lasting.contexts.restart(other)
     assert lasting.run_code("'name' in dir(), os if 'os' in dir() else None", context=other).text == "(False, None)"
     lasting.contexts.remove(other)
-    assert other.id not in {known.id for known in lasting.contexts.list()}
+    assert other.context_id not in {known.context_id for known in lasting.contexts.list()}
 
 
 def test_a_context_in_no_folder_is_refused(lasting: Sandbox) -> None:
@@ -105,12 +98,14 @@ def test_output_and_displays_keep_their_order(lasting: Sandbox) -> None:
     )
     seen: list[str] = []
 
-    def show(result: Result) -> None:
-        seen.append(result.text or "")
+    def hear(piece: bytes) -> None:
+        seen.append(piece.decode())
 
-    lasting.run_code(code, on_stdout=seen.append, on_stderr=seen.append, on_result=show, timeout_s=SOON_S)
-    told = "".join(piece if piece.endswith("\n") else piece + "\n" for piece in seen)
-    assert told == "".join(f"out {n}\nerr {n}\nshown {n}\n" for n in range(5))
+    def show(result: Result) -> None:
+        seen.append(f"{result.text}\n")
+
+    lasting.run_code(code, on_stdout=hear, on_stderr=hear, on_result=show, timeout_s=SOON_S)
+    assert "".join(seen) == "".join(f"out {n}\nerr {n}\nshown {n}\n" for n in range(5))
 
 
 def test_a_line_arrives_while_the_cell_still_runs(lasting: Sandbox) -> None:

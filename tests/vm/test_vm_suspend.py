@@ -32,12 +32,13 @@ while True:
     print(count, flush=True)
     time.sleep(0.01)
 """
+# It has to be writing at any moment, not much: each round checks all of it
 INSERTING = """
 import sqlite3, time
 db = sqlite3.connect('under-write.db', isolation_level=None)
 db.execute('CREATE TABLE t (n INTEGER PRIMARY KEY, filler BLOB)')
 while True:
-    for _ in range(20): db.execute('INSERT INTO t (filler) VALUES (randomblob(3000))')
+    for _ in range(4): db.execute('INSERT INTO t (filler) VALUES (randomblob(3000))')
     time.sleep(0.05)
 """
 CHECKING = """

@@ -16,6 +16,8 @@ VERBS = {
     "exec": ("exec", "exec_"),
     "shell": ("shell", "shell"),
     "attach": ("attach", "attach"),
+    "repl": ("repl", "repl"),
+    "context": ("context", "app"),
     "mcp": ("mcp", "mcp"),
     "cp": ("cp", "cp"),
     "logs": ("logs", "logs"),

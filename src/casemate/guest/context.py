@@ -20,6 +20,8 @@ from casemate.errors import CasemateError, ExecRefused, GuestError, NotSupported
 from casemate.guest import cell_ends
 from casemate.guest.cells import Cell
 from casemate.guest.context_process import SCRIPT, ContextProcess, size_of_memory_file
+from casemate.guest.files import rights_of
+from casemate.guest.folder_watch import FolderWatch
 from casemate.guest.peer import PeerLied
 from casemate.guest.zygote import Job, Loop, Timer, Zygote
 
@@ -48,6 +50,7 @@ class Context:
         self._queue: deque[Cell] = deque()
         self._cell: Cell | None = None  # the one that runs
         self._process: ContextProcess | None = None
+        self._watch: FolderWatch | None = None
         self._is_ready = False  # for a cell
         self._was_ready = False  # this process, at least for a time
         self._failure: CasemateError | None = None  # why the last start failed
@@ -150,6 +153,7 @@ class Context:
     def _begin(self, process: ContextProcess, cell: Cell) -> None:
         self._cell = cell
         self._serial += 1
+        self._changed_files()  # those of others
         order = cell.order
         message: dict[str, Any] = {"op": "cell", "id": self._serial}
         if order.complete_at is None:
@@ -161,6 +165,21 @@ class Context:
         if self._reseed_due:
             message["seed"] = os.urandom(64).hex()
             self._reseed_due = False
+        try:
+            self._hand_over(cell, message)
+        except OSError as error:
+            self._end_cell(process, cell, cell_ends.died(f"its code could not be handed over: {error.strerror}"))
+            return
+        process.send(message, self._files)
+        cell.let_go_of_input()
+        cell.on_room = self._on_room
+        if order.timeout_s is not None:
+            self._cell_timer = self._loop.call_later(order.timeout_s, lambda: self._time_out(cell))
+        cell.begin(self.execution_count)
+        process.go_on()
+
+    def _hand_over(self, cell: Cell, message: dict[str, Any]) -> None:
+        """Code and stdin, in *message* or in files. Raises OSError."""
         text = _short_text(cell.code)
         if text is None:
             message["code_fd"] = True
@@ -170,13 +189,6 @@ class Context:
         if cell.stdin is not None:
             message["stdin_fd"] = True
             self._files.append(_memory_file(cell.stdin))
-        process.send(message, self._files)
-        cell.let_go_of_input()
-        cell.on_room = self._on_room
-        if order.timeout_s is not None:
-            self._cell_timer = self._loop.call_later(order.timeout_s, lambda: self._time_out(cell))
-        cell.begin(self.execution_count)
-        process.go_on()
 
     def _time_out(self, cell: Cell) -> None:
         if cell is self._cell:
@@ -212,8 +224,18 @@ class Context:
         self._finish(cell, end)
 
     def _finish(self, cell: Cell, end: cell_ends.End) -> None:
-        cell.finish(end, {})
+        changed, more = self._changed_files() if cell.has_begun else ([], 0)
+        cell.finish(end, {"files_changed": changed, "files_cut": more})
         self._ended(cell)
+
+    def _changed_files(self) -> tuple[list[dict[str, str]], int]:
+        """Since this was asked last."""
+        if self._watch is None:
+            return [], 0
+        if not self._watch.has_news():
+            return [], 0
+        with rights_of(self.job.identity):
+            return self._watch.changes()
 
     def _cancel_cell_timer(self) -> None:
         if self._cell_timer is not None:
@@ -251,6 +273,8 @@ class Context:
             self._fail(ExecRefused(f"a context can't be set up: {error.strerror}", evidence={"errno": name}))
             return
         self._process = process
+        with rights_of(self.job.identity):
+            self._watch = FolderWatch(self.job.cwd)
         self._is_ready = self._was_ready = self._reseed_due = self._is_wished = False
         self._failure, self._verdict, self.execution_count = None, "", 0
         late = f"it was not ready within {READY_LIMIT_S:g} s"
@@ -289,6 +313,8 @@ class Context:
         self._process, self._is_ready = None, False
         self._cancel_kill_timer()
         process.close()
+        if self._watch is not None:
+            self._watch.close()
         if not self._was_ready and not self._is_wished:
             self._fail(self._failure or GuestError(f"the context ended while it began: {self._reason(process)}"))
 
@@ -371,10 +397,10 @@ class Context:
             self._fail_start(NotSupported(_text(message, "reason"), hint="see which languages its image has"))
         elif event == "refused":
             name = _text(message, "errno")
-            evidence = {"errno": name}
-            self._fail_start(
-                ExecRefused(f"its working directory {self.job.cwd!r} cannot be entered: {name}", evidence=evidence)
-            )
+            what = "its process could not be set up"
+            if name in ("ENOENT", "ENOTDIR", "EACCES"):
+                what = f"its working directory {self.job.cwd!r} cannot be entered"
+            self._fail_start(ExecRefused(f"{what}: {name}", evidence={"errno": name}))
         elif event != "started":
             raise PeerLied("an event there is not")
 

@@ -103,6 +103,8 @@ class ContextProcess:
 
     def interrupt(self) -> bool:
         """SIGINT to its process group; False: it ignores that just now, as between cells."""
+        if self.status is not None:
+            return True  # its number may be another's by now
         try:
             if _ignores_interrupts(self.pid):
                 return False
@@ -161,10 +163,13 @@ class ContextProcess:
                     break
                 self._owner.on_message(received[0], files)
                 _close(files)
-                if self.status is not None:
-                    self._last_words -= 1
-                    if not self._last_words:
-                        self._hang_up()
+                if self.status is None:
+                    if not self._owner.takes_output():
+                        break  # that was an end, mostly; more would wake us
+                    continue
+                self._last_words -= 1
+                if not self._last_words:
+                    self._hang_up()
         except PeerGone:
             self._hang_up()
             self._end_soon("closed its socket to the agent")

@@ -17,6 +17,7 @@ from typing import Any
 
 from casemate.errors import FileRefused
 from casemate.guest.accounts import Account
+from casemate.guest.zygote import Identity
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -29,7 +30,7 @@ _MEMORY_KEPT_BYTES = 16 << 20  # half of what cgroups.py keeps from user process
 
 
 @contextmanager
-def rights_of(account: Account | None) -> Iterator[None]:
+def rights_of(account: Account | Identity | None) -> Iterator[None]:
     """Act as *account* inside the block; None or root: as we are. OSErrors in it become FileRefused.
 
     Nothing may be awaited inside: these are the rights of the whole agent.

@@ -19,6 +19,7 @@ _UCRED = struct.Struct("3i")
 _SPACE = socket.CMSG_SPACE(_UCRED.size)
 _SPACE_FOR_FILE = _SPACE + socket.CMSG_SPACE(struct.calcsize("i"))
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+_DECODE = json.JSONDecoder().decode
 _buffer = bytearray(MESSAGE_LIMIT)  # one loop, no threads: a message is out of it before the next comes in
 
 
@@ -84,9 +85,9 @@ class Peer:
         return _parse(_buffer[:length]), pid
 
 
-def _parse(packet: bytes | bytearray) -> dict[str, Any]:
+def _parse(packet: bytearray) -> dict[str, Any]:
     try:
-        message = json.loads(packet)
+        message = _DECODE(str(packet, "utf-8"))
     except (ValueError, RecursionError) as error:
         raise PeerLied("no JSON") from error
     if not isinstance(message, dict):

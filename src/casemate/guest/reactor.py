@@ -15,6 +15,7 @@ from collections.abc import Callable
 from time import monotonic
 
 Callback = Callable[[], None]
+_COMPACT_AT = 256
 _GONE_FDS = (2, 9)  # ENOENT, EBADF: closed before it was unwatched, epoll has forgotten it by itself
 
 
@@ -36,6 +37,7 @@ class Reactor:
         self._callbacks: dict[int, Callback] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._serial = 0
+        self._compact_at = _COMPACT_AT
         self._stopping = False
         self.after_turn: Callback | None = None
 
@@ -64,6 +66,8 @@ class Reactor:
         self._serial += 1
         timer = Timer(callback)
         heapq.heappush(self._timers, (monotonic() + delay_s, self._serial, timer))
+        if len(self._timers) > self._compact_at:
+            self._drop_cancelled()
         return timer
 
     def run(self) -> None:
@@ -91,6 +95,12 @@ class Reactor:
         self._epoll.close()
         self._callbacks.clear()
         self._timers.clear()
+
+    def _drop_cancelled(self) -> None:
+        """Time-outs of hours that were not needed would stay for hours."""
+        self._timers[:] = [entry for entry in self._timers if entry[2].callback is not None]
+        heapq.heapify(self._timers)
+        self._compact_at = max(2 * len(self._timers), _COMPACT_AT)
 
     def _add(self, fd: int, callback: Callback, events: int) -> None:
         if fd in self._callbacks:

@@ -183,7 +183,7 @@ def add_ours(sources: Path, tree: Path) -> None:
 
 def _files_of_ours(root: Path) -> list[Path]:
     places: Iterable[Path] = (root / name for name in (*OURS, "runtime"))
-    files = [p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
+    files = [p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*.[jp][sy]")))]
     if not files:
         raise ImageBroken(f"no agent in {root}", hint="install casemate again: its files are incomplete")
     return files

@@ -82,16 +82,7 @@ class Companion:
 
     def follow(self) -> None:
         """It has died: die in the same way, so that the agent can say how."""
-        status = self.process.wait()
-        if status >= 0:
-            os._exit(status)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-        if -status not in (signal.SIGKILL, signal.SIGSTOP):
-            signal.signal(-status, signal.SIG_DFL)
-        os.kill(os.getpid(), -status)
-        time.sleep(_CLOSE_S)
-        os._exit(128 - status)
+        leave_as(self.process.wait())
 
     def end(self) -> None:
         """Ask it to go, by SIGHUP as a terminal that is closed; then make it."""
@@ -103,6 +94,18 @@ class Companion:
             except subprocess.TimeoutExpired:
                 continue
         os.close(self.death)
+
+
+def leave_as(status: int) -> None:
+    """End this process as another one ended: *status* as subprocess has it, negative for a signal."""
+    if status >= 0:
+        os._exit(status)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if -status not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(-status, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+    os.kill(os.getpid(), -status)
+    os._exit(128 - status)  # it was one that ends nobody
 
 
 def _default_interrupt() -> None:

@@ -7,8 +7,9 @@ import os
 import pytest
 from cell_guest import CellGuest
 
-from casemate.guest import cell_log, cells
+from casemate.guest import cell_ends, cell_log, cells, folder_watch
 from casemate.guest.cell_log import RESULT, STDERR, STDOUT, CellLog
+from casemate.wire import bodies
 
 CHATTER = "import sys\nfor n in range(300_000): print('line', n)\n'done'"  # about 3.5 MB
 
@@ -78,6 +79,17 @@ def test_a_memory_file_that_was_cut_short_is_filled_up() -> None:
     assert log.held == log.held_in_files == 0
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(memory)
+
+
+def test_the_longest_end_fits_a_message() -> None:
+    texts = {name: "\U0001f600" * 60_000 for name in ("name", "value", "traceback")}
+    end = cell_ends.checked({"kind": "error", **texts})
+    found = {f"/{n}/" + "\u20ac" * (n % 90): (True, True) for n in range(3000)}
+    changed, more = folder_watch._listed(found, 0)
+    cell = cells.Cell("c" * 100, "x" * 100, cells.Order())
+    cell.finish(end, {"files_changed": changed, "files_cut": more})
+    assert cell.ended is not None
+    assert len(bodies.dump(cell.ended)) > 40_000
 
 
 # --------------------------------------------------------------------- followers

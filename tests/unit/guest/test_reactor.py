@@ -40,6 +40,19 @@ def test_timers_run_in_order_and_not_when_cancelled(reactor: Reactor) -> None:
     assert served == ["early", "late"]
 
 
+def test_cancelled_timers_do_not_pile_up(reactor: Reactor) -> None:
+    served: list[int] = []
+    kept = [reactor.call_later(0.01, lambda: served.append(1)) for _ in range(3)]
+    for _ in range(20_000):
+        reactor.call_later(86_400, lambda: None).cancel()
+    assert len(reactor._timers) < 1000
+    assert all(timer.callback is not None for timer in kept)
+    deadline = time.monotonic() + 10
+    while len(served) < 3 and time.monotonic() < deadline:
+        reactor.turn(0.05)
+    assert served == [1, 1, 1]
+
+
 def test_a_descriptor_closed_before_it_is_unwatched_does_no_harm(reactor: Reactor) -> None:
     ours, theirs = socket.socketpair()
     reactor.watch(ours.fileno(), lambda: None)

@@ -27,6 +27,12 @@ def test_the_plan_installs_the_packages_and_delivers_one_disk(as_root: bool) -> 
     assert [a for a in argv if str(OUT) in a] == [f"--customize-hook=download /.disk {OUT}"]
 
 
+def test_the_full_image_has_what_python_has_and_leaves_out_what_only_a_compiler_reads() -> None:
+    plain, full = (bootstrap_argv(RECIPES[name], OUT, as_root=True) for name in ("python", "python-full"))
+    assert set(RECIPES["python"].packages) < set(RECIPES["python-full"].packages)
+    assert "--dpkgopt=path-exclude=/usr/include/boost/*" in set(full) - set(plain)
+
+
 @pytest.mark.parametrize("out", ["relative/disk", "/has space", "/a;rm -rf x", "/a$(id)", "/a\nb", "/a'b"])
 def test_a_path_that_a_shell_could_misread_is_refused(out: str) -> None:
     with pytest.raises(ValueError, match="plain"):
@@ -43,7 +49,7 @@ def test_the_hooks_never_empty_the_folder_where_mmdebstrap_keeps_apts_configurat
 
 def test_only_the_image_with_matplotlib_gets_its_font_cache() -> None:
     with_fonts = {name for name, r in RECIPES.items() if any("font_manager" in h for h in hooks(r, OUT))}
-    assert with_fonts == {"python"}
+    assert with_fonts == {"python", "python-full"}
 
 
 def test_each_hook_is_sound_shell() -> None:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from mcp_types import BlobResourceContents, CallToolResult, ContentBlock, EmbeddedResource, ImageContent, TextContent
 
 from casemate.errors import CasemateError
-from casemate.sdk.results import End, ExecResult, Execution, Exited, FileEntry, OutOfMemory, Signaled, TimedOut
+from casemate.sdk.results import End, ExecResult, Exited, FileEntry, OutOfMemory, Signaled, TimedOut
 
 TEXT_BYTES = 100_000  # of one stream of output: some 25,000 tokens
 PICTURE_BYTES = 5 * 2**20  # of one picture
@@ -30,7 +30,7 @@ def of_error(error: CasemateError) -> CallToolResult:
 
 def of_command(result: ExecResult) -> CallToolResult:
     how, failed = _ended(result.end)
-    parts = [part for part in (result.stdout, _headed("stderr", result.stderr), _headed("end", how)) if part]
+    parts = [part for part in (result.stdout, headed("stderr", result.stderr), headed("end", how)) if part]
     if result.truncated_bytes:
         parts.append(f"[{result.truncated_bytes} bytes of output were cut out of its middle]")
     return said("\n".join(parts) or "(no output)", result.to_json(), is_error=failed)
@@ -50,16 +50,8 @@ def _ended(end: End) -> tuple[str, bool]:
             assert_never(end)
 
 
-def _headed(head: str, text: str) -> str:
+def headed(head: str, text: str) -> str:
     return f"[{head}]\n{text}" if text and "\n" in text else f"[{head}] {text}" if text else ""
-
-
-def of_execution(execution: Execution) -> CallToolResult:
-    parts = [execution.logs.stdout, _headed("stderr", execution.logs.stderr), execution.text or ""]
-    error = execution.error
-    if error is not None:
-        parts.append(error.traceback or f"{error.name}: {error.value}")
-    return said("\n".join(part for part in parts if part) or "(no output)", is_error=error is not None)
 
 
 def of_file(path: str, data: bytes, *, offset: int, size: int, limit: int) -> CallToolResult:

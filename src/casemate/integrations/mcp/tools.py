@@ -11,13 +11,19 @@ from jsonschema import Draft202012Validator
 from mcp_types import CallToolResult, Tool, ToolAnnotations
 
 from casemate.errors import InvalidSpec
-from casemate.integrations.mcp import contents
+from casemate.integrations.mcp import contents, executions
 from casemate.integrations.mcp.progress import Teller
 from casemate.sdk import AsyncSandbox
 
 DEFAULT_S = 60.0
 MOST_S = 3600.0
 ANSWER_S = 60.0  # beside what the program itself may take: for a wake-up, the grace of a time-out, a file
+LIMITS = {
+    "result_bytes": 8 * 2**20,
+    "results": 100,
+    "text_bytes": 100_000,
+    "table_rows": 50,
+}  # no more of it would be shown
 READ_BYTES = 256 * 1024  # of a file in one answer
 
 INSTRUCTIONS = (
@@ -126,8 +132,17 @@ async def run_command(call: Call, given: Mapping[str, Any]) -> CallToolResult:
 
 
 async def run_code(call: Call, given: Mapping[str, Any]) -> CallToolResult:
-    execution = await call.sandbox.run_code(given["code"], timeout_s=timeout_of(given))
-    return contents.of_execution(execution)
+    execution = await call.sandbox.run_code(
+        given["code"],
+        context=given.get("context"),
+        language=given.get("language"),
+        timeout_s=timeout_of(given),
+        on_stdout=call.tell.output,
+        on_stderr=call.tell.output,
+        limits=LIMITS,
+        max_output_bytes=contents.TEXT_BYTES,
+    )
+    return executions.of_execution(execution)
 
 
 async def read_file(call: Call, given: Mapping[str, Any]) -> CallToolResult:
