@@ -30,7 +30,7 @@ PRELOAD = (
     "numpy", "pandas", "matplotlib", "matplotlib.pyplot",
     "matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "PIL.BmpImagePlugin", "PIL.GifImagePlugin",
     "PIL.JpegImagePlugin", "PIL.PpmImagePlugin", "PIL.TiffImagePlugin",
-    "pandas.core.resample", "pandas.io.formats.string",
+    "pandas.core.resample", "pandas.io.formats.string", "pandas.io.formats.html",
     "IPython", "asyncio", "rlcompleter",  # for contexts
     "encodings.idna",  # asked for by every name look-up: without a network it has to fail fast
 )  # fmt: skip

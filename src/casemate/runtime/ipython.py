@@ -32,13 +32,11 @@ from .formats import Printers, bundle, tell
 
 _FIRST_WORD = re.compile(r"\s*([^\W\d]\w*)")
 _MATCHES_LIMIT = 1000
-_OWN_BUILTINS = ("__IPYTHON__", "display", "get_ipython")
 _made: List["Shell"] = []
 
 
 def make() -> None:
     """Make the shell that this process's children take up; of what is everybody's, nothing is changed."""
-    before = {name: vars(builtins)[name] for name in _OWN_BUILTINS if name in vars(builtins)}
     devnull = getattr(ipython_io, "devnull", None)
     if devnull is not None:  # its descriptor is closed in children, and whatever has the number then at their exit
         atexit.unregister(devnull.close)
@@ -47,9 +45,6 @@ def make() -> None:
     shell.extension_manager.load_extension("storemagic")
     failures.hidden.append(os.path.dirname(interactiveshell.__file__) + os.sep)
     atexit.unregister(shell.atexit_operations)
-    for name in _OWN_BUILTINS:
-        vars(builtins).pop(name, None)
-    vars(builtins).update(before)
     _made.append(shell)
 
 

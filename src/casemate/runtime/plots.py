@@ -1,6 +1,7 @@
 """Figures of matplotlib in a context: shown as PNG at `plt.show()` and at a cell's end, then closed."""
 
 import io
+import math
 import sys
 from typing import Any, Callable, List, Set
 
@@ -13,12 +14,37 @@ def is_figure(value: Any) -> bool:
 
 
 def as_png(figure: Any) -> bytes:
+    """The figure without the empty space around it, as `bbox_inches="tight"` has it."""
     buffer = io.BytesIO()
-    look = {"facecolor": figure.get_facecolor(), "edgecolor": figure.get_edgecolor(), "dpi": figure.dpi}
-    if not figure.canvas.is_saving():
+    if not _write_cropped(figure, buffer):
+        look = {"facecolor": figure.get_facecolor(), "edgecolor": figure.get_edgecolor(), "dpi": figure.dpi}
         figure.canvas.print_figure(buffer, format="png", bbox_inches="tight", **look)
     _shown_as_result.add(id(figure))
     return buffer.getvalue()
+
+
+def forget() -> None:
+    """Nothing was displayed."""
+    _shown_as_result.clear()
+
+
+def _write_cropped(figure: Any, buffer: io.BytesIO) -> bool:
+    """Drawn once and cropped, where matplotlib would draw it twice; False if something lies outside of the figure."""
+    image_module: Any = sys.modules.get("PIL.Image")
+    if image_module is None or not hasattr(figure.canvas, "buffer_rgba"):
+        return False
+    figure.canvas.draw()
+    pixels = figure.canvas.buffer_rgba()
+    height, width = pixels.shape[:2]
+    pad = sys.modules["matplotlib"].rcParams["savefig.pad_inches"]
+    box = figure.get_tightbbox(figure.canvas.get_renderer()).padded(pad)
+    left, bottom, right, top = (edge * figure.dpi for edge in box.extents)
+    if not (0 <= left < right <= width and 0 <= bottom < top <= height):
+        return False
+    picture = image_module.frombuffer("RGBA", (width, height), pixels, "raw", "RGBA", 0, 1)
+    frame = (math.floor(left), math.floor(height - top), math.ceil(right), math.ceil(height - bottom))
+    picture.crop(frame).save(buffer, format="png", dpi=(figure.dpi, figure.dpi))
+    return True
 
 
 def take_over(display: Callable[[Any], None]) -> Callable[[Any], None]:

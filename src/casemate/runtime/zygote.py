@@ -18,7 +18,7 @@ from .program import Program
 from .surroundings import THREADS
 
 _TRIAL_PASSED = 41
-_OF_CONTEXTS = (".context", ".python_engine")
+_OF_CONTEXTS = (".context", ".python_engine", ".tryout")
 
 
 def main() -> None:
@@ -47,6 +47,7 @@ def serve() -> None:
         importlib.import_module(child.PACKAGE + part)
     if "IPython" in sys.modules:
         modules["IPython"] += _make_shell()
+    sys.modules[child.PACKAGE + ".tryout"].try_out()
     sys.setrecursionlimit(depth)  # parso, which IPython imports, trebles it
     child.note_ourselves()
     leaving.share_modules()

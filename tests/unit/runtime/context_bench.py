@@ -63,6 +63,7 @@ class ContextBench:
 
     def __init__(self, bench: Bench, language: str = "python", cwd: str = "/tmp", **env: str) -> None:
         self._serial = 0
+        self.chunk = 65536  # bytes read at once
         bench.loop.run_until(lambda: len(bench.zygote._waiting) > 0)
         child = bench.zygote.take()
         assert child is not None
@@ -168,7 +169,7 @@ class ContextBench:
                 seen.end, seen.count, seen.message = message["end"], message["count"], message
             return
         name = self._pipes[ready[0]]
-        data = os.read(ready[0], 65536)
+        data = os.read(ready[0], self.chunk)
         assert data, f"{name} hung up"
         if seen.order and seen.order[-1][0] == name:
             data = seen.order.pop()[1] + data

@@ -235,13 +235,18 @@ def test_child_that_outlives_its_cell(fresh_context: ContextBench) -> None:
 
 def test_flood_from_a_child_does_not_hold_up_results(fresh_context: ContextBench) -> None:
     """The order can't be kept with who never stops writing; the cell goes on all the same."""
-    fresh_context.order("import subprocess\np = subprocess.Popen(['yes'])\ndisplay('got through'); p.kill()")
+    fresh_context.chunk = 512
+    code = "import subprocess, time\np = subprocess.Popen(['yes']); time.sleep(0.2)\ndisplay('got through'); p.kill()"
+    fresh_context.order(code)
     seen = Seen()
-    deadline = time.monotonic() + 20
-    while not seen.end and time.monotonic() < deadline:
+    deadline = time.monotonic() + 5
+    while not seen.results and time.monotonic() < deadline:
+        time.sleep(0.001)  # slowly, so that the pipe is never seen empty
         fresh_context.read_something(seen)
         seen.order[:] = [one for one in seen.order if one[0] == "result"]
     assert [one["data"]["text/plain"] for one in seen.results] == ["'got through'"]
+    fresh_context.chunk = 65536
+    assert fresh_context.read_to_end().kind == "ok"
     fresh_context.run("p.wait()")
 
 
