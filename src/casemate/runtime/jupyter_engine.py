@@ -45,13 +45,16 @@ class JupyterEngine:
         except ImportError as missing:
             reason = "no engine for %s: the image's Python has no jupyter_client (%s)"
             raise EngineMissing(reason % (language, missing)) from None
-        specs = {name: found["spec"] for name, found in KernelSpecManager().get_all_specs().items()}
+        known = KernelSpecManager(
+            ensure_native_kernel=False
+        )  # True imports ipykernel, and its debugger, into this process
+        specs = {name: found["spec"] for name, found in known.get_all_specs().items()}
         self._kernel_name = choose_kernel(language, specs)
         self._folder = tempfile.mkdtemp(prefix="kernel-")
         connection = os.path.join(self._folder, "connection.json")
         # Sockets in a folder of its own: on the loopback every user of the guest could knock.
         where = {"connection_file": connection, "transport": "ipc"}
-        self._manager: Any = KernelManager(kernel_name=self._kernel_name, **where)
+        self._manager: Any = KernelManager(kernel_name=self._kernel_name, kernel_spec_manager=known, **where)
         self._interrupts = Interrupts()
         self._seeded = False
         try:
@@ -64,7 +67,8 @@ class JupyterEngine:
     def _start(self) -> None:
         before = signal.signal(signal.SIGINT, lambda *_: None)  # "ignored" would be the kernel's for good
         try:
-            self._manager.start_kernel(cwd=os.getcwd())
+            # Python's kernel brings a debugger, which else complains of how it was started.
+            self._manager.start_kernel(cwd=os.getcwd(), env={**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
         finally:
             signal.signal(signal.SIGINT, before)
         self._process = self._manager.provisioner.process
@@ -116,7 +120,11 @@ class JupyterEngine:
         stream.flush()
 
     def _answer_input(self, lines: TextIO) -> None:
-        if self._client.stdin_channel.msg_ready() and self._next("stdin", _TURN_S) is not None:
+        import zmq
+
+        # Not msg_ready: that of jupyter_client 7 has to be awaited.
+        asked = self._client.stdin_channel.socket.get(zmq.EVENTS) & zmq.POLLIN
+        if asked and self._next("stdin", _TURN_S) is not None:
             line = lines.readline()
             self._client.input(line.rstrip("\n") if line else _END_OF_FILE)
 
