@@ -39,6 +39,8 @@ _reseed('%s'); del _reseed
 
 class JupyterEngine:
     def __init__(self, language: str) -> None:
+        # Python's kernel, and what looks for it, import a debugger that else complains of how it was started.
+        os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
         try:
             from jupyter_client.kernelspec import KernelSpecManager
             from jupyter_client.manager import KernelManager
@@ -67,8 +69,7 @@ class JupyterEngine:
     def _start(self) -> None:
         before = signal.signal(signal.SIGINT, lambda *_: None)  # "ignored" would be the kernel's for good
         try:
-            # Python's kernel brings a debugger, which else complains of how it was started.
-            self._manager.start_kernel(cwd=os.getcwd(), env={**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
+            self._manager.start_kernel(cwd=os.getcwd())
         finally:
             signal.signal(signal.SIGINT, before)
         self._process = self._manager.provisioner.process
