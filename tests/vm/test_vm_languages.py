@@ -15,7 +15,7 @@ import pytest
 from vm_world import Daemon
 
 from casemate.errors import RequestError
-from casemate.sdk import CodeTimedOut, ContextDied, Images, Ok, Raised, Sandbox
+from casemate.sdk import Client, CodeTimedOut, ContextDied, Images, Ok, Raised, Sandbox
 
 pytestmark = pytest.mark.vm
 SOON_S = 120.0
@@ -30,7 +30,9 @@ def lasting(daemon: Daemon) -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="module")
 def full(daemon: Daemon) -> Iterator[Sandbox]:
-    if "python-full" not in {image["name"] for image in Images().list()}:
+    with Client() as client:
+        names = {image["name"] for image in Images(client).list()}
+    if "python-full" not in names:
         pytest.skip("the image python-full is not built: casemate image build python-full")
     with Sandbox.create("python-full", idle_timeout_s=None) as sandbox:
         yield sandbox
@@ -84,7 +86,7 @@ def test_a_kernel_from_a_registry(lasting: Sandbox) -> None:
     unpacked = lasting.commands.run(
         "mkdir -p ~/.local && python3 -m tarfile -e /tmp/kernel.tar ~/.local", timeout_s=SOON_S
     )
-    assert unpacked.exit_code == 0, unpacked.stderr
+    assert unpacked.ok, unpacked.stderr
     with pytest.raises(RequestError, match=r"no kernel for fortran; there are: .*scheme"):
         lasting.contexts.create("fortran")
     context = lasting.contexts.create("scheme")
@@ -151,7 +153,7 @@ def test_javascript(full: Sandbox) -> None:
 def test_what_the_full_image_has(full: Sandbox) -> None:
     assert full.run_code("import scipy.optimize, requests; scipy.optimize.brentq(lambda x: x - 1, 0, 3)").text == "1.0"
     tools = "git --version && curl --version && node --version && pip --version && g++ --version"
-    assert full.commands.run(tools, timeout_s=SOON_S).exit_code == 0
+    assert full.commands.run(tools, timeout_s=SOON_S).ok
 
 
 def test_a_python_kernel_beside_the_warm_python(full: Sandbox) -> None:

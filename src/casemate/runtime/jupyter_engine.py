@@ -39,19 +39,24 @@ _reseed('%s'); del _reseed
 
 class JupyterEngine:
     def __init__(self, language: str) -> None:
+        # Python's kernel, and what looks for it, import a debugger that else complains of how it was started.
+        os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
         try:
             from jupyter_client.kernelspec import KernelSpecManager
             from jupyter_client.manager import KernelManager
         except ImportError as missing:
             reason = "no engine for %s: the image's Python has no jupyter_client (%s)"
             raise EngineMissing(reason % (language, missing)) from None
-        specs = {name: found["spec"] for name, found in KernelSpecManager().get_all_specs().items()}
+        known = KernelSpecManager(
+            ensure_native_kernel=False
+        )  # True imports ipykernel, and its debugger, into this process
+        specs = {name: found["spec"] for name, found in known.get_all_specs().items()}
         self._kernel_name = choose_kernel(language, specs)
         self._folder = tempfile.mkdtemp(prefix="kernel-")
         connection = os.path.join(self._folder, "connection.json")
         # Sockets in a folder of its own: on the loopback every user of the guest could knock.
         where = {"connection_file": connection, "transport": "ipc"}
-        self._manager: Any = KernelManager(kernel_name=self._kernel_name, **where)
+        self._manager: Any = KernelManager(kernel_name=self._kernel_name, kernel_spec_manager=known, **where)
         self._interrupts = Interrupts()
         self._seeded = False
         try:
@@ -116,7 +121,11 @@ class JupyterEngine:
         stream.flush()
 
     def _answer_input(self, lines: TextIO) -> None:
-        if self._client.stdin_channel.msg_ready() and self._next("stdin", _TURN_S) is not None:
+        import zmq
+
+        # Not msg_ready: that of jupyter_client 7 has to be awaited.
+        asked = self._client.stdin_channel.socket.get(zmq.EVENTS) & zmq.POLLIN
+        if asked and self._next("stdin", _TURN_S) is not None:
             line = lines.readline()
             self._client.input(line.rstrip("\n") if line else _END_OF_FILE)
 
