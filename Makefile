@@ -9,6 +9,8 @@ PYTHON ?= python3
 BIN    := .venv/bin
 OUT    := demo-out
 CODE   := src tests examples bench tools
+# One more than processors: much of the tests' time is waiting. At most 4: each has daemons and machines of its own
+WORKERS ?= $(shell echo $$(($$(nproc) < 3 ? $$(nproc) + 1 : 4)))
 
 SUDO   := $(shell test "$$(id -u)" = 0 || echo sudo)
 
@@ -53,7 +55,7 @@ check: .venv/installed-dev
 
 test: check
 	$(BIN)/casemate setup --yes
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 soak: .venv/installed-dev
 	@$(BIN)/casemate setup --yes
@@ -64,6 +66,8 @@ fix: .venv/installed-dev
 	$(BIN)/ruff format $(wildcard $(CODE))
 
 bench: .venv/installed
+	@echo 'Installing what the bare host runs the cells with into .venv …'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 	@$(BIN)/casemate setup --yes
 	$(BIN)/casemate bench
 

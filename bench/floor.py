@@ -141,10 +141,10 @@ class Guest:
         self._await_message(number)
 
     def cell(self, code: str) -> None:
-        number = self._open("cell", {"timeout_s": None, "context": "default", "user": None})
+        number = self._open("cell", {"op": "run", "cell_id": secrets.token_hex(13), "context": "default"})
         self._send(DATA, number, code.encode(), 1)
         self._send(FIN, number)
-        self._await_message(number)
+        self._await_message(number, "end")
 
     def put(self, path: str, data: bytes) -> None:
         params = {"op": "write", "path": path, "mode": None, "user": None, "make_parents": True}
@@ -183,8 +183,13 @@ class Guest:
         self._send(OPEN, number, json.dumps(params | {"kind": kind}).encode())
         return number
 
-    def _await_message(self, number: int) -> None:
-        self._await(lambda kind, channel, sub, _: (kind, channel, sub) == (DATA, number, 0))
+    def _await_message(self, number: int, event: str | None = None) -> None:
+        """A message on the channel, the next one or that of *event*; the channel is closed then."""
+
+        def is_it(kind: int, channel: int, sub: int, payload: bytes) -> bool:
+            return (kind, channel, sub) == (DATA, number, 0) and event in (None, json.loads(payload)["event"])
+
+        self._await(is_it)
         self._send(RESET, number, b'{"code": "closed", "hint": ""}')
 
     def _send(self, kind: int, channel: int, payload: bytes = b"", sub: int = 0) -> None:

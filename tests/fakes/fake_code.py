@@ -12,6 +12,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,7 @@ class FakeCell:
     stdin: bytes = b""
     records: deque[Record] = field(default_factory=deque)
     recorded: int = 0
+    news: asyncio.Event = field(default_factory=asyncio.Event)
     gone: bool = False
     offset: int = 0
     start: int = 0
@@ -53,6 +55,7 @@ class FakeCell:
     def say(self, what: bytes | Json, sub: int = 0) -> None:
         self.records.append(Record(self.recorded, self.offset, sub, what))
         self.recorded += 1
+        self.news.set()
 
     async def write(self, sub: int, data: bytes) -> None:
         """Held up by a follower that does not read; with none the oldest goes."""
@@ -259,7 +262,7 @@ class FakeCode:
                     continue
                 following = record.number + 1
                 await self._tell(cell, number, record, offset)
-                if cell.gone or self._runs.get(number) is not cell:
+                if self._runs.get(number) is not cell:
                     return
             if cell in cell.context.queue and told != (place := cell.context.queue.index(cell)):
                 told = place
@@ -269,7 +272,9 @@ class FakeCode:
                 self._connection.finish(number)
                 return
             self._wake()
-            await asyncio.sleep(0.002)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(cell.news.wait(), 0.01)
+            cell.news.clear()
 
     async def _tell(self, cell: FakeCell, number: int, record: Record, asked: int) -> None:
         what = record.what

@@ -172,6 +172,7 @@ class FakeMachine:
         await asyncio.sleep(0)
         if not self._exited.is_set():
             signal.pidfd_send_signal(self._pidfd, signal.SIGSTOP)
+            os.waitid(os.P_PIDFD, self._pidfd, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222  # microseconds
         self._frozen = True
         self.agent.running.clear()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fault_world import SEED, SOAK, daemon_on
+from fault_world import SEED, SOAK
 from tests.faults.world import bystander, daemon, guests_home, sandbox
-from tests.vm.vm_world import Daemon, build_image, new_home
+from tests.vm.vm_world import built, home_like
 
-__all__ = ["bystander", "daemon", "guests_home", "home", "sandbox"]
+__all__ = ["bystander", "built", "daemon", "guests_home", "home", "sandbox"]
 
 
 def pytest_report_header() -> str:
@@ -17,8 +17,5 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = new_home(tmp_path_factory.mktemp("faults"))
-    with daemon_on(home) as running:
-        build_image(Daemon(home, running.process.pid))
-    return home
+def home(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return home_like(built, tmp_path_factory.mktemp("faults"))

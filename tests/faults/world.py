@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.vm.vm_world import Daemon, build_image, new_home, run_daemon
+from tests.vm.vm_world import Daemon, home_like, run_daemon
 
 from casemate.sdk import Sandbox, SandboxInfo
 
@@ -22,14 +22,13 @@ AGENT_ANSWER_S = 1.0  # what an agent whose guest has just been through somethin
 
 
 @pytest.fixture(scope="session")
-def guests_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return new_home(tmp_path_factory.mktemp("casemate"))
+def guests_home(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return home_like(built, tmp_path_factory.mktemp("casemate"))
 
 
 @pytest.fixture(scope="session")
 def daemon(guests_home: Path) -> Iterator[Daemon]:
     with run_daemon(guests_home) as daemon:
-        build_image(daemon)
         yield daemon
 
 

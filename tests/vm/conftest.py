@@ -1,12 +1,13 @@
 """Real machines, from the bottom of the ladder up.
 
-    home      a home of its own, with the artifacts that ``casemate setup`` made (hard links, not copies)
-    daemon    one daemon on it for the whole run; it has built its snapshot from them
+    built     a home at rest with a snapshot, built once per run from the artifacts that ``casemate setup`` made
+    home      a copy of it (the artifacts are hard links)
+    daemon    one daemon on that for all tests of one worker
     sandbox   a fresh clone for one test
     any_machine   beside the daemon, by hand: opens a machine, once booted and once restored
 
-A test that needs another daemon makes one with ``run_daemon``. Where setup has not been run, the tests skip
-and say so.
+A test that needs another daemon makes one with ``run_daemon``, on a home ``home_like(built, …)``; one that has to build
+its own, on a ``new_home``. Where setup has not been run, the tests skip and say so.
 """
 
 from __future__ import annotations
@@ -17,21 +18,22 @@ from pathlib import Path
 
 import pytest
 from machines import Clone, open_booted, open_clone, open_driver
-from vm_world import Daemon, build_image, new_home, run_daemon
+from vm_world import Daemon, built, home_like, run_daemon
 
 from casemate.sdk import Sandbox
 
+__all__ = ["any_machine", "built", "daemon", "home", "sandbox"]
+
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return new_home(tmp_path_factory.mktemp("casemate"))
+def home(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return home_like(built, tmp_path_factory.mktemp("casemate"))
 
 
 @pytest.fixture(scope="session")
 def daemon(home: Path) -> Iterator[Daemon]:
     with run_daemon(home, CASEMATE_PARK_MARGIN_S="5") as daemon, pytest.MonkeyPatch.context() as patch:
         patch.setenv("CASEMATE_URL", daemon.url)
-        build_image(daemon)
         yield daemon
 
 

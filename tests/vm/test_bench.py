@@ -16,11 +16,16 @@ ROWS = [
     "create_to_first_answer",
     "create_to_first_exec",
     "exec_roundtrip",
-    "run_code_1plus1",
     "put_16mib",
     "get_16mib",
     "pool_claim_to_first_exec",
     "restore_to_first_exec",
+    "run_code_1plus1",
+    "line_to_callback",
+    "plot_png",
+    "new_context",
+    "first_describe",
+    "pool_claim_to_first_cell",
     "wake_to_first_exec",
     "suspend",
     "resume_to_first_exec",
@@ -29,7 +34,16 @@ ROWS = [
     "burst_20",
     "private_memory_idle",
 ]
-WITHOUT_FLOOR = ("pool_claim_to_first_exec", "suspend", "suspend_16mib_more")
+WITHOUT_FLOOR = (
+    "line_to_callback",
+    "plot_png",
+    "new_context",
+    "first_describe",
+    "pool_claim_to_first_cell",
+    "pool_claim_to_first_exec",
+    "suspend",
+    "suspend_16mib_more",
+)
 
 
 @pytest.mark.vm

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from vm_world import Daemon, build_image, new_home, run_daemon
+from vm_world import home_like, run_daemon
 
 from casemate.sdk import Sandbox
 
@@ -23,12 +23,11 @@ def wait_gone(pids: list[int]) -> None:
 
 
 def test_killed_it_leaves_no_machine_and_the_next_one_sweeps(
-    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_trace: None
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_trace: None
 ) -> None:
-    home = new_home(tmp_path)
+    home = home_like(built, tmp_path)
     with run_daemon(home) as first:
         monkeypatch.setenv("CASEMATE_URL", first.url)
-        build_image(first)
         left = Sandbox.create()
         pid = left.info.pid
         assert pid

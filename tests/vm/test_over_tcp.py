@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from starlette.routing import Route
-from vm_world import Daemon, build_image, new_home, run_daemon
+from vm_world import Daemon, home_like, new_home, run_daemon
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -28,11 +29,10 @@ STALL_S = 3
 
 
 @pytest.fixture(scope="module")
-def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    home = new_home(tmp_path_factory.mktemp("tcp"))
+def remote(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    home = home_like(built, tmp_path_factory.mktemp("tcp"))
     settings = {"CASEMATE_LISTEN": "127.0.0.1:0", "CASEMATE_CLIENT_STALL_S": str(STALL_S)}
     with run_daemon(home, **settings) as daemon:
-        build_image(daemon)
         yield daemon
 
 
@@ -224,17 +224,16 @@ for path in ("/v1/sandboxes", "/v1/keys", "/v1/audit"):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_user_with_a_tenant_may_use_the_socket_and_another_may_not(tmp_path: Path) -> None:
-    home = new_home(tmp_path)
-    for folder in (tmp_path, *tmp_path.parents[:3]):  # as /var/lib is: others may pass
-        folder.chmod(folder.stat().st_mode | 0o011)
-    with run_daemon(home, CASEMATE_TENANTS_BY_UID="1234=alice") as daemon:
-        socket = str(daemon.home / "run/daemon.sock")
+def test_a_user_with_a_tenant_may_use_the_socket_and_another_may_not() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)  # as /var/lib is: others may pass; pytest's own are closed to them
+        with run_daemon(new_home(Path(folder)), CASEMATE_TENANTS_BY_UID="1234=alice") as daemon:
+            socket = str(daemon.home / "run/daemon.sock")
 
-        def asked(uid: int) -> list[str]:
-            argv = ["/usr/bin/python3", "-c", AS_ANOTHER, socket, str(uid)]
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
-            return [line.split()[1] for line in done.stdout.splitlines()]
+            def asked(uid: int) -> list[str]:
+                argv = ["/usr/bin/python3", "-c", AS_ANOTHER, socket, str(uid)]
+                done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+                return [line.split()[1] for line in done.stdout.splitlines()]
 
-        assert asked(1234) == ["200", "403", "403"]
-        assert asked(1235) == ["403", "403", "403"]
+            assert asked(1234) == ["200", "403", "403"]
+            assert asked(1235) == ["403", "403", "403"]

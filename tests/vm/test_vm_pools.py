@@ -19,7 +19,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from vm_world import Daemon, build_image, new_home, run_daemon
+from vm_world import Daemon, home_like, run_daemon
 
 from casemate.errors import NotFound
 from casemate.sdk import Client, Sandbox
@@ -47,10 +47,9 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    home = new_home(tmp_path_factory.mktemp("pools"))
+def pooled(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    home = home_like(built, tmp_path_factory.mktemp("pools"))
     with run_daemon(home, CASEMATE_POOL_REFILLS_AT_ONCE="2") as daemon:
-        build_image(daemon)
         with Client(daemon.url) as client:
             client.pools.set("python", min_ready=READY)
             full(client)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vm_world import Daemon, build_image, new_home, run_daemon
+from vm_world import Daemon, home_like, run_daemon
 
 from casemate.sdk import Client, Images, Sandbox
 
@@ -66,11 +66,9 @@ def image_ls(daemon: Daemon) -> str:
 
 
 @pytest.fixture
-def old(tmp_path: Path, no_trace: None) -> tuple[Path, str]:
+def old(built: Path, tmp_path: Path, no_trace: None) -> tuple[Path, str]:
     """A home with a snapshot of the installed QEMU: it and the snapshot's id."""
-    home = new_home(tmp_path)
-    with run_daemon(home) as daemon:
-        build_image(daemon)
+    home = home_like(built, tmp_path)
     ((snapshot_id, manifest),) = snapshots(home).items()
     assert (manifest["format"], len(manifest["mac"])) == (2, 64)
     assert {"avx2", "rdrand"} <= set(manifest["platform"]["cpu_features"].split())

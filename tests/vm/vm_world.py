@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,15 +10,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from casemate.config import default_home
+from casemate.sandbox import Snapshot, open_seal
 
 READY_S = 60
 STOP_S = 30
+LINKED = ("artifacts", "cache")
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,51 @@ def run_daemon(home: Path, **env: str) -> Iterator[Daemon]:
             pytest.fail("the daemon did not end on SIGTERM")
 
 
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home at rest whose daemon has built the default snapshot: once for all workers of a run."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (base / "built.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # who waits longer for the builder than a test may take fails by that
+        built = base / "built"
+        if not built.exists():
+            making = tmp_path_factory.mktemp("building")
+            with run_daemon(new_home(making)) as daemon:
+                build_image(daemon)
+            making.rename(built)
+    return built / "home"
+
+
 def new_home(folder: Path) -> Path:
-    """A home below *folder* that shares the artifacts of the default home."""
+    """A home below *folder* that shares the artifacts of the default home, and has no snapshot yet."""
     source = Path(os.environ.get("CASEMATE_HOME") or default_home())
     if not (source / "artifacts" / ".index").is_dir():
         pytest.skip(f"no image has been built in {source}; run: casemate setup --yes")
+    return _linked(source, folder)
+
+
+def home_like(built: Path, folder: Path) -> Path:
+    """A home below *folder* with copies of all that *built* has made and known: a test may harm them."""
+    home = _linked(built, folder)
+    rest = [path for path in built.iterdir() if path.name not in (*LINKED, "run", "daemon.log")]
+    subprocess.run(["cp", "-a", "--sparse=always", *rest, home], check=True, timeout=60)
+    seal = open_seal(home)
+    for place in (home / "snapshots").iterdir():
+        read = Snapshot.read(place, seal, tenant="system")
+        root, agent = (home / "artifacts" / disk.name for disk in (read.root, read.agent))
+        manifest = place / "manifest.json"  # it names the disks by their places, so it is sealed anew
+        manifest.unlink()
+        manifest.write_text(json.dumps(replace(read, root=root, agent=agent).manifest(seal)))
+        manifest.chmod(0o444)
+        shutil.copystat(built / "snapshots" / place.name, place)
+    return home
+
+
+def _linked(source: Path, folder: Path) -> Path:
     home = folder / "home"
     home.mkdir(mode=0o700)
-    for name in ("artifacts", "cache"):
+    for name in LINKED:
         shutil.copytree(source / name, home / name, copy_function=os.link, symlinks=True)
     return home
 

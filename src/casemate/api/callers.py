@@ -25,10 +25,15 @@ from starlette.requests import HTTPConnection
 from casemate.api.connections import Address, Peer
 from casemate.api.principal import principal
 
-LOOK_S = 0.5
+LOOK_S = 0.25
+STOPPED_LOOKS = 4  # in a row: some are stopped for a moment, as by a debugger or Ctrl-Z and bg
 ACKNOWLEDGE_S = 1.5  # of a peer that is asked each second, or to whom something is under way
 # The kernel asks a silent peer after so long, and as often, while a cell runs for it
-ASKED = ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1))
+ASKED = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+)
 _TCP_INFO = struct.Struct("=8B24I")  # linux/tcp.h, tcp_info: as far as it has been since Linux 2.6
 _RETRANSMITS, _PROBES, _LAST_ACK_MS = 2, 3, 8 + 12
 
@@ -53,17 +58,15 @@ class Caller:
     async def until_gone(self) -> None:
         """Wait until nobody waits any more."""
         with self._asked() as connection:
-            was_stopped = False
-            while True:
+            stopped = 0
+            while stopped < STOPPED_LOOKS:
                 await anyio.sleep(LOOK_S)
                 if self.timeout_s is not None and time.monotonic() - self.heard_at > self.timeout_s:
                     return
                 if connection is not None and is_cut_off(connection):
                     return
-                stopped = isinstance(self.peer, Peer) and await anyio.to_thread.run_sync(is_stopped, self.peer.pid)
-                if stopped and was_stopped:  # twice: some are stopped for a moment, as by a debugger
-                    return
-                was_stopped = stopped
+                stands = isinstance(self.peer, Peer) and await anyio.to_thread.run_sync(is_stopped, self.peer.pid)
+                stopped = stopped + 1 if stands else 0
 
     @contextmanager
     def _asked(self) -> Iterator[socket.socket | None]:
@@ -72,14 +75,14 @@ class Caller:
             yield None
             return
         with socket.socket(fileno=os.dup(self.socket.fileno())) as ours:
-            before = [(name, ours.getsockopt(socket.IPPROTO_TCP, name)) for name, _ in ASKED]
-            for name, value in ASKED:
-                ours.setsockopt(socket.IPPROTO_TCP, name, value)
+            before = [(level, name, ours.getsockopt(level, name)) for level, name, _ in ASKED]
+            for option in ASKED:
+                ours.setsockopt(*option)
             try:
                 yield ours
             finally:
-                for name, value in before:
-                    ours.setsockopt(socket.IPPROTO_TCP, name, value)
+                for option in before:
+                    ours.setsockopt(*option)
 
 
 class Callers:

@@ -31,18 +31,10 @@ class Acts:
         self._client, self._sandbox = client, sandbox
         self._data = os.urandom(FILE_BYTES)
         sandbox.commands.run(["/bin/true"])
-        sandbox.run_code("1 + 1")
         sandbox.files.write("got.bin", self._data)
 
     def exec_roundtrip(self) -> float:
         return timed(lambda: self._sandbox.commands.run(["/bin/true"], check=True))
-
-    def run_code_1plus1(self) -> float:
-        def run() -> None:
-            if (found := self._sandbox.run_code("1 + 1")).text != "2":
-                raise GuestError(f"1 + 1 gave {found.text!r}")
-
-        return timed(run)
 
     def put_16mib(self) -> float:
         return timed(lambda: self._sandbox.files.write("put.bin", self._data))

@@ -1,7 +1,8 @@
-"""The daemon's end of ``bench/floor.py``: a child that is told the name of an act and answers with its time."""
+"""This end of the programs in ``bench/``: children that are told the name of an act and answer with its time."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import select
 import subprocess
@@ -17,7 +18,8 @@ from casemate.bench.rows import Samples
 
 ANSWER_S = 180.0
 END_S = 30.0
-PROGRAM = Path(casemate.__file__).resolve().parents[2] / "bench" / "floor.py"
+PROGRAMS = Path(casemate.__file__).resolve().parents[2] / "bench"
+FLOOR, KERNEL = PROGRAMS / "floor.py", PROGRAMS / "kernel.py"
 
 
 class Floor:
@@ -57,24 +59,41 @@ class Floor:
 @contextmanager
 def open_floor(clone: Mapping[str, Any] | None) -> Iterator[Floor]:
     """*clone*: what ``casemate image inspect --json`` says of how a clone is started."""
-    if clone is None or not PROGRAM.is_file():
+    if clone is None or not FLOOR.is_file():
         yield Floor(None)
         return
     with tempfile.NamedTemporaryFile("w", prefix="casemate-clone-", suffix=".json") as file:
         json.dump(clone, file)
         file.flush()
-        process = subprocess.Popen(
-            [sys.executable, "-I", str(PROGRAM), file.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        with _open_program(FLOOR, file.name) as floor:
+            yield floor
+
+
+@contextmanager
+def open_kernel(cells: Mapping[str, str]) -> Iterator[Floor]:
+    """The acts of ``bench/kernel.py``, which runs *cells*; None of them where its libraries are not installed."""
+    wanted = ("jupyter_client", "ipykernel", "pandas", "matplotlib")
+    if not KERNEL.is_file() or not all(importlib.util.find_spec(name) for name in wanted):
+        yield Floor(None)
+        return
+    with _open_program(KERNEL, json.dumps(cells)) as kernel:
+        yield kernel
+
+
+@contextmanager
+def _open_program(program: Path, argument: str) -> Iterator[Floor]:
+    process = subprocess.Popen(
+        [sys.executable, "-I", str(program), argument], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        yield Floor(process)
+    finally:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.close()  # it ends what it started and itself
         try:
-            yield Floor(process)
-        finally:
-            assert process.stdin
-            assert process.stdout
-            process.stdin.close()  # it ends its guests and itself
-            try:
-                process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            process.stdout.close()
+            process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from casemate.bench import acts, pools
+from casemate.bench.cells import cell_rows
 from casemate.bench.floor import Floor, open_floor
 from casemate.bench.rests import rest_rows
 from casemate.bench.rows import Samples, percentile, rates, row
@@ -54,10 +55,7 @@ def _rows(client: Client, image: dict[str, Any], floor: Floor, n: int) -> list[d
         _interleaved("create_to_first_exec", lambda: acts.create_to_first_exec(client), floor, n),
     ]
     with acts.open_acts(client) as warm:
-        rows += [
-            _interleaved("exec_roundtrip", warm.exec_roundtrip, floor, n),
-            _interleaved("run_code_1plus1", warm.run_code_1plus1, floor, n),
-        ]
+        rows.append(_interleaved("exec_roundtrip", warm.exec_roundtrip, floor, n))
         for name, act in (("put_16mib", warm.put_16mib), ("get_16mib", warm.get_16mib)):
             measured = _interleaved(name, act, floor, few)
             rows.append(measured | rates(acts.FILE_BYTES, measured))
@@ -65,6 +63,7 @@ def _rows(client: Client, image: dict[str, Any], floor: Floor, n: int) -> list[d
         rows.append(pools.claim_to_first_exec(client, warm, few))
     created = next(found for found in rows if found["name"] == "create_to_first_exec")
     rows.append(created | {"name": "restore_to_first_exec", "samples_of": "create_to_first_exec"})  # no pool, no claim
+    rows += cell_rows(client, floor, n, few, _tell)
     rows += rest_rows(client, floor, few, _tell)
     rows += [_interleaved("burst_20", lambda: acts.burst_20(client), floor, fewest), _private_memory(client, fewest)]
     return rows

@@ -68,11 +68,11 @@ class CellChannel(Conversation):
         cell = Cell(cell_id, context.context_id, _order(params))
         contexts.table.add(cell)
         self.cell, self._is_owner, self._detach = cell, True, bool(params.get("detach"))
-        self._place = context.queued
+        self._place = cell.place = context.queued
         self.accept({"cell_id": cell_id, "context": context.context_id, "place": self._place})
         code = optional_text(params, "code")
         if code is not None:
-            contexts.feed(cell.code, code.encode())
+            self._feed(cell.code, code.encode())
         if params.get("stdin"):
             cell.stdin = bytearray()
         elif code is not None:
@@ -94,10 +94,12 @@ class CellChannel(Conversation):
         self.connection.consumed(self.number, event.size)
         cell = self.cell
         coming = None if cell is None or self._runs else cell.code if event.sub == _CODE else cell.stdin
-        if coming is None:
-            return
+        if coming is not None:
+            self._feed(coming, event.data)
+
+    def _feed(self, coming: bytearray, more: bytes) -> None:
         try:
-            self.contexts.feed(coming, event.data)
+            self.contexts.feed(coming, more)
         except RequestError:
             self._abandon()
             raise

@@ -165,6 +165,21 @@ class Context:
         if self._reseed_due:
             message["seed"] = os.urandom(64).hex()
             self._reseed_due = False
+        try:
+            self._hand_over(cell, message)
+        except OSError as error:
+            self._end_cell(process, cell, cell_ends.died(f"its code could not be handed over: {error.strerror}"))
+            return
+        process.send(message, self._files)
+        cell.let_go_of_input()
+        cell.on_room = self._on_room
+        if order.timeout_s is not None:
+            self._cell_timer = self._loop.call_later(order.timeout_s, lambda: self._time_out(cell))
+        cell.begin(self.execution_count)
+        process.go_on()
+
+    def _hand_over(self, cell: Cell, message: dict[str, Any]) -> None:
+        """Code and stdin, in *message* or in files. Raises OSError."""
         text = _short_text(cell.code)
         if text is None:
             message["code_fd"] = True
@@ -174,13 +189,6 @@ class Context:
         if cell.stdin is not None:
             message["stdin_fd"] = True
             self._files.append(_memory_file(cell.stdin))
-        process.send(message, self._files)
-        cell.let_go_of_input()
-        cell.on_room = self._on_room
-        if order.timeout_s is not None:
-            self._cell_timer = self._loop.call_later(order.timeout_s, lambda: self._time_out(cell))
-        cell.begin(self.execution_count)
-        process.go_on()
 
     def _time_out(self, cell: Cell) -> None:
         if cell is self._cell:
@@ -389,10 +397,10 @@ class Context:
             self._fail_start(NotSupported(_text(message, "reason"), hint="see which languages its image has"))
         elif event == "refused":
             name = _text(message, "errno")
-            evidence = {"errno": name}
-            self._fail_start(
-                ExecRefused(f"its working directory {self.job.cwd!r} cannot be entered: {name}", evidence=evidence)
-            )
+            what = "its process could not be set up"
+            if name in ("ENOENT", "ENOTDIR", "EACCES"):
+                what = f"its working directory {self.job.cwd!r} cannot be entered"
+            self._fail_start(ExecRefused(f"{what}: {name}", evidence={"errno": name}))
         elif event != "started":
             raise PeerLied("an event there is not")
 

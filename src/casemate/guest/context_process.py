@@ -103,6 +103,8 @@ class ContextProcess:
 
     def interrupt(self) -> bool:
         """SIGINT to its process group; False: it ignores that just now, as between cells."""
+        if self.status is not None:
+            return True  # its number may be another's by now
         try:
             if _ignores_interrupts(self.pid):
                 return False

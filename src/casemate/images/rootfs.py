@@ -21,30 +21,47 @@ COMPRESSION: Final = "lz4hc,9"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One built-in image. *fonts* asks for matplotlib's font cache."""
+    """One built-in image. *fonts* asks for matplotlib's font cache; *dropped* are paths that no package may bring."""
 
     name: str
     packages: tuple[str, ...]
     fonts: bool = False
+    dropped: tuple[str, ...] = ()
+
+
+_PYTHON = (
+    "ca-certificates",
+    "fonts-dejavu-core",
+    "procps",
+    "python3",
+    "python3-ipython",
+    "python3-matplotlib",
+    "python3-munkres",  # else fonttools asks for scipy, and that for a C++ compiler: 500 MB
+    "python3-numpy",
+    "python3-pandas",
+)
 
 
 RECIPES: Final = {
     recipe.name: recipe
     for recipe in (
+        Recipe("python", _PYTHON, fonts=True),
         Recipe(
-            "python",
+            "python-full",
             (
-                "ca-certificates",
-                "fonts-dejavu-core",
-                "procps",
-                "python3",
-                "python3-ipython",
-                "python3-matplotlib",
-                "python3-munkres",  # else fonttools asks for scipy, and that for a C++ compiler: 500 MB
-                "python3-numpy",
-                "python3-pandas",
+                *_PYTHON,
+                "curl",
+                "git",
+                "nodejs",  # without npm: that is 350 packages more, as many as all of these together
+                "python3-ipykernel",
+                "python3-jupyter-client",
+                "python3-pip",
+                "python3-requests",
+                "python3-scipy",  # Debian's depends on pythran, and that on g++: so there is a C++ compiler, too
             ),
             fonts=True,
+            # Only pythran would read these, when it compiles: 195 MB.
+            dropped=("/usr/include/boost/*", "/usr/lib/*/openblas-pthread/*.a"),
         ),
         Recipe("tiny", ("python3-minimal",)),
     )
@@ -125,7 +142,7 @@ def bootstrap_argv(recipe: Recipe, out: Path, as_root: bool) -> list[str]:
         f"--include={','.join(recipe.packages)}",
         '--aptopt=APT::Install-Recommends "false"',
         '--aptopt=Acquire::Languages "none"',
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in _DROPPED),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in (*_DROPPED, *recipe.dropped)),
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         *(f"--customize-hook={hook}" for hook in hooks(recipe, out)),
         SUITE,

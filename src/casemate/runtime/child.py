@@ -16,6 +16,7 @@ from .program import Program, allow_own_proc
 from .reseed import reseed
 
 MESSAGE_LIMIT = 192 * 1024
+_encode, _decode = json.dumps, json.loads  # in a context json is the user's to patch
 PACKAGE = __name__.rpartition(".")[0]
 _ourselves: List[str] = []
 
@@ -30,11 +31,11 @@ def receive(sock: socket.socket, fds_at_most: int) -> Tuple[Dict[str, Any], List
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
     if not data:
         raise EOFError("the agent closed the socket")
-    return json.loads(data), fds.tolist()
+    return _decode(data), fds.tolist()
 
 
 def send(sock: socket.socket, message: Dict[str, Any]) -> None:
-    sock.sendall(json.dumps(message).encode("ascii"))
+    sock.sendall(_encode(message).encode("ascii"))
 
 
 def wait_until_orphaned(middle: int) -> None:

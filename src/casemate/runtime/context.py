@@ -26,6 +26,7 @@ from .streams import SOCKET, Streams
 _INLINE_LIMIT = 48 * 1024
 _CODE_LIMIT = 16 * 1024 * 1024
 _REASON_LIMIT = 2_000
+_encode, _getpid = json.dumps, os.getpid
 _attached: Optional[Tuple[socket.socket, str]] = None
 
 
@@ -98,17 +99,20 @@ class Context:
     def _carry_out(self, engine: Engine, order: _Order) -> Dict[str, Any]:
         self._begin(order)
         end: Dict[str, Any] = {}
+        failure: Optional[BaseException] = None
         try:
             signal.signal(signal.SIGINT, self._on_interrupt)
             end = self._act(engine, order)
             self._streams.flush()  # while it can be interrupted: nobody may be reading
         except KeyboardInterrupt:
             end = end or {"kind": "interrupted"}
-        except BaseException as error:
-            end = failures.describe(error, order.limits)
+        except BaseException as error:  # an engine tells its errors itself; so this one is its own
+            failure = error
         _until_uninterrupted(self._ignore_interrupts)
         _until_uninterrupted(self._streams.flush)
-        if os.getpid() != self._pid:
+        if failure is not None:
+            end = failures.describe(failure, order.limits)
+        if _getpid() != self._pid:
             _leave_fork(end)
         if order.stdin is not None:
             self._streams.give_stdin(None)
@@ -127,13 +131,13 @@ class Context:
     def _act(self, engine: Engine, order: _Order) -> Dict[str, Any]:
         if order.cursor is None:
             return engine.run(order.code, order.stdin, self.show, order.limits)
-        self._send_result(order.number, json.dumps(engine.complete(order.code, order.cursor)))
+        self._send_result(order.number, _encode(engine.complete(order.code, order.cursor)))
         return {"kind": "ok"}
 
     def show(self, body: Dict[str, Any]) -> None:
         """Send a result of the current cell. In a forked process, and between cells, its text is printed instead."""
         number = self._number
-        if number is None or os.getpid() != self._pid:
+        if number is None or _getpid() != self._pid:
             return formats.printed(body)
         self._shown += 1
         if self._shown > self._limits.results:
@@ -154,7 +158,7 @@ class Context:
             with open(memory, "wb", closefd=False) as file:
                 file.write(text.encode("ascii"))
             os.lseek(memory, 0, os.SEEK_SET)
-            packet = json.dumps({**message, "size": len(text)}).encode("ascii")
+            packet = _encode({**message, "size": len(text)}).encode("ascii")
             self._sock.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [memory]))])
         finally:
             os.close(memory)

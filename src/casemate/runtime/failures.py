@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 from .engines import Limits
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_encode = json.dumps
 _NAME_LIMIT = 200
 _PACKET_SHARE = 64 * 1024  # value and traceback go in one packet, whatever the caller's limits say
 _type_name: Any = type.__dict__["__name__"].__get__  # what a metaclass can't falsify
@@ -16,11 +17,11 @@ hidden: List[str] = [_HERE]  # folders whose frames are not shown
 
 
 def describe(error: BaseException, limits: Limits) -> Dict[str, Any]:
-    """*error* as an end. Nothing the error's own methods do (raise, return rubbish, hang until SIGINT) gets out."""
+    """*error* as an end. Whatever the error's own methods do, nothing but KeyboardInterrupt gets out."""
     end = {
         "kind": "error",
         "name": _type_name(type(error)),
-        "value": _guarded(lambda: str(error)),
+        "value": _guarded(lambda: str(error)),  # first: the traceback module would take SIGINT for the end of a __str__
         "traceback": format_error(error, limits.traceback_bytes),
     }
     return bounded(end, limits)
@@ -51,7 +52,9 @@ def format_error(error: BaseException, keep: int) -> str:
 def _guarded(act: Callable[[], str], before: str = "") -> str:
     try:
         return str.__str__(act())  # it may be of a class of theirs, whose other methods lie
-    except BaseException as second:  # the user's __str__, __repr__, __notes__; or SIGINT, because they hang
+    except KeyboardInterrupt:
+        raise
+    except BaseException as second:  # the user's __str__, __repr__, __notes__
         return "%s<unprintable: %s>\n" % (before, _type_name(type(second)))
 
 
@@ -109,7 +112,7 @@ def _cut(text: str, limit: int) -> str:
     """*text* with its middle left out until its JSON has at most *limit* bytes."""
     keep = limit
     shown = text if len(text) <= keep else _middle_out(text, keep)
-    while len(json.dumps(shown)) - 2 > limit and keep:
+    while len(_encode(shown)) - 2 > limit and keep:
         keep = keep * 2 // 3
         shown = _middle_out(text, keep)
     return shown

@@ -17,13 +17,11 @@ class History:
         self._put(dict.fromkeys((*_UNDERSCORES, "_i", "_ii", "_iii"), ""))
 
     def add_input(self, number: int, code: str) -> None:
-        names = self._names
         for inputs in (self.inputs, self._raw):
             while len(inputs) < number:
                 inputs.append("")  # the user has removed some
             inputs.append(code)
-        former = {"_ii": names.get("_i", ""), "_iii": names.get("_ii", "")}
-        self._put({"_i": code, "_i%d" % number: code, **former})
+        self._put({"_i%d" % number: code, **dict(zip(("_i", "_ii", "_iii"), reversed(self.inputs[-4:-1])))})
 
     def add_output(self, number: int, value: Any) -> None:
         if value is self.outputs:

@@ -21,6 +21,7 @@ from .imports import when_imported
 from .reseed import Seeds
 
 _TOP_LEVEL_AWAIT: int = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+_sources: Dict[str, Any] = linecache.cache
 _IS_COROUTINE = 0x80  # CO_COROUTINE
 _IPYTHON = __name__.rpartition(".")[0] + ".ipython"
 _MATCHES_LIMIT = 1000
@@ -86,8 +87,14 @@ class PythonEngine:
         except KeyboardInterrupt:
             return {"kind": "interrupted"}
         except BaseException as error:  # SystemExit is a cell's result too
-            return failures.describe(error, self.limits)
+            return self._describe(error)
         return {"kind": "ok"}
+
+    def _describe(self, error: BaseException) -> Dict[str, Any]:
+        try:
+            return failures.describe(error, self.limits)
+        except KeyboardInterrupt:  # its __str__ hangs
+            return {"kind": "interrupted"}
 
     def _run_cell(self, code: str) -> None:
         shell = self._shell
@@ -128,7 +135,7 @@ class PythonEngine:
     def _parse(self, code: str, filename: str) -> Any:
         """The cell's syntax tree; what is not Python is made Python by IPython, if it knows it."""
         shell = self._shell
-        linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
+        _sources[filename] = (len(code), None, code.splitlines(True), filename)
         if shell is None:
             return self._compile(code, filename, "exec", ast.PyCF_ONLY_AST)
         tree = None
@@ -141,7 +148,7 @@ class PythonEngine:
         if tree is None:
             code = shell.to_python(code)
             self._is_transformed = True
-            linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
+            _sources[filename] = (len(code), None, code.splitlines(True), filename)
             tree = self._compile(code, filename, "exec", ast.PyCF_ONLY_AST)
         return shell.transform_ast(tree) if shell.ast_transformers else tree
 
@@ -222,7 +229,6 @@ class PythonEngine:
 
 def _is_silenced(filename: str, last: Any) -> bool:
     """Whether a semicolon follows the last expression."""
-    entry: Any = linecache.cache[filename]
-    lines: List[str] = entry[2][last.end_lineno - 1 :]
+    lines: List[str] = _sources[filename][2][last.end_lineno - 1 :]
     lines[:1] = [lines[0].encode()[last.end_col_offset :].decode()] if lines else []
     return any(";" in line.partition("#")[0] for line in lines)

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import termios
-import time
+from time import monotonic, sleep  # the cells' own `time` is theirs to patch
 from typing import Any, Dict, Optional, Tuple
 
 from . import surroundings
@@ -45,16 +45,17 @@ class Streams:
                 os.dup2(kept, fd)
         for number, stream in self._ours.items():
             current = getattr(sys, _NAMES[number], None)
-            if current is None or (current is stream and stream.closed):
+            if current is None or (current is stream and _is_closed(stream)):
                 self._rebuild(number)
-        if sys.stdin is None or (sys.stdin is self._stdin and self._stdin.closed):
-            self._stdin = sys.stdin = sys.__stdin__ = surroundings.stream(0)  # type: ignore[misc]
+        stdin = getattr(sys, "stdin", None)
+        if stdin is None or (stdin is self._stdin and _is_closed(stdin)):
+            self._renew_stdin()
 
     def give_stdin(self, fd: Optional[int]) -> None:
         """*fd* is descriptor 0 from now on; None: what it was at first, where nothing is to be read."""
         os.dup2(self._kept[0] if fd is None else fd, 0)
-        if sys.stdin is None or sys.stdin is self._stdin:
-            self._stdin = sys.stdin = sys.__stdin__ = surroundings.stream(0)  # type: ignore[misc]
+        if getattr(sys, "stdin", None) in (None, self._stdin):
+            self._renew_stdin()
 
     def flush(self) -> None:
         """Into the pipes with what Python still holds."""
@@ -89,20 +90,30 @@ class Streams:
     def _wait_until_read(self, number: int) -> None:
         """As long as the agent reads nothing, which is back-pressure; but not for ever on what somebody floods."""
         pause_s, longest_s = _POLL_S
-        begun = time.monotonic()
+        begun = monotonic()
         before = now = self._unread(number)
         moved = False
-        while now != _NOTHING and not (moved and time.monotonic() - begun > _FLOODED_AFTER_S):
-            time.sleep(pause_s)
+        while now != _NOTHING and not (moved and monotonic() - begun > _FLOODED_AFTER_S):
+            sleep(pause_s)
             pause_s = min(pause_s * 2, longest_s)
             before, now = now, self._unread(number)
             moved = moved or now != before
+
+    def _renew_stdin(self) -> None:
+        self._stdin = sys.stdin = sys.__stdin__ = surroundings.stream(0)  # type: ignore[misc]
 
     def _rebuild(self, number: int) -> None:
         stream = surroundings.stream(number, raw=_Raw(number, self))
         setattr(sys, _NAMES[number], stream)
         setattr(sys, "__%s__" % _NAMES[number], stream)
         self._ours[number] = stream
+
+
+def _is_closed(stream: Any) -> bool:
+    try:
+        return bool(stream.closed)
+    except ValueError:  # its buffer was detached
+        return True
 
 
 class _Raw(io.FileIO):

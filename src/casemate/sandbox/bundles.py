@@ -14,8 +14,9 @@ from typing import Any
 
 MAX_BYTES = 32 * 2**20  # as JSON in ASCII, which is how it goes on
 MAX_DEPTH = 64
-MAX_CONTAINERS = 150_000  # a table of 100,000 rows is one list for each
-MAX_VALUES = 1_000_000
+MAX_CONTAINERS = 30_000  # a table has one list for each row
+MAX_VALUES = 500_000
+MAX_TOKENS = 1_500_000  # looked at; what is JSON has no more within the other bounds
 MAX_TYPES = 64
 MAX_TEXT = 1024  # of a display's id
 
@@ -95,7 +96,9 @@ def _check_modest(text: str) -> None:
     if text.count("[") + text.count("{") <= MAX_DEPTH and text.count(",") <= MAX_VALUES:
         return  # nearly every one; what stands inside strings only makes it look like more
     containers = values = depth = 0
-    for token in _TOKEN.finditer(text):
+    for seen, token in enumerate(_TOKEN.finditer(text)):
+        if seen > MAX_TOKENS:
+            raise BadBundle(f"over {MAX_VALUES} values")
         sign = text[token.start()]
         if sign in "[{":
             containers, depth = containers + 1, depth + 1

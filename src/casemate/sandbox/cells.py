@@ -11,10 +11,12 @@ import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from typing import Any
 
 import anyio
+from anyio import to_thread
 
 from casemate import wire
 from casemate.errors import AgentSilent, GuestError, InvalidSpec, ProtocolViolation
@@ -32,6 +34,8 @@ GRACE_S = 2.0  # the agent's own, where none is asked for
 AT_ONCE_BYTES = 65_536  # of code and input that go along with the opening of the channel
 IDS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 CODE, STDIN, RESULT = 1, 2, 3  # subs
+LARGE_BYTES = 131_072  # of a result: from there on checking it would hold everybody up
+CHECKED_AT_ONCE = 2  # large ones, of all sandboxes: it takes a multiple of their memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +183,9 @@ class Cell:
         try:
             if size_bytes > bundles.MAX_BYTES:
                 raise bundles.BadBundle(f"over {bundles.MAX_BYTES} bytes")
-            return Result(offset, bundles.checked(body))
+            if size_bytes <= LARGE_BYTES:
+                return Result(offset, bundles.checked(body))
+            return Result(offset, await to_thread.run_sync(bundles.checked, body, limiter=_checking()))
         except bundles.BadBundle as reason:
             self._refused += LeftOut(1, size_bytes)
             return Refused(offset, size_bytes, str(reason))
@@ -264,6 +270,11 @@ async def listed(link: Link) -> list[CellInfo]:
     async with link.open("cell", {"op": "list"}) as channel:
         channel.finish()
         return [CellInfo.from_agent(body) for body in parse.objects(channel.accepted, "cells")]
+
+
+@cache
+def _checking() -> anyio.CapacityLimiter:
+    return anyio.CapacityLimiter(CHECKED_AT_ONCE)
 
 
 def check_id(what: str, given: str) -> None:

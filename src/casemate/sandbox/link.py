@@ -321,7 +321,8 @@ class Link:
                 continue
             silent_s = time.monotonic() - max(self.last_traffic, self._asked_at)
             # Where a hundred start at once an honest agent has to wait for its turn
-            if silent_s > self._silence_s * (PATIENCE if is_crowded() else 1):
+            limit_s = self._silence_s
+            if silent_s > limit_s and (silent_s > limit_s * PATIENCE or not is_crowded()):
                 raise errors.AgentSilent(f"sandbox {self.guest_id}: its agent said nothing for {silent_s:.0f} s")
             self.connection.ping(bytes(8))
             self.wake()

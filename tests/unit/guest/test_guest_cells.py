@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 
 import pytest
 from cell_guest import CellGuest, Seen
@@ -86,6 +88,26 @@ def test_output_and_results_come_in_their_order(guest: CellGuest) -> None:
     assert guest.run(code).order == [*expected, "'last'"]
 
 
+def test_what_is_printed_after_a_result_comes_after_it(guest: CellGuest) -> None:
+    seen = guest.run("for n in range(200): display(n); print('after', n)")
+    assert seen.order == [piece for n in range(200) for piece in (str(n), (1, b"after %d\n" % n))]
+
+
+def test_an_agent_that_comes_late_reads_in_order_all_the_same(guest: CellGuest) -> None:
+    """Its kernel names the pipe first, which it has read from last."""
+    seen = guest.begin_cell("import time\nprint('a', flush=True)\ntime.sleep(0.2)\ndisplay(1)\nprint('b', flush=True)")
+    guest.until(lambda: seen.stdout)
+    time.sleep(0.6)
+    guest.until(lambda: seen.over)
+    assert seen.order == [(1, b"a\n"), "1", (1, b"b\n")]
+
+
+def test_what_was_written_past_python_comes_before_the_end(guest: CellGuest) -> None:
+    for n in range(20):
+        seen = guest.run(f"import os; os.write(1, b'{n}' * 20_000); os.write(2, b'{n}' * 20_000); None")
+        assert (seen.stream(1), seen.stream(2)) == (b"%d" % n * 20_000, b"%d" % n * 20_000)
+
+
 def test_much_output_comes_before_the_result_after_it(guest: CellGuest) -> None:
     seen = guest.run("print('x' * 3_000_000)\n'done'")
     assert [len(piece) if isinstance(piece, str) else len(piece[1]) for piece in seen.order] == [3_000_001, 6]
@@ -118,6 +140,18 @@ def test_a_time_out_that_it_does_not(guest: CellGuest) -> None:
     assert lost.end is not None
     assert lost.end["end"]["name"] == "NameError"
     assert lost.end["execution_count"] == 1
+
+
+def test_a_time_out_before_the_context_has_begun_is_not_lost(guest: CellGuest) -> None:
+    """Between cells it ignores SIGINT."""
+    pid = int(guest.run("import os; os.getpid()").text or "")
+    os.kill(pid, signal.SIGSTOP)
+    seen = guest.begin_cell("import time; time.sleep(60)", timeout_s=0.1)
+    guest.let_pass(0.4)
+    os.kill(pid, signal.SIGCONT)
+    guest.until(lambda: seen.over)
+    assert seen.end is not None
+    assert seen.end["end"] == {"kind": "timed-out", "after_s": 0.1, "state_kept": True}
 
 
 def test_a_time_out_reaches_a_subprocess(guest: CellGuest) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cell_guest import CellGuest, Seen
 
-from casemate.guest import cells, context
+from casemate.guest import cells, context, context_process
+from casemate.guest.cgroups import LooseGroup
+from casemate.guest.peer import Peer
+from casemate.guest.zygote import Child
 
 FIND = (
     "import os, socket, stat, json, array, time\n"
@@ -202,15 +206,56 @@ def test_a_stopped_context_is_timed_out(guest: CellGuest) -> None:
 
 
 def test_a_child_that_keeps_the_socket_does_not_hold_up_the_death(guest: CellGuest, tmp_path: Path) -> None:
-    code = "\npid = os.fork()\nif pid == 0:\n    os.setsid(); time.sleep(3); os._exit(0)\nos._exit(4)"
-    seen = lie(guest, code)
+    child = "os.setsid(); time.sleep(60); os._exit(0)"
+    seen = lie(guest, f"\npid = os.fork()\nif pid == 0:\n    {child}\nos.write(1, b'%d' % pid)\nos._exit(4)")
+    os.kill(int(seen.stdout), signal.SIGKILL)
     assert seen.end is not None
     assert seen.end["end"] == {"kind": "context-died", "reason": "exited with 4"}
 
 
+class Listener:
+    """An owner that only counts."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+        self.dead = False
+
+    def has_room(self) -> bool:
+        return True
+
+    def takes_output(self) -> bool:
+        return True
+
+    def on_message(self, message: dict[str, object], files: list[int]) -> None:
+        self.heard += 1
+
+    def on_output(self, stream: int, output: bytes) -> None: ...
+
+    def on_lie(self) -> None: ...
+
+    def on_dead(self) -> None:
+        self.dead = True
+
+
+def test_the_last_words_of_a_dead_one_have_an_end(guest: CellGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that holds its socket might fill that up for ever."""
+    monkeypatch.setattr(context_process, "_LAST_WORDS", 50)
+    listener, peer = Listener(), Peer()
+    process = context_process.ContextProcess(guest.reactor, listener, Child(peer, LooseGroup()))
+    for _ in range(100):
+        peer.theirs.send(b"{}")
+    process._on_socket()
+    assert listener.heard == context_process._MESSAGES_PER_TURN  # whoever else waits has a turn
+    for _ in range(3):
+        process._on_exit(0)
+    assert listener.dead
+    assert listener.heard == context_process._MESSAGES_PER_TURN + 50
+    process.close()
+
+
 def test_a_child_that_says_more_after_the_death_is_not_heard_for_ever(guest: CellGuest) -> None:
     chatter = "while True: say({'event': 'result', 'id': N, 'body': '{}'})"
-    seen = lie(guest, f"\npid = os.fork()\nif pid == 0:\n    os.setsid()\n    {chatter}\nos._exit(4)")
+    seen = lie(guest, f"\nif os.fork() == 0:\n    os.setsid()\n    {chatter}\nos._exit(4)")
     assert seen.end is not None
     assert seen.end["end"] == {"kind": "context-died", "reason": "exited with 4"}
     guest.run("import subprocess")

@@ -14,6 +14,7 @@ import pytest
 
 from casemate.host.cgroup import Groups, Limits, Trees, group_of_home
 
+PARENT = f"casemate-test-{os.getpid()}"  # another pytest on this host has another
 LIMITS = Limits(memory_bytes=640 << 20, cpu_percent=150, pids=97)
 HYBRID = """\
 24 22 0:21 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
@@ -67,7 +68,7 @@ def test_what_is_no_name_reaches_no_path(name: str) -> None:
 
 @pytest.fixture
 def groups(no_trace: None) -> Iterator[Groups]:
-    found = Groups(Trees.find(Path("/proc/self/mountinfo").read_text()), "casemate-test-groups")
+    found = Groups(Trees.find(Path("/proc/self/mountinfo").read_text()), PARENT)
     yield found
     for name in found.leftovers():
         found.named(name).remove()
@@ -101,7 +102,7 @@ def test_without_cgroup_kill_its_processes_are_killed_one_by_one(groups: Groups)
     v1 = Trees(None, groups.trees.v1)
     if not v1.v1:
         pytest.skip("this host has no v1 trees")
-    old = Groups(v1, "casemate-test-groups-v1")
+    old = Groups(v1, f"{PARENT}-v1")
     group = old.create("one", LIMITS)
     processes = [subprocess.Popen(["sleep", "60"], preexec_fn=group.enter) for _ in range(3)]
     group.kill()
@@ -124,7 +125,7 @@ def test_a_busy_process_gets_its_share_of_a_processor(groups: Groups) -> None:
     said = subprocess.run([sys.executable, "-c", burn], preexec_fn=group.enter, stdout=subprocess.PIPE, check=True)
     assert float(said.stdout) < 1, "of 2 s on one processor, with a margin for the quota's granularity"
     root, _ = groups.trees.place("cpu")
-    stat = dict(line.split() for line in (root / "casemate-test-groups/one/cpu.stat").read_text().splitlines())
+    stat = dict(line.split() for line in (root / PARENT / "one/cpu.stat").read_text().splitlines())
     assert int(stat["nr_throttled"]) > 0
     assert group.remove()
 
@@ -143,6 +144,6 @@ def test_a_forked_child_is_in_its_group_from_the_start(groups: Groups) -> None:
     assert os.waitpid(pid, 0)[1] == 0
     with os.fdopen(read_end) as said:
         before, after = said.read().split("\n\n")
-    assert "0::/casemate-test-groups/one" in before, "in the v2 tree it was born there"
-    assert after.count("/casemate-test-groups/one") == len(group.folders)
+    assert f"0::/{PARENT}/one" in before, "in the v2 tree it was born there"
+    assert after.count(f"/{PARENT}/one") == len(group.folders)
     assert group.remove()

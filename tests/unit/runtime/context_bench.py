@@ -144,6 +144,12 @@ class ContextBench:
         self._bench.loop.run_until(lambda: bool(self.status))
         return os.waitstatus_to_exitcode(self.status[0])
 
+    def wait_death(self) -> int:
+        """The exit status of a context that ends by itself; negative: the signal."""
+        self._bench.loop.run_until(lambda: bool(self.status))
+        self.close()
+        return os.waitstatus_to_exitcode(self.status[0])
+
     def kill(self) -> None:
         self._child.group.kill()
         self.close()

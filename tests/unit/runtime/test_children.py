@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import sys
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -77,10 +78,7 @@ def test_working_folder_of_another_kind_is_refused(bench: Bench) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
-def test_rights_are_dropped_for_good(bench: Bench, tmp_path: Path) -> None:
-    os.chmod(tmp_path, 0o777)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+def test_rights_are_dropped_for_good(bench: Bench) -> None:
     code = (
         "import os\n"
         "print(os.getresuid(), os.getresgid(), os.getgroups())\n"
@@ -88,7 +86,9 @@ def test_rights_are_dropped_for_good(bench: Bench, tmp_path: Path) -> None:
         "except PermissionError as error: print(error)\n"
         "print(os.stat('/proc/self/environ').st_uid, len(os.listdir('/proc/self/fd')))\n"
     )
-    done = run(bench, tmp_path, code, Identity(12345, 12346, (12347,)))
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to all but root
+        os.chmod(folder, 0o755)
+        done = run(bench, Path(folder), code, Identity(12345, 12346, (12347,)))
     assert done.stderr == b""
     assert done.stdout.decode().splitlines() == [
         "(12345, 12345, 12345) (12346, 12346, 12346) [12347]",

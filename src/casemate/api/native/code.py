@@ -30,7 +30,7 @@ from casemate.api.native.operations import NDJSON, operation
 from casemate.api.native.requests import Body, Query, find_handle, parsed, read_body, read_query, using
 from casemate.api.native.sockets import Talk, first_text, together
 from casemate.api.native.streams import Lines, lines, to_line
-from casemate.errors import GuestError, RequestError, StateConflict, VmmError
+from casemate.errors import CasemateError, GuestError, RequestError, StateConflict, VmmError
 from casemate.sandbox import Handle, Link, Sandboxes, bundles, cells
 from casemate.sandbox.execs import Output
 
@@ -48,7 +48,7 @@ class Limits(Body):
     result_bytes: int | None = Field(None, ge=0, le=bundles.MAX_BYTES)
     results: int | None = Field(None, ge=0, le=1_000_000)
     text_bytes: int | None = Field(None, ge=0, le=bundles.MAX_BYTES)
-    table_rows: int | None = Field(None, ge=0, le=100_000)
+    table_rows: int | None = Field(None, ge=0, le=20_000)
     table_columns: int | None = Field(None, ge=0, le=10_000)
     value_bytes: int | None = Field(None, ge=0, le=8_000)
     traceback_bytes: int | None = Field(None, ge=0, le=32_000)
@@ -244,7 +244,13 @@ async def _carry(handle: Handle, cell: cells.Cell, told: _Told, emit: Emit, join
         if said and (size >= BATCH_BYTES or not cell.is_ready):
             await emit(said, False)
             said, size = [], 0
-        said.append(told.line_of(await cell.read(), cell))
+        try:
+            item = await cell.read()
+        except CasemateError:
+            if said:  # what came before the failure is told before it
+                await emit(said, False)
+            raise
+        said.append(told.line_of(item, cell))
         size += len(said[-1])
         handle.usage.touch()
     await emit(said, True)

@@ -20,7 +20,7 @@ Sink = Callable[[bytes], object]
 Shower = Callable[[Result], object]
 START_S = 180.0  # how long a context may take to begin: a kernel, or a sandbox that has to be resumed first
 ALIVE_S = 0.5
-CALLER_TIMEOUT_S = 2.0
+CALLER_TIMEOUT_S = 1.5  # with the look of the daemon, within 2 s
 
 
 @dataclass(frozen=True, slots=True)
