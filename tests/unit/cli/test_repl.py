@@ -229,7 +229,16 @@ def test_a_sandbox_that_ends_ends_the_prompt(served: Served) -> None:
         Sandbox.connect(sandbox.id).kill()
         out, err = process.communicate(timeout=30)
         assert (out, process.returncode) == (b"one\n", 1)
-        assert b"the sandbox ended" in err
+        assert re.fullmatch(rb"casemate: the sandbox ended: .*\n", err)
+
+
+def test_a_context_that_is_gone_is_said_at_the_prompt(served: Served) -> None:
+    with served.create() as sandbox, prompt("--context", "none", sandbox.id) as user:
+        user.type(b"out a\r")
+        user.wait_for(b"casemate: error: ")
+        user.wait_for(b"In [1]:")
+        user.type(CTRL_D)
+        assert user.wait_end() == 0
 
 
 def test_a_killed_prompt_leaves_no_sandbox(served: Served) -> None:
@@ -265,4 +274,7 @@ def test_contexts_by_hand(served: Served) -> None:
         assert done.stdout.decode().split() == [made]
         assert context("restart", sandbox.id, made) == context("interrupt", sandbox.id, made) == f"{made}\n"
         context("rm", sandbox.id, made)
+        hostile = context("create", sandbox.id, "--cwd", f"/tmp/{STEERING}").strip()
+        assert "\x1b" not in context("ls", sandbox.id)
+        context("rm", sandbox.id, hostile)
         assert json.loads(context("ls", "--json", sandbox.id)) == {"contexts": []}
