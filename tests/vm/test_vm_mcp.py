@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -273,5 +274,40 @@ def test_much_output_is_cut_and_a_time_out_is_a_result(daemon: Daemon, no_trace:
             picture = (await client.call_tool("read_file", {"path": "p.png"})).content[1]
             assert isinstance(picture, ImageContent)
             assert (picture.data, picture.mime_type) == (PNG, "image/png")
+
+    anyio.run(session)
+
+
+def test_code_with_its_state_tables_pictures_and_errors(daemon: Daemon, no_trace: None) -> None:
+    async def session() -> None:
+        async with over_stdio() as client:
+
+            async def run(code: str, **more: object) -> CallToolResult:
+                return await client.call_tool("run_code", {"code": code, **more})
+
+            plot = await run("import matplotlib.pyplot as plt\nprint('before')\nplt.plot([1, 3, 2]); plt.show()")
+            assert not plot.is_error, text_of(plot)
+            assert text_of(plot).startswith("before\n")
+            (picture,) = [block for block in plot.content if isinstance(block, ImageContent)]
+            assert picture.mime_type == "image/png"
+            assert base64.b64decode(picture.data).startswith(b"\x89PNG")
+            frame = await run("import pandas as pd\nd = pd.DataFrame({'a': range(200), 'b': 'x'})\nd")
+            assert "| 0 | x |" in text_of(frame)
+            assert "of 200 rows" in text_of(frame)
+            (table,) = frame.structured_content["tables"]
+            assert table["shape"] == [200, 2]
+            wrong = await run("def f():\n    return 1/0\nf()")
+            assert wrong.is_error
+            assert "ZeroDivisionError" in text_of(wrong)
+            assert wrong.structured_content["end"]["name"] == "ZeroDivisionError"
+            late = await run("x = 41\nimport time\nwhile True: time.sleep(0.01)", timeout_s=1)
+            assert late.is_error
+            assert late.structured_content["end"] == {"kind": "timed-out", "after_s": 1.0, "state_kept": True}
+            with anyio.move_on_after(2):
+                await run("x += 1\nwhile True: pass")
+            assert text_of(await run("x")) == "42"  # the cancelled one was interrupted, its variables are kept
+            unknown = await run("1", language="cobol")
+            assert unknown.is_error
+            assert "not-supported" in text_of(unknown)
 
     anyio.run(session)

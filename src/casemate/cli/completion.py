@@ -8,6 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from importlib import import_module
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -24,7 +25,7 @@ class Shell(StrEnum):
 def completion(
     shell: Annotated[Shell, typer.Argument(metavar="bash|zsh|fish", help="The shell to complete in.")],
 ) -> None:
-    """Print a script that lets a shell complete verbs, options, sandboxes and images.
+    """Print a script that lets a shell complete verbs, options, sandboxes, contexts and images.
 
     Names come from a daemon that runs already; none is started for it.
 
@@ -55,6 +56,8 @@ def _teach(command: Any) -> None:
         metavar = str(parameter.metavar or "")
         if "SANDBOX" in metavar:
             parameter._custom_shell_complete = lambda ctx, param, word: _offered(_sandboxes(), word)
+        elif metavar == "CONTEXT":
+            parameter._custom_shell_complete = lambda ctx, param, word: _offered(_contexts(ctx.params.get("ref")), word)
         elif "IMAGE" in metavar or parameter.name == "image":
             parameter._custom_shell_complete = lambda ctx, param, word: _offered(_images(), word)
 
@@ -71,6 +74,11 @@ def _offered(words: list[str], begun: str) -> list[str]:
 def _sandboxes() -> list[str]:
     found = _asked("/v1/sandboxes").get("sandboxes", [])
     return [name for box in found for name in (box["name"], box["id"]) if name]
+
+
+def _contexts(sandbox: str | None) -> list[str]:
+    found = _asked(f"/v1/sandboxes/{quote(sandbox, safe='')}/contexts") if sandbox else {}
+    return [context["context_id"] for context in found.get("contexts", [])]
 
 
 def _images() -> list[str]:

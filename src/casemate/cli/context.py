@@ -31,11 +31,13 @@ def ls(ref: Annotated[str, SANDBOX], as_json: Annotated[bool, JSON] = False) -> 
     if as_json:
         print(json.dumps({"contexts": [asdict(context) for context in found]}))
         return
+    from casemate.cli.prompt.harmless import harmless  # it is the guest that says all this
+
     rows = [
         (c.context_id, c.language, c.version or "-", c.state, str(c.queued), str(c.execution_count), c.cwd or "-")
         for c in found
     ]
-    print_table(HEAD, rows)
+    print_table(HEAD, [[harmless(cell) for cell in row] for row in rows])
 
 
 def create(

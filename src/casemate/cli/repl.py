@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from casemate.cli import options
+from casemate.errors import CasemateError, InvalidSpec, RequestError
 
 if TYPE_CHECKING:
     from casemate.cli.prompt.showing import Shown
@@ -53,7 +54,6 @@ def repl(
     variables = options.env_of(env or [])
     from casemate.cli.progress import first_use
     from casemate.cli.prompt.showing import Shown
-    from casemate.errors import InvalidSpec
     from casemate.sdk import Client, Sandbox
 
     if context is not None and language is not None:
@@ -90,7 +90,8 @@ def _context(sandbox: Sandbox, context: str | None, language: str | None) -> Ite
     try:
         yield made.context_id, made.language
     finally:
-        sandbox.contexts.remove(made)
+        with contextlib.suppress(RequestError):  # it has gone before us, with its sandbox
+            sandbox.contexts.remove(made)
 
 
 class Loop:
@@ -103,21 +104,37 @@ class Loop:
         self._timeout_s = timeout_s
         self._shown = shown
         self._next = 1
+        self._over = False  # there is no sandbox any more
 
     def run(self, *, history: bool) -> int:
         """The status to exit with."""
-        cells = self._typed(history) if sys.stdin.isatty() and self._shown.terminal else self._piped()
+        if sys.stdin.isatty() and self._shown.terminal:
+            for code in self._typed(history):
+                self._answered(code)
+                if self._over:
+                    return 1
+            return 0
         well = True
-        for code in cells:
+        for code in self._piped():
             well = self._cell(code)
-        return 0 if well or self._shown.terminal else 1
+            if self._over:
+                break
+        return 0 if well else 1
+
+    def _answered(self, code: str) -> None:
+        """A cell that could not be run is said, and the prompt comes back: a person can try another one."""
+        try:
+            self._cell(code)
+        except RequestError as error:
+            self._shown.note(f"error: {error}")
 
     def _typed(self, history: bool) -> Iterator[str]:
         from casemate.cli.prompt.cells import LEAVING
+        from casemate.cli.prompt.harmless import harmless
         from casemate.cli.prompt.keyboard import Keyboard  # late: 0.1 s that a pipe does without
 
         info = self._sandbox.info
-        print(f"{self._language} in sandbox {self._sandbox.id} ({info.isolation}); Ctrl-D leaves")
+        print(f"{harmless(self._language)} in sandbox {self._sandbox.id} ({info.isolation}); Ctrl-D leaves")
         keyboard = Keyboard(self._language, self._asked, history=history)
         while True:
             try:
@@ -137,6 +154,8 @@ class Loop:
         return piped(sys.stdin)
 
     def _cell(self, code: str) -> bool:
+        from casemate.sdk.code import SandboxDied
+
         with self._interrupts():
             execution = self._sandbox.run_code(
                 code,
@@ -146,6 +165,7 @@ class Loop:
                 on_stderr=self._shown.stderr,
                 on_result=self._shown.result,
             )
+        self._over = isinstance(execution.end, SandboxDied)
         self._count(execution)
         return self._shown.end(execution)
 
@@ -165,8 +185,6 @@ class Loop:
             threading.Thread(target=quietly, args=(act,), daemon=True).start()
 
         def quietly(act: object) -> None:
-            from casemate.errors import CasemateError
-
             assert callable(act)
             with contextlib.suppress(CasemateError):  # it has ended meanwhile, or its end says what is wrong
                 act(self._context)
@@ -178,8 +196,6 @@ class Loop:
             signal.signal(signal.SIGINT, before)
 
     def _asked(self, text: str, cursor: int) -> tuple[list[str], int, int]:
-        from casemate.errors import CasemateError
-
         try:
             found = self._sandbox.contexts.complete(text, cursor, self._context)
         except CasemateError:

@@ -14,7 +14,8 @@ import httpx
 import pytest
 from mcp import Client, MCPError
 
-from casemate.errors import HostError, InvalidSpec
+from casemate.errors import HostError, InvalidSpec, ToolMissing
+from casemate.integrations.mcp import require
 from casemate.integrations.mcp.http import Listen, _bound, is_loopback
 
 KEY = "0123456789abcdef"
@@ -139,6 +140,19 @@ def test_other_machines_need_a_key() -> None:
         Listen(host, 1, anonymous=True)
     for host in ("127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost"):
         Listen(host, 1)
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    with pytest.raises(ToolMissing, match=r"pip install 'casemate\[mcp\]'"):
+        require()
+
+
+def test_a_name_is_one_sandboxs() -> None:
+    words = [sys.executable, "-m", "casemate.cli", "mcp", "--http", "127.0.0.1:0", "--name", "x"]
+    done = subprocess.run(words, capture_output=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert b"--name" in done.stderr
 
 
 def test_a_short_key_is_none() -> None:

@@ -74,7 +74,7 @@ class Shown:
             if mime in result.data:
                 self._picture(result, mime, ending)
         for mime, size in result.cut.items():
-            self._note(f"{mime} was cut: it had {size} bytes")
+            self.note(f"{mime} was cut: it had {size} bytes")
 
     def _has_picture(self, result: Result) -> bool:
         return any(mime in result.data for mime in KINDS)
@@ -90,7 +90,7 @@ class Shown:
         try:
             path = self._folder.save(data, ending)
         except OSError as error:
-            self._note(f"a picture could not be saved: {error.strerror}: {error.filename}")
+            self.note(f"a picture could not be saved: {error.strerror}: {error.filename}")
             return
         self._line(f"[{mime}: {path}]")
 
@@ -141,15 +141,15 @@ class Shown:
             case Raised(name, value, traceback):
                 self._error(traceback or f"{name}: {value}")
             case Interrupted(state_kept):
-                self._note("interrupted" + _state(state_kept))
+                self.note("interrupted" + _state(state_kept))
             case CodeTimedOut(after_s, state_kept):
-                self._note(f"timed out after {after_s:g} s" + _state(state_kept))
+                self.note(f"timed out after {after_s:g} s" + _state(state_kept))
             case CodeOutOfMemory():
-                self._note("out of memory" + _state(False))
+                self.note("out of memory" + _state(False))
             case ContextDied(reason):
-                self._note(f"the interpreter ended: {reason}" + _state(False))
+                self.note(f"the interpreter ended: {reason}" + _state(False))
             case SandboxDied(code, message):
-                self._note(f"the sandbox ended: {message} ({code})")
+                self.note(f"the sandbox ended: {message} ({code})")
             case _:
                 assert_never(end)
         return False
@@ -167,7 +167,7 @@ class Shown:
             text = highlight(text, PythonTracebackLexer(), TerminalFormatter())
         self._line(text, STDERR)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self._line(f"casemate: {harmless(text)}", STDERR)
 
 

@@ -28,6 +28,13 @@ def of_error(error: CasemateError) -> CallToolResult:
     return said(f"error ({error.code}): {error}", {"error": {"code": error.code, "message": str(error)}}, is_error=True)
 
 
+def lost(reason: str) -> TextContent:
+    return TextContent(
+        text=f"[the sandbox of this session has ended ({reason}): its files and variables are lost; the next call "
+        "starts a new one]"
+    )
+
+
 def of_command(result: ExecResult) -> CallToolResult:
     how, failed = _ended(result.end)
     parts = [part for part in (result.stdout, headed("stderr", result.stderr), headed("end", how)) if part]

@@ -64,22 +64,14 @@ async def _call_tool(ctx: Context, params: CallToolRequestParams) -> CallToolRes
         report = ctx.session.report_progress if ctx.meta and "progress_token" in ctx.meta else None
         with anyio.fail_after(tools.timeout_of(given) + tools.ANSWER_S):
             async with telling(report) as teller:
-                return await run(tools.Call(sandbox, teller), given)
+                result = await run(tools.Call(sandbox, teller), given)
     except CasemateError as error:
-        return contents.of_error(await _explained(ctx.lifespan_context, session, error))
+        result = contents.of_error(error)
     except TimeoutError:
-        return contents.of_error(_overdue(params.name))
-
-
-async def _explained(sessions: Sessions, session: str, error: CasemateError) -> CasemateError:
-    """The error, or that the session's sandbox is gone with all that was in it."""
-    reason = await sessions.forget_if_ended(session)
-    if reason is None:
-        return error
-    return GuestError(
-        f"the sandbox of this session has ended ({reason}); its files and variables are lost ({error.message})",
-        hint="the next call starts a new one",
-    )
+        result = contents.of_error(_overdue(params.name))
+    if result.is_error and (reason := await ctx.lifespan_context.forget_if_ended(session)) is not None:
+        result.content.append(contents.lost(reason))
+    return result
 
 
 def _overdue(name: str) -> CasemateError:

@@ -60,8 +60,10 @@ class Sessions:
             return None
         try:
             info = await held.sandbox.refresh()
-        except CasemateError as error:
-            reason = error.message  # as good as gone: nobody can say how it is
+        except NotFound as error:
+            reason = error.message
+        except CasemateError:
+            return None  # a daemon that can't be asked now: what it says next is what counts
         else:
             if info.state not in ENDED:
                 return None
