@@ -6,6 +6,7 @@ The ladder for real machines (``tests/vm/conftest.py``):  home → daemon → sa
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Iterator
 
@@ -25,7 +26,14 @@ LONGEST = (
     "guest_lies",
     "vm_images",
 )
+SOAK = bool(os.environ.get("CASEMATE_SOAK"))
+if not os.environ.get("CASEMATE_SEED"):  # here, so that the workers, which inherit it, draw the same
+    os.environ["CASEMATE_SEED"] = str(random.SystemRandom().randrange(1_000_000))
 SETTLE_S = 5.0  # a process that was told to end may take a moment; longer is a leak
+
+
+def pytest_report_header() -> str:
+    return f"faults: CASEMATE_SEED={os.environ['CASEMATE_SEED']}, {'all' if SOAK else 'a sample'} of each sweep"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,9 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         files[item.get_closest_marker("vm") is not None].setdefault(item.nodeid.partition("::")[0])
     turns: dict[str, tuple[bool, float]] = {}
     for group in files.values():
-        named = {path: path.rpartition("/test_")[2].removesuffix(".py") in LONGEST for path in group}
-        for place, path in enumerate(sorted(group, key=lambda path: not named[path])):
-            turns[path] = (not named[path], place / len(group))
+        short = {path: path.rpartition("/test_")[2].removesuffix(".py") not in LONGEST for path in group}
+        for place, path in enumerate(sorted(group, key=short.__getitem__)):
+            turns[path] = (short[path], place / len(group))
     items.sort(key=lambda item: turns[item.nodeid.partition("::")[0]])
 
 

@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fault_world import SEED, SOAK
 from tests.faults.world import bystander, daemon, guests_home, sandbox
 from tests.vm.vm_world import built, home_like
 
 __all__ = ["bystander", "built", "daemon", "guests_home", "home", "sandbox"]
-
-
-def pytest_report_header() -> str:
-    return f"faults: CASEMATE_SEED={SEED}, {'all of each sweep' if SOAK else 'a sample of each sweep'}"
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import sqlite3
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from casemate.sdk import Client
 
 READY_S = 30
 SOAK = bool(os.environ.get("CASEMATE_SOAK"))
-SEED = int(os.environ.get("CASEMATE_SEED") or random.SystemRandom().randrange(1_000_000))
+SEED = int(os.environ["CASEMATE_SEED"])
 
 
 def until(condition: Callable[[], object], what: str, within_s: float = 10) -> None:
