@@ -35,7 +35,7 @@ def test_a_prompt_as_python_has_it(sandbox: Sandbox, tmp_path: Path, monkeypatch
         user.type(b"1/0\r")
         user.wait_for(b"ZeroDivisionError")
         user.wait_for(b"In [5]:")
-        user.type(b"print('star' + 'ted', flush=True)\nwhile True: pass\r\r")
+        user.type(b"\x1b[200~print('star' + 'ted', flush=True)\nwhile True: pass\x1b[201~\r")  # pasted
         user.wait_for(b"started\r\n")
         user.type(b"\x03")
         user.wait_for(b"In [6]:")

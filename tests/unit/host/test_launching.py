@@ -50,7 +50,8 @@ def test_an_account_of_what_has_ended_is_a_typed_error(tmp_path: Path, no_trace:
             usr, memory = os.open("/usr", os.O_PATH), os.open(tmp_path / "memory", os.O_RDONLY)
             try:
                 jail = Jail((Bind(3, "/usr"),), "one", LIMITS)
-                async with launcher.spawn(jail, ["/usr/bin/true"], [2, usr]) as child:
+                command = ["/usr/bin/sleep", "0.5"]  # what ends before its pid was looked up has not begun
+                async with launcher.spawn(jail, command, [2, usr]) as child:
                     await child.exited.wait()
                     with pytest.raises(VmmExited, match="does not run"):
                         await launcher.attest(child, memory)

@@ -58,6 +58,15 @@ def test_a_group_nobody_answers_for_is_a_leak(scope: Scope, group: Path) -> None
     assert str(group) in Trace.of_now(scope).cgroups
 
 
+def test_a_group_that_a_test_makes_by_hand_is_that_pytests(scope: Scope, group: Path) -> None:
+    with orphan(temp=Path("/tmp/casemate-tests-of-others")) as theirs:
+        made = group.with_name(f"casemate-test-{theirs}")
+        made.mkdir()
+        assert str(made) not in Trace.of_now(scope).cgroups
+    assert str(made) in Trace.of_now(scope).cgroups
+    made.rmdir()
+
+
 def test_a_group_is_its_living_launchers(scope: Scope, group: Path, no_trace: None) -> None:
     launcher = ("-m", "casemate.host.launcher", "7", "1", "2", group.name, "strict")
     machine = group / "one"
