@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -19,7 +20,8 @@ from casemate.sdk import AsyncClient, AsyncSandbox, Exited
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow]
 ROUNDS = 20
-CLOCK_S = 0.1
+CLOCK_S = 0.1  # most of the time: the hour takes as long to arrive as a busy host lets it
+REST_S = 0.3  # at least; by so much a clock that nobody sets is off
 STORED = 1.3  # times what has changed
 # A number and the hour in each line; ends by itself when a clock that must not go back does
 COUNTING = """
@@ -136,7 +138,7 @@ def test_twenty_rounds_and_nothing_is_lost(daemon: Daemon, no_trace: None) -> No
             tasks.start_soon(drained, terminal.output(), shown)
             await terminal.feed(b"x=0; echo re''ady\n")
             await until(lambda: b"ready\r\n" in shown and len(counted.lines) > 20, "they all run")
-            rows = 0
+            rows, errors_s = 0, list[float]()
             for n in range(1, ROUNDS + 1):
                 await said(
                     sandbox, "sh", "-c", f"echo written {n} > plain{n}; echo synced {n} > synced{n}; sync synced{n}"
@@ -148,12 +150,13 @@ def test_twenty_rounds_and_nothing_is_lost(daemon: Daemon, no_trace: None) -> No
                 assert sandbox.info.pid is None
                 assert await reserved_mib(sandbox) < before_mib - 100
                 assert facts.stored_bytes <= STORED * (facts.dirty_bytes + facts.written_bytes), facts
-                await anyio.sleep(0.3)
+                await anyio.sleep(REST_S)
                 was, began = len(counted.lines), time.monotonic()
                 await sandbox.resume()
                 took_s = time.monotonic() - began
                 assert sandbox.info.pid not in (None, pid)
-                assert await wall_clock_error_s(sandbox) < CLOCK_S, f"round {n}"
+                errors_s.append(await wall_clock_error_s(sandbox))
+                assert errors_s[-1] < REST_S, f"round {n}"
                 assert await reserved_mib(sandbox) > before_mib - 100
                 await connection.send(b"round %d\n" % n)
                 await terminal.feed(b"x=$((x+1)); echo at$x.\n")
@@ -170,6 +173,7 @@ def test_twenty_rounds_and_nothing_is_lost(daemon: Daemon, no_trace: None) -> No
             texts = await said(sandbox, "sh", "-c", f"for n in $(seq {ROUNDS}); do cat plain$n synced$n; done")
             wanted = [line for n in range(1, ROUNDS + 1) for line in (f"written {n}", f"synced {n}")]
             assert texts.split("\n")[:-1] == wanted
+            assert statistics.median(errors_s) < CLOCK_S, errors_s
             counted.check()
             tasks.cancel_scope.cancel()
 
