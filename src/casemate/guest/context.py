@@ -152,6 +152,7 @@ class Context:
     def _begin(self, process: ContextProcess, cell: Cell) -> None:
         self._cell = cell
         self._serial += 1
+        self._open_watch()
         self._changed_files()  # those of others
         order = cell.order
         message: dict[str, Any] = {"op": "cell", "id": self._serial}
@@ -215,6 +216,11 @@ class Context:
         cell.finish(end, {"files_changed": changed, "files_cut": more})
         self._ended(cell)
 
+    def _open_watch(self) -> None:
+        if self._watch is None and self._process is not None:
+            with rights_of(self.job.identity):
+                self._watch = FolderWatch(self.job.cwd)
+
     def _changed_files(self) -> tuple[list[dict[str, str]], int]:
         """Since this was asked last."""
         if self._watch is None:
@@ -253,8 +259,6 @@ class Context:
             self._fail(ExecRefused(f"a context can't be set up: {error.strerror}", evidence={"errno": name}))
             return
         self._process = process
-        with rights_of(self.job.identity):
-            self._watch = FolderWatch(self.job.cwd)
         self._is_ready = self._was_ready = self._reseed_due = self._is_wished = False
         self._failure, self._verdict, self.execution_count = None, "", 0
         late = f"it was not ready within {READY_LIMIT_S:g} s"
@@ -295,6 +299,7 @@ class Context:
         process.close()
         if self._watch is not None:
             self._watch.close()
+            self._watch = None
         if not self._was_ready and not self._is_wished:
             self._fail(self._failure or GuestError(f"the context ended while it began: {self._reason(process)}"))
 
@@ -395,6 +400,7 @@ class Context:
         self._cancel_kill_timer()
         self._answer()
         self._go_on()
+        self._loop.call_later(0, self._open_watch)  # looking at a folder takes longer than all of this
 
     def _fail_start(self, failure: CasemateError) -> None:
         self._failure = failure

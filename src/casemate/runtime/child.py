@@ -80,6 +80,7 @@ def _rehearse(base_path: List[str]) -> None:
     surroundings.find_interpreter(env)
     surroundings.extend_path(base_path)
     surroundings.rebuild_streams()
+    sys.modules[PACKAGE + ".context"].rehearse(os.path.join(os.path.dirname(__file__), "cells.py"))
 
 
 def _checked(job: Dict[str, Any]) -> Dict[str, Any]:

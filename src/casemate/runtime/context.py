@@ -11,12 +11,15 @@ flushed: what a cell wrote is in the pipes by then. SIGINT interrupts a cell and
 """
 
 import array
+import importlib.util
 import json
 import os
 import signal
 import socket
 import sys
 import threading
+import zipimport
+from contextlib import suppress
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from . import child, failures, formats, results
@@ -33,6 +36,19 @@ _attached: Optional[Tuple[socket.socket, str]] = None
 def attach(sock: socket.socket, language: str) -> None:
     global _attached
     _attached = (sock, language)
+
+
+def rehearse(script: str) -> None:
+    """What comes between a job and the end of a first cell, as far as it leaves no trace (see child.py)."""
+    importlib.util.find_spec("usercustomize")  # the next thing the site module asks for
+    with suppress(ImportError):
+        zipimport.zipimporter(script)  # as CPython asks of every script
+    with open(script, "rb") as file:
+        compile(file.read(), script, "exec")
+    signal.signal(signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN))
+    data, metadata = sys.modules[child.PACKAGE + ".python_engine"].rehearse()
+    results.encode({"type": "result", "data": data, "metadata": metadata}, Limits())
+    failures.bounded({"kind": "ok"}, Limits())
 
 
 def main() -> None:

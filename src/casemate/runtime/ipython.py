@@ -48,6 +48,16 @@ def make() -> None:
     _made.append(shell)
 
 
+def rehearse() -> Printers:
+    """Write to what `take_up` writes to, and leave it as it is."""
+    if not _made:
+        return Printers()
+    for kind in Shell._walk_mro():
+        kind._instance = kind._instance
+    printers: Printers = _made[0].printers
+    return printers
+
+
 def take_up(engine: Any) -> Optional["Shell"]:
     """Make the shell this process's own: from now on user code finds itself in IPython. None: there is none."""
     if not _made:
@@ -139,6 +149,7 @@ class Shell(interactiveshell.InteractiveShell):  # type: ignore[misc]
         self._own_listeners = self._count_listeners()
         self._own_cleanups = len(self.input_transformers_cleanup)
         self.magics_manager.magics["line"].pop("autoawait", None)
+        self.printers = self._make_printers()  # here: it looks at hundreds of objects, each of which a child would copy
 
     def begin(self, engine: Any) -> None:
         self.engine = engine
@@ -270,7 +281,7 @@ class Shell(interactiveshell.InteractiveShell):  # type: ignore[misc]
             return {"matches": [], "start": cursor, "end": cursor}
         return {"matches": [one.text for one in found], "start": found[0].start, "end": found[0].end}
 
-    def printers(self) -> Printers:
+    def _make_printers(self) -> Printers:
         formatters = dict(self.display_formatter.formatters)
         plain = formatters.pop("text/plain")
         by_type, others = plain.type_printers, [formatter.type_printers for formatter in formatters.values()]

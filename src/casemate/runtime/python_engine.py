@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 import types
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from . import failures, plots
 from .display import make_display
@@ -71,7 +71,7 @@ class PythonEngine:
         return module.__dict__
 
     def _begin_in_ipython(self) -> Dict[str, Any]:
-        self.printers = self._shell.printers()
+        self.printers = self._shell.printers
         names: Dict[str, Any] = self._shell.user_ns
         return names
 
@@ -249,6 +249,17 @@ class PythonEngine:
     def close(self) -> None:
         if self._has_loop:
             self._loop.close()
+
+
+def rehearse() -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """The steps of a cell, with no context: what it would show of one and one."""
+    ipython: Any = sys.modules.get(_IPYTHON)
+    printers = Printers() if ipython is None else ipython.rehearse()
+    tree: Any = compile("1 + 1", "<cell 0>", "exec", ast.PyCF_ONLY_AST | _TOP_LEVEL_AWAIT, True)
+    value = ast.Expression(tree.body[0].value)
+    shown = bundle(eval(compile(value, "<cell 0>", "eval", _TOP_LEVEL_AWAIT, True), {}), Limits(), printers)  # noqa: S307  ours
+    assert shown is not None
+    return shown
 
 
 def _is_silenced(filename: str, last: Any) -> bool:
