@@ -227,6 +227,10 @@ class Cells:
             else:
                 self._forget(oldest)
 
+    def forget_ended(self) -> None:
+        while self._ended:
+            self._forget(self._ended.popleft())
+
     def _forget(self, cell: Cell) -> None:
         self._held -= cell.log.held
         self._held_in_files -= cell.log.held_in_files

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from casemate.errors import CasemateError, ExecRefused, GuestError, NotSupported
-from casemate.guest import cell_ends, cell_input
+from casemate.guest import cell_ends, cell_input, surroundings
 from casemate.guest.cells import Cell
 from casemate.guest.context_process import SCRIPT, ContextProcess, size_of_memory_file
 from casemate.guest.files import rights_of
@@ -60,6 +60,7 @@ class Context:
         self._waiting: list[tuple[Ready, Failed]] = []  # for it to be ready
         self._serial = 0
         self._reseed_due = False
+        self._env_due = False  # it was started with another environment
         self._start_by = 0.0
         self._start_timer: Timer | None = None
         self._cell_timer: Timer | None = None
@@ -105,6 +106,17 @@ class Context:
         self._answer(GuestError(reason))
         self._execute(reason, wished=True)
 
+    def adopt(self, job: Job, language: str) -> bool:
+        """Become the context that *job* and *language* ask for, while no cell has run in it. False: it can't."""
+        if self.language != language or (job.identity, job.cwd) != (self.job.identity, self.job.cwd):
+            return False
+        if job.env != self.job.env:
+            if not surroundings.can_be_told(self.job.env, job.env):
+                return False
+            self._env_due = True
+        self.job = job
+        return True
+
     def reseed(self) -> None:
         """A living process draws fresh randomness before its next cell (jobs bring their own)."""
         self._reseed_due = self._process is not None
@@ -117,6 +129,11 @@ class Context:
     @property
     def queued(self) -> int:
         return len(self._queue)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether it is ready and no cell has come yet."""
+        return self._is_ready and not self.cells and not self.execution_count
 
     @property
     def has_process(self) -> bool:
@@ -165,6 +182,9 @@ class Context:
         if self._reseed_due:
             message["seed"] = os.urandom(64).hex()
             self._reseed_due = False
+        if self._env_due:
+            message["env"] = dict(self.job.env)
+            self._env_due = False
         try:
             self._files = cell_input.hand_over(cell, message)
         except OSError as error:
@@ -259,7 +279,7 @@ class Context:
             self._fail(ExecRefused(f"a context can't be set up: {error.strerror}", evidence={"errno": name}))
             return
         self._process = process
-        self._is_ready = self._was_ready = self._reseed_due = self._is_wished = False
+        self._is_ready = self._was_ready = self._reseed_due = self._env_due = self._is_wished = False
         self._failure, self._verdict, self.execution_count = None, "", 0
         late = f"it was not ready within {READY_LIMIT_S:g} s"
         self._kill_timer = self._loop.call_later(READY_LIMIT_S, lambda: self._execute(late))

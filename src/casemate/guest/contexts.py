@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from casemate.errors import CasemateError, InvalidSpec, NotFound, StateConflict
@@ -49,6 +50,15 @@ class Contexts:
 
         context.start(lambda: created(context), on_failed)
 
+    def start_default(self, job: Job, done: Callable[[], None]) -> None:
+        """Have the default context wait for its first cell, as *job* would have it; *done* is called in any case."""
+
+        def failed(error: CasemateError) -> None:
+            print(f"the default context does not wait warm: {error}", file=sys.stderr)
+            done()
+
+        self.create(DEFAULT, LANGUAGE, job, lambda _context: done(), failed)
+
     def find(self, context_id: str) -> Context:
         """Raises NotFound."""
         found = self._contexts.get(context_id)
@@ -67,6 +77,9 @@ class Contexts:
             context = self._add(DEFAULT, language or LANGUAGE, job())
         else:
             context = self._contexts[DEFAULT]
+            if context.is_unused and not context.adopt(job(), language or LANGUAGE):
+                self.remove(DEFAULT)
+                context = self._add(DEFAULT, language or LANGUAGE, job())
             if not context.has_process and not context.cells:
                 context.job = job()
         if language not in (None, context.language):
@@ -108,7 +121,9 @@ class Contexts:
         if context is not None and cell.ended is None:
             context.interrupt(cell)
 
-    def reseed(self) -> None:
+    def begin_anew(self) -> None:
+        """Another user's from now on: living contexts draw fresh randomness, and what was run before is nobody's."""
+        self.table.forget_ended()
         for context in self._contexts.values():
             context.reseed()
 

@@ -43,7 +43,7 @@ class Rehearsal:
 
     def _next(self) -> None:
         if not self._left:
-            self._await_spares(self._spawner, self._end)
+            self.await_spares(self._spawner, self._end)
             return
         group: list[Group] = []
         job = self._surroundings.job(self._left.pop(0), {}, None, None)
@@ -64,7 +64,7 @@ class Rehearsal:
             assert child is not None
             child.group.kill()
             child.group.close()
-            self._await_spares(zygote, self._next)
+            self.await_spares(zygote, self._next)
 
         child = zygote.run_script(
             self._surroundings.job(SCRIPT, {}, None, None),
@@ -74,14 +74,15 @@ class Rehearsal:
             exited=lambda _status: ended(),
         )
         if child is None:  # none waits just now: then one is on its way, which is as good
-            self._await_spares(zygote, self._next)
+            self.await_spares(zygote, self._next)
 
-    def _await_spares(self, stock: Spawner | Zygote, then: Callable[[], None]) -> None:
+    def await_spares(self, stock: Spawner | Zygote, then: Callable[[], None]) -> None:
+        """Have *stock* filled, then *then*."""
         if stock.is_stocked:
             then()
         else:
             stock.refill()
-            self._reactor.call_later(LOOK_AGAIN_S, lambda: self._await_spares(stock, then))
+            self._reactor.call_later(LOOK_AGAIN_S, lambda: self.await_spares(stock, then))
 
     def _end(self) -> None:
         os.close(self._null)

@@ -154,7 +154,7 @@ class Server:
         if hello.fresh:
             self.surroundings.env, self.surroundings.user, self.surroundings.cwd = hello.env, hello.user, hello.cwd
             if self.contexts is not None:
-                self.contexts.reseed()
+                self.contexts.begin_anew()
 
     # --------------------------------------------------------------- channels
 

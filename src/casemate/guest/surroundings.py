@@ -11,6 +11,18 @@ from casemate.guest.accounts import Account, Accounts
 from casemate.guest.zygote import Identity, Job
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# What an interpreter, the loader or a library has read when it began.
+_READ_ONCE = ("PYTHON", "LD_", "LC_", "LANG", "GLIBC_", "MALLOC_", "MPL", "MATPLOTLIB", "OMP_", "OPENBLAS_", "MKL_")
+_READ_ONCE_WHOLE = frozenset({"PATH", "HOME", "SHELL"})
+_TOLD_BYTES = 32 << 10
+
+
+def can_be_told(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether a process that began with *before* is as good with *now* as one that began with it."""
+    differing = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+    if any(name.startswith(_READ_ONCE) or name in _READ_ONCE_WHOLE for name in differing):
+        return False
+    return sum(len(name) + len(value) for name, value in now.items()) < _TOLD_BYTES // 6  # one may be six in JSON
 
 
 @dataclass(slots=True)

@@ -50,13 +50,22 @@ class Warmth:
         def rehearse(about: dict[str, Any]) -> None:
             self._stage().play(PROGRAMS, lambda: done(about))
 
+        def on_zygote(about: dict[str, Any]) -> None:
+            contexts, warm = self.contexts, self._zygote
+            assert contexts is not None
+            assert warm is not None
+            contexts.start_default(
+                self._surroundings.job((), {}, None, None),
+                lambda: self._stage().await_spares(warm, lambda: rehearse(about)),
+            )
+
         if not zygote:
             self._groups.limit()
             rehearse({"zygote": None})
         elif not os.access(PYTHON, os.X_OK):
             failed(f"the image has no {PYTHON}")
         else:
-            self._start(rehearse, failed)
+            self._start(on_zygote, failed)
 
     def rehearse(self, done: Callable[[], None]) -> None:
         """What a clone's first exec and first script would be the first to need; no trace of it but warmth."""
@@ -69,7 +78,11 @@ class Warmth:
 
     def restock(self, done: Callable[[], None]) -> None:
         """Have the spares that were used up made now."""
-        self._stage().play((), done)
+        stage = self._stage()
+        if self._zygote is None:
+            stage.play((), done)
+        else:
+            stage.await_spares(self._zygote, lambda: stage.play((), done))
 
     def _stage(self) -> Rehearsal:
         return Rehearsal(self._reactor, self._spawner, self._surroundings)

@@ -1,6 +1,6 @@
 """A context: one engine that lives, and the agent's orders to it, one after another.
 
-    agent ─▶ {"op": "cell", "id", "code" | "code_fd", "stdin_fd"?, "limits"?, "seed"?}
+    agent ─▶ {"op": "cell", "id", "code" | "code_fd", "stdin_fd"?, "limits"?, "seed"?, "env"?}
              {"op": "complete", "id", "code" | "code_fd", "cursor"}
     agent ◀─ {"event": "ready", "about"} or {"event": "failed", "reason"}; then for each order any number of
              {"event": "result", "id", "body" | "size" and a memory file}, and one
@@ -22,7 +22,7 @@ import zipimport
 from contextlib import suppress
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from . import child, failures, formats, results
+from . import child, failures, formats, results, surroundings
 from .engines import Engine, EngineMissing, Limits, open_engine
 from .streams import SOCKET, Streams
 
@@ -105,6 +105,8 @@ class Context:
                 message, fds = child.receive(self._sock, 2)
             except EOFError:
                 return
+            if "env" in message:  # it waited before it was known whose it would be
+                surroundings.replace_environ(message["env"])
             if "seed" in message:
                 engine.reseed(bytes.fromhex(message["seed"]))
             try:

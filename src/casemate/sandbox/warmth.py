@@ -6,10 +6,13 @@ runs an interpreter, comes first, since there is room for so many translations o
 
 from __future__ import annotations
 
+import secrets
 from contextlib import suppress
+from dataclasses import replace
 
-from casemate.errors import ExecRefused
-from casemate.sandbox import execs
+from casemate.errors import ExecRefused, NotSupported
+from casemate.sandbox import cells, contexts, execs
+from casemate.sandbox.cell_ends import CellEnded
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.link import Link
 from casemate.sandbox.starting import introduce
@@ -19,11 +22,15 @@ TURNS = 2  # the first translates and copies pages, the second finds what that h
 
 
 async def warm(link: Link, guest_id: str) -> None:
-    """A zygote's fork, two programs as a user's are run, new spares, and the hand-shake of a claim; no trace is left.
+    """A zygote's fork, cells and programs as a user's are run, new spares, and the hand-shake of a claim.
+
+    No trace is left: the hand-shake makes the agent forget what was run.
 
     Raises GuestError, AgentSilent, ProtocolViolation.
     """
     await _control(link, "warm")
+    with suppress(NotSupported):  # an image without Python
+        await _run_cells(link)
     with suppress(ExecRefused):  # an image without it
         for _ in range(TURNS):
             await _run(link, "/bin/true")
@@ -35,6 +42,17 @@ async def warm(link: Link, guest_id: str) -> None:
 async def _control(link: Link, op: str) -> None:
     async with link.open("control", {"op": op}, timeout_s=WARM_S):
         pass
+
+
+async def _run_cells(link: Link) -> None:
+    """In a context of their own: the default one is the user's, and untouched."""
+    made = await contexts.create(link, contexts.ContextSpec())
+    spec = cells.RunCell(made.context_id, timeout_s=WARM_S)
+    for _ in range(TURNS):
+        async with cells.run(link, "1 + 1", replace(spec, cell_id=secrets.token_hex(8))) as cell:
+            while not isinstance(await cell.read(), CellEnded):
+                pass
+    await contexts.remove(link, made.context_id)
 
 
 async def _run(link: Link, program: str) -> None:

@@ -205,7 +205,7 @@ def test_completions_go_through_the_queue(guest: CellGuest) -> None:
 
 def test_fresh_randomness_reaches_every_living_context(guest: CellGuest) -> None:
     guest.run("import random; state = random.getstate()")
-    guest.contexts.reseed()
+    guest.contexts.begin_anew()
     assert guest.run("random.getstate() == state").text == "False"
     guest.run("state = random.getstate()")
     assert guest.run("random.getstate() == state").text == "True"
