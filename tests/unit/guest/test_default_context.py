@@ -1,4 +1,4 @@
-"""The default context waits in the snapshot, before it is known whose it will be; its first cell makes it that one's."""
+"""The default context waits in the snapshot, before it is known whose it will be; its first cell tells it."""
 
 from __future__ import annotations
 
