@@ -20,7 +20,8 @@ MAX_TOKENS = 1_500_000  # looked at; what is JSON has no more within the other b
 MAX_TYPES = 64
 MAX_TEXT = 1024  # of a display's id
 
-_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{},]', re.DOTALL)
+# A string without an end reaches to the end of all, as in wire
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[][{},]', re.DOTALL)
 _MIME = re.compile(
     r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}(; ?[a-z0-9._-]{1,64}=[\w.+-]{1,64})?"
 )

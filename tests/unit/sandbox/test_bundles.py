@@ -114,6 +114,15 @@ def test_what_is_wrong_is_named(body: bytes, reason: str) -> None:
         checked(body)
 
 
+@pytest.mark.parametrize("end", [b"", b"\\"])
+def test_a_text_without_an_end_is_looked_at_once(end: bytes) -> None:
+    """Not once from each quote in it: a small one, too, would stop all of the daemon for minutes."""
+    began = time.thread_time()
+    with pytest.raises(BadBundle, match="not JSON"):
+        checked(b"[" + b"[]," * 70 + b'"' + b'\\"' * 60_000 + end)
+    assert time.thread_time() - began < 1
+
+
 def test_brackets_in_a_text_are_text() -> None:
     text = '[{",\\"' * 1_000_000
     assert json.loads(checked(said(data={"text/html": text})))["data"]["text/html"] == text
