@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from casemate.errors import CasemateError, DaemonUnavailable, from_json
 from casemate.sdk._async.beside import in_thread
 from casemate.sdk.daemon import ensure_daemon
-from casemate.sdk.http import ERROR_STATUS, Params, httpx, mapped, query_of, said_error
+from casemate.sdk.http import ERROR_STATUS, Params, checked, httpx, mapped, query_of, said_error
 from casemate.sdk.streams import LineSplitter
 from casemate.sdk.target import Connectable, Target, credential_of, find_target
 
@@ -212,6 +212,7 @@ class AsyncClient:
         write_s: float | None = ANSWER_S,
         whole: bool = True,
     ) -> AsyncIterator[httpx.Response]:
+        path = checked(path)
         http = await self._ready()
         timeout = httpx.Timeout(connect=CONNECT_S, read=answer_s, write=write_s, pool=CONNECT_S)
         build = partial(http.build_request, method, path, json=body, content=content, timeout=timeout, headers=headers)
