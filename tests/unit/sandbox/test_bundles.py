@@ -123,6 +123,13 @@ def test_a_text_without_an_end_is_looked_at_once(end: bytes) -> None:
     assert time.thread_time() - began < 1
 
 
+def test_half_of_a_surrogate_pair_is_no_text() -> None:
+    """JSON can say it, but nobody who gets it could write it as UTF-8."""
+    body = said(data={"text/plain": "a\ud83d", "application/json": {"\ude00": ["\ud83d\ude00", "\\ud83d"]}})
+    data = json.loads(checked(body))["data"]
+    assert data == {"text/plain": "a\ufffd", "application/json": {"\ufffd": ["\U0001f600", "\\ud83d"]}}
+
+
 def test_brackets_in_a_text_are_text() -> None:
     text = '[{",\\"' * 1_000_000
     assert json.loads(checked(said(data={"text/html": text})))["data"]["text/html"] == text
