@@ -2,7 +2,7 @@
 
 out TEXT, err TEXT, flood BYTES     output                    result JSON, big BYTES      a result's body
 hang, hang hard, sleep S            hard: ignores interrupts  count                       a result: its cells so far
-die, memory, lie, let-go            ends                      stdin                       writes its input
+die, memory, lie, let-go, half      ends                      stdin                       writes its input
 1/0                                 an error                  anything else               a result of that text
 """
 
@@ -352,6 +352,9 @@ class FakeCode:
                 case ["let-go"]:
                     cell.gone, context.running = True, None
                     return None
+                case ["half"]:
+                    await cell.write(3, _shown("a \ud83d b"))
+                    return {"kind": "error", "name": "E", "value": "\udc00", "traceback": "\ud83d\ude00"}
                 case ["1/0"]:
                     return {"kind": "error", "name": "ZeroDivisionError", "value": "division", "traceback": "tb"}
                 case _:

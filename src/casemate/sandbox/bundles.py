@@ -12,6 +12,8 @@ import json
 import re
 from typing import Any
 
+from casemate.sandbox import parse
+
 MAX_BYTES = 32 * 2**20  # as JSON in ASCII, which is how it goes on
 MAX_DEPTH = 64
 MAX_CONTAINERS = 30_000  # a table has one list for each row
@@ -20,7 +22,9 @@ MAX_TOKENS = 1_500_000  # looked at; what is JSON has no more within the other b
 MAX_TYPES = 64
 MAX_TEXT = 1024  # of a display's id
 
-_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{},]', re.DOTALL)
+# A string without an end reaches to the end of all, as in wire
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[][{},]', re.DOTALL)
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair; most have their other one
 _MIME = re.compile(
     r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}(; ?[a-z0-9._-]{1,64}=[\w.+-]{1,64})?"
 )
@@ -71,6 +75,8 @@ def load(body: bytes | bytearray) -> dict[str, Any]:
     _check_modest(text)
     try:
         found = _DECODER.decode(text)
+        if _HALF.search(text):
+            found = _DECODER.decode(parse.unicode(_PLAIN.encode(found)))
     except (ValueError, RecursionError):
         raise BadBundle("not JSON") from None
     if not isinstance(found, dict):
@@ -126,5 +132,6 @@ def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+_PLAIN = json.JSONEncoder(ensure_ascii=False)
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _DECODER = json.JSONDecoder(parse_constant=_refuse)

@@ -228,12 +228,18 @@ async def run(link: Link, code: str, spec: RunCell) -> AsyncIterator[Cell]:
     at_once = said if sum(map(len, said.values())) <= AT_ONCE_BYTES else None
     async with link.open("cell", spec.params(), timeout_s=START_TIMEOUT_S, all_said=at_once) as channel:
         if at_once is None:
-            with anyio.fail_after(START_TIMEOUT_S):
-                for sub, data in said.items():
-                    await channel.send(data, sub)
-            channel.finish()
+            await _sent(channel, said)
         with _let_go_of(Cell(channel, _large_of(link), 0, limit_s)) as cell:
             yield cell
+
+
+async def _sent(channel: Channel, said: Mapping[int, bytes]) -> None:
+    with anyio.move_on_after(START_TIMEOUT_S):
+        for sub, data in said.items():
+            await channel.send(data, sub)
+        channel.finish()
+        return
+    raise AgentSilent(f"the agent did not take a cell's code within {START_TIMEOUT_S:g} s", hint="kill the sandbox")
 
 
 @asynccontextmanager

@@ -18,7 +18,12 @@ def text(body: Mapping[str, Any], name: str, limit: int = 65_536) -> str:
     value = body.get(name)
     if not isinstance(value, str) or len(value) > limit:
         raise _odd(name)
-    return value
+    return unicode(value)
+
+
+def unicode(value: str) -> str:
+    """*value* with U+FFFD for each half of a surrogate pair: JSON can say one, nobody could write it as UTF-8."""
+    return value if value.isascii() else value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def text_or_none(body: Mapping[str, Any], name: str, limit: int = 65_536) -> str | None:

@@ -12,6 +12,7 @@ from casemate.sdk.results import Logs
 from casemate.sdk.streams import MAX_OUTPUT_BYTES, Kept
 
 MAX_RESULTS_BYTES = 64 * 2**20
+RESULT_BYTES = 1024  # what one takes that holds nothing
 
 
 class Gathered:
@@ -23,6 +24,7 @@ class Gathered:
         self._kept = {"stdout": Kept(max_output_bytes), "stderr": Kept(max_output_bytes)}
         self._results: list[Result] = []
         self._sizes: list[int] = []
+        self._held_bytes = 0
         self._dropped_bytes = 0
 
     def output(self, event: Mapping[str, Any]) -> bytes:
@@ -36,16 +38,25 @@ class Gathered:
         result, size = Result.from_json(body), _size_of(body)
         if result.update and result.display_id is not None:
             known = [n for n, found in enumerate(self._results) if found.display_id == result.display_id]
-            for at in known:
-                self._results[at], self._sizes[at] = result, size
             if known:
+                for at in known:
+                    self._replace(at, result, size)
                 return result
-        if sum(self._sizes) + size > MAX_RESULTS_BYTES:
+        if self._held_bytes + size > MAX_RESULTS_BYTES:
             self._dropped_bytes += size
         else:
+            self._held_bytes += size
             self._results.append(result)
             self._sizes.append(size)
         return result
+
+    def _replace(self, at: int, result: Result, size: int) -> None:
+        """What there is no room for leaves what was there before."""
+        if self._held_bytes + size - self._sizes[at] > MAX_RESULTS_BYTES:
+            self._dropped_bytes += size
+            return
+        self._held_bytes += size - self._sizes[at]
+        self._results[at], self._sizes[at] = result, size
 
     def gap(self, event: Mapping[str, Any]) -> None:
         self._dropped_bytes += int(event["to"]) - int(event["from"])
@@ -74,4 +85,5 @@ class Gathered:
 def _size_of(body: Mapping[str, Any]) -> int:
     """About what it takes; exact for texts, which nearly all of a large one is."""
     data = body.get("data") or {}
-    return sum(len(value) if isinstance(value, str) else len(json.dumps(value)) for value in data.values())
+    texts = sum(len(value) if isinstance(value, str) else len(json.dumps(value)) for value in data.values())
+    return RESULT_BYTES + texts + len(json.dumps(body.get("metadata") or {})) + len(json.dumps(body.get("cut") or {}))

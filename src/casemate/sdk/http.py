@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from casemate.errors import CasemateError, DaemonUnavailable, Retry, from_json
+from casemate.errors import CasemateError, DaemonUnavailable, InvalidSpec, Retry, from_json
 
 
 def _import_httpx() -> types.ModuleType:
@@ -31,7 +31,7 @@ def _import_httpx() -> types.ModuleType:
 _import_httpx()
 import httpx  # noqa: E402 - the same module, for type checkers
 
-__all__ = ["ERROR_STATUS", "Params", "httpx", "mapped", "query_of", "said_error"]
+__all__ = ["ERROR_STATUS", "Params", "checked", "httpx", "mapped", "query_of", "said_error"]
 
 ERROR_STATUS = 400
 Params = Mapping[str, str] | Sequence[tuple[str, str]]  # pairs where a name comes more than once
@@ -43,6 +43,13 @@ def query_of(params: Params) -> dict[str, list[str]]:
     for name, value in params.items() if isinstance(params, Mapping) else params:
         found.setdefault(name, []).append(value)
     return found
+
+
+def checked(path: str) -> str:
+    """*path*, which httpx would bend where an id in it is ``..`` or has a ``?``: into that of something else."""
+    if "?" in path or "#" in path or not {".", ".."}.isdisjoint(path.split("/")):
+        raise InvalidSpec(f"{path[:200]!r} cannot be asked for: an id in it is none")
+    return path
 
 
 @contextmanager

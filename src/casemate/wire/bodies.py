@@ -16,7 +16,8 @@ MAX_JSON = 61_440
 MAX_DEPTH = 16
 MAX_CONTAINERS = 1_024
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[][{}]', re.DOTALL)
+# A string without an end reaches to the end of all: else each quote within it would be tried as a beginning
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[][{}]', re.DOTALL)
 
 
 def dump(body: dict[str, Any]) -> bytes:

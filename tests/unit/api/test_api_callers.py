@@ -187,6 +187,54 @@ def test_a_stopped_process_over_tcp(serve):
     serve(scenario)
 
 
+BUSY_CLIENT = """
+    import sys, time
+    import anyio, httpx
+    from casemate.sdk import AsyncClient, AsyncSandbox
+    from casemate.sdk._async import client as connections
+
+    connections.LIMITS = httpx.Limits(max_connections=4)
+
+    async def main():
+        async with AsyncClient(sys.argv[1]) as client, anyio.create_task_group() as tasks:
+            sandbox = await AsyncSandbox.connect(sys.argv[2], client=client)
+            for _ in range(4):
+                tasks.start_soon(sandbox.run_code, "hang")
+            await anyio.sleep(2)
+            time.sleep(float(sys.argv[3]))
+            await anyio.sleep_forever()
+
+    anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("held_up_s", [0, SLOW_S])
+def test_a_program_that_is_busy_lives(serve, held_up_s):
+    """All its client's connections carry cells, and it may do something else on its event loop for a while."""
+
+    async def scenario(world):
+        sandbox = await world.create()
+        url = f"http://127.0.0.1:{world.port}"
+        argv = [sys.executable, "-c", textwrap.dedent(BUSY_CLIENT), url, sandbox, str(held_up_s)]
+        env = os.environ | {"CASEMATE_API_KEY": await world.key()}
+        child = await anyio.open_process(argv, stdout=None, stderr=None, env=env)
+        async with child:
+            cells = world.guest(sandbox).code.cells
+            with anyio.fail_after(30):
+                while len(cells) < 4:
+                    await anyio.sleep(0.05)
+            for _ in range(int(2 * SLOW_S / 0.1)):
+                await anyio.sleep(0.1)
+                assert not any(cell.interrupted.is_set() for cell in cells.values())
+            child.send_signal(signal.SIGSTOP)
+            began = time.monotonic()
+            await until(lambda: all(cell.interrupted.is_set() for cell in cells.values()))
+            assert time.monotonic() - began < 2 * WITHIN_S
+            child.kill()
+
+    serve(scenario)
+
+
 def test_a_detached_cell_needs_no_caller(serve):
     async def scenario(world):
         sandbox = await world.create()

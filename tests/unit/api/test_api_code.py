@@ -61,6 +61,19 @@ def test_each_end_has_its_kind(serve, code, end):
     serve(scenario)
 
 
+def test_half_of_a_surrogate_pair_is_no_text(serve):
+    async def scenario(world):
+        sandbox = await world.create()
+        lines = await run(world, sandbox, "half")
+        assert lines[1]["result"] == shown("a \ufffd b")
+        error = {"kind": "error", "name": "E", "value": "\ufffd", "traceback": "\U0001f600"}
+        assert lines[-1]["end"] == error
+        listed = await world.client.get(f"/v1/sandboxes/{sandbox}/cells")
+        assert (listed.status_code, listed.json()["cells"][0]["end"]) == (200, error)
+
+    serve(scenario)
+
+
 def test_what_cannot_be_run_is_refused(serve):
     async def scenario(world):
         sandbox = await world.create()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import anyio
+import pytest
 
+from casemate.errors import NotFound
 from casemate.integrations.mcp.progress import HELD_BYTES, MESSAGE_CHARS, Teller, telling
 
 
@@ -52,3 +54,14 @@ def test_nobody_asked() -> None:
             teller.output(b"one")
 
     anyio.run(call)
+
+
+def test_what_a_call_raises_is_not_wrapped() -> None:
+    async def report(progress: float, total: float | None, message: str | None) -> None: ...
+
+    async def call() -> None:
+        async with telling(report):
+            raise NotFound("no such file")
+
+    with pytest.raises(NotFound):
+        anyio.run(call)

@@ -114,6 +114,22 @@ def test_what_is_wrong_is_named(body: bytes, reason: str) -> None:
         checked(body)
 
 
+@pytest.mark.parametrize("end", [b"", b"\\"])
+def test_a_text_without_an_end_is_looked_at_once(end: bytes) -> None:
+    """Not once from each quote in it: a small one, too, would stop all of the daemon for minutes."""
+    began = time.thread_time()
+    with pytest.raises(BadBundle, match="not JSON"):
+        checked(b"[" + b"[]," * 70 + b'"' + b'\\"' * 60_000 + end)
+    assert time.thread_time() - began < 1
+
+
+def test_half_of_a_surrogate_pair_is_no_text() -> None:
+    """JSON can say it, but nobody who gets it could write it as UTF-8."""
+    body = said(data={"text/plain": "a\ud83d", "application/json": {"\ude00": ["\ud83d\ude00", "\\ud83d"]}})
+    data = json.loads(checked(body))["data"]
+    assert data == {"text/plain": "a\ufffd", "application/json": {"\ufffd": ["\U0001f600", "\\ud83d"]}}
+
+
 def test_brackets_in_a_text_are_text() -> None:
     text = '[{",\\"' * 1_000_000
     assert json.loads(checked(said(data={"text/html": text})))["data"]["text/html"] == text

@@ -11,7 +11,7 @@ import pytest
 from test_link import Peer, linked
 
 from casemate import wire
-from casemate.errors import GuestError, InvalidSpec, ProtocolViolation
+from casemate.errors import AgentSilent, GuestError, InvalidSpec, ProtocolViolation
 from casemate.sandbox import bundles, cells
 from casemate.sandbox.cells import Begun, Queued, Refused, Result, RunCell
 from casemate.sandbox.execs import Output
@@ -127,6 +127,25 @@ def test_an_agent_that_lets_go_of_it_is_no_violation() -> None:
         followed(lambda put, tell: put(1, b"out"))
     assert caught.group_contains(GuestError, match="let go of cell")
     assert not caught.group_contains(ProtocolViolation)
+
+
+def test_an_agent_that_does_not_take_the_code_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "START_TIMEOUT_S", 0.5)
+
+    async def agent(peer: Peer) -> None:
+        opened = await peer.hear(wire.Opened)
+        assert isinstance(opened, wire.Opened)
+        peer.connection.accept(opened.channel, {"cell_id": "c", "context": "default", "place": 0})
+        await peer.speak()
+
+    async def run() -> None:
+        async with linked() as (link, peer), anyio.create_task_group() as tasks:
+            tasks.start_soon(agent, peer)
+            with anyio.fail_after(20), pytest.raises(AgentSilent):
+                async with cells.run(link, "#" * 2**21, RunCell()):
+                    raise AssertionError
+
+    anyio.run(run)
 
 
 def test_a_result_that_is_too_large_is_not_kept() -> None:

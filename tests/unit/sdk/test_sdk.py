@@ -54,6 +54,17 @@ def test_a_sandbox_is_killed_when_its_block_ends(fake: FakeDaemon) -> None:
     assert sandbox.info.state_reason is not None
 
 
+@pytest.mark.parametrize("wrong", ["..", "../../{other}", ".", "{own}?all=1", "x#"])
+def test_an_id_reaches_nothing_else(fake: FakeDaemon, sandbox: Sandbox, wrong: str) -> None:
+    """A context ``..`` is the sandbox itself, to a client that makes addresses of ids."""
+    with Sandbox.create() as other:
+        named = wrong.format(other=other.id, own="default")
+        for act in (sandbox.contexts.remove, sandbox.contexts.restart, sandbox.join_code, sandbox.commands.remove):
+            with pytest.raises(errors.InvalidSpec):
+                act(named)
+        assert {found.state for found in Sandbox.list()} == {"running"}
+
+
 def test_an_attached_sandbox_ends_with_its_connection(fake: FakeDaemon) -> None:
     sandbox = Sandbox.create(attached=True)
     box = fake.boxes[sandbox.id]

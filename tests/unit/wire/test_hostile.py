@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 from contextlib import suppress
 
@@ -12,6 +13,7 @@ from peers import NONCE, chunks, drain
 
 from casemate.errors import ProtocolViolation
 from casemate.wire import MAX_PAYLOAD, Connection, Event, Side
+from casemate.wire.bodies import load
 from casemate.wire.frames import HEADER, pack
 
 SIZES = st.lists(st.integers(1, 70_000), min_size=1, max_size=5)
@@ -116,3 +118,13 @@ def test_a_bomb_costs_no_more_than_two_frames(bomb: bytes, step: int) -> None:
     finally:
         tracemalloc.stop()
     assert peak <= 2 * LARGEST + 4096, peak
+
+
+@pytest.mark.parametrize("end", ["", "\\"])
+def test_a_text_without_an_end_is_looked_at_once(end: str) -> None:
+    """Not once from each quote in it."""
+    text = '{"a":' + "[]" * 20 + '"' + '\\"' * 30_000 + end
+    began = time.thread_time()
+    with pytest.raises(ProtocolViolation):
+        load(text)
+    assert time.thread_time() - began < 0.5

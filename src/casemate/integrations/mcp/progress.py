@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from casemate.errors import CasemateError
+
 BEAT_S = 0.2  # so often at most
 QUIET_S = 5.0  # after so long without output a bare one: a client may reset its time-out by it
 MESSAGE_CHARS = 4000  # of what came since the last one the end; the result has all of it
@@ -59,7 +61,13 @@ async def telling(report: Report | None) -> AsyncIterator[Teller]:
     if report is None:
         yield teller
         return
+    failure: CasemateError | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(teller.tell, report)
-        yield teller
+        try:
+            yield teller
+        except CasemateError as error:  # as itself, not within a group
+            failure = error
         tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

@@ -68,7 +68,8 @@ class Sessions:
             if info.state not in ENDED:
                 return None
             reason = info.state_reason.code if info.state_reason is not None else info.state
-        await self.end(session)
+        if self._held.get(session) is held:  # else another call was faster, and the session may have a new one by now
+            await self.end(session)
         return reason
 
     async def end(self, session: str) -> None:

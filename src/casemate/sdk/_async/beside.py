@@ -31,19 +31,6 @@ async def beside(work: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator
         raise raised
 
 
-@asynccontextmanager
-async def repeating(every_s: float, act: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Do *act*, which raises nothing, again and again while the block runs, the first time after *every_s*."""
-
-    async def repeat() -> None:
-        while True:
-            await anyio.sleep(every_s)
-            await act()
-
-    async with beside(repeat):
-        yield
-
-
 async def called(call: Callable[[T], object], value: T) -> None:
     """Call it, and wait for it if it is a coroutine function."""
     made = call(value)

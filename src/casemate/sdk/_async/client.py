@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 from casemate.errors import CasemateError, DaemonUnavailable, from_json
 from casemate.sdk._async.beside import in_thread
 from casemate.sdk.daemon import ensure_daemon
-from casemate.sdk.http import ERROR_STATUS, Params, httpx, mapped, query_of, said_error
+from casemate.sdk.http import ERROR_STATUS, Params, checked, httpx, mapped, query_of, said_error
 from casemate.sdk.streams import LineSplitter
 from casemate.sdk.target import Connectable, Target, credential_of, find_target
 
 if TYPE_CHECKING:
     from casemate.sdk._async.pools import AsyncPools
     from casemate.sdk._async.websocket import AsyncSocket
+    from casemate.sdk._sync import client as threaded
 
 CONNECT_S = 5.0
 # An unused connection goes before the daemon closes it (after 5 s): a request could cross with that and be lost.
@@ -32,10 +33,12 @@ class AsyncClient:
     """
 
     def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
+        self._url, self._api_key = url, api_key
         self.target: Target = find_target(url)
         self._credential = credential_of(self.target, api_key)
         self._http: httpx.AsyncClient | None = None
         self._connectable: Connectable | None = None
+        self._apart: threaded.Client | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -46,6 +49,9 @@ class AsyncClient:
     async def aclose(self) -> None:
         http, self._http = self._http, None
         connectable, self._connectable = self._connectable, None
+        apart, self._apart = self._apart, None
+        if apart is not None:
+            apart.close()
         if http is not None:
             await http.aclose()
         if connectable is not None:
@@ -56,6 +62,15 @@ class AsyncClient:
         from casemate.sdk._async.pools import AsyncPools  # late: it needs this class
 
         return AsyncPools(self)
+
+    @property
+    def apart(self) -> threaded.Client:
+        """Another one for the same daemon, for a thread: what must wait for no connection that carries something."""
+        from casemate.sdk._sync import client as threaded  # late: most programs never need it
+
+        if self._apart is None:
+            self._apart = threaded.Client(self._url, api_key=self._api_key)
+        return self._apart
 
     async def health(self) -> dict[str, Any]:
         return await self.call("GET", "/v1/health")
@@ -212,6 +227,7 @@ class AsyncClient:
         write_s: float | None = ANSWER_S,
         whole: bool = True,
     ) -> AsyncIterator[httpx.Response]:
+        path = checked(path)
         http = await self._ready()
         timeout = httpx.Timeout(connect=CONNECT_S, read=answer_s, write=write_s, pool=CONNECT_S)
         build = partial(http.build_request, method, path, json=body, content=content, timeout=timeout, headers=headers)

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 from casemate.errors import CasemateError, InvalidSpec
-from casemate.sdk._async.beside import called, repeating
+from casemate.sdk._async.beside import called
 from casemate.sdk._async.client import AsyncClient
+from casemate.sdk.alive import repeating
 from casemate.sdk.code import Completion, Context, Execution, Result
 from casemate.sdk.gathering import Gathered
 from casemate.sdk.streams import MAX_OUTPUT_BYTES
@@ -68,7 +69,7 @@ class AsyncCode:
             gathered = Gathered(await anext(events), sinks.max_output_bytes)
             if not over_tcp:
                 return await _gather(events, gathered, sinks)
-            async with repeating(ALIVE_S, partial(self._say_alive, gathered.cell_id)):
+            with repeating(ALIVE_S, partial(self._say_alive, gathered.cell_id)):
                 return await _gather(events, gathered, sinks)
         raise AssertionError("unreachable")
 
@@ -87,9 +88,9 @@ class AsyncCode:
     async def interrupt(self, cell_id: str) -> None:
         await self._client.call("DELETE", f"{self._path}/cells/{cell_id}")
 
-    async def _say_alive(self, cell_id: str) -> None:
+    def _say_alive(self, cell_id: str) -> None:
         with suppress(CasemateError):  # whoever follows the cell hears of a daemon that is gone
-            await self._client.call("POST", f"{self._path}/cells/{cell_id}/alive", body={})
+            self._client.apart.call("POST", f"{self._path}/cells/{cell_id}/alive", body={})
 
 
 class AsyncContexts:

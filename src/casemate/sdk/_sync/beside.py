@@ -41,22 +41,6 @@ def beside(work: Callable[[], None]) -> Iterator[None]:
         raise raised[0]
 
 
-@contextmanager
-def repeating(every_s: float, act: Callable[[], None]) -> Iterator[None]:
-    """Do *act*, which raises nothing, again and again while the block runs, the first time after *every_s*."""
-    over = threading.Event()
-
-    def repeat() -> None:
-        while not over.wait(every_s):
-            act()
-
-    with beside(repeat):
-        try:
-            yield
-        finally:
-            over.set()
-
-
 def called(call: Callable[[T], object], value: T) -> None:
     """Call it."""
     call(value)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Self
 from casemate.errors import CasemateError, DaemonUnavailable, from_json
 from casemate.sdk._sync.beside import in_thread
 from casemate.sdk.daemon import ensure_daemon
-from casemate.sdk.http import ERROR_STATUS, Params, httpx, mapped, query_of, said_error
+from casemate.sdk.http import ERROR_STATUS, Params, checked, httpx, mapped, query_of, said_error
 from casemate.sdk.streams import LineSplitter
 from casemate.sdk.target import Connectable, Target, credential_of, find_target
 
 if TYPE_CHECKING:
+    from casemate.sdk._sync import client as threaded
     from casemate.sdk._sync.pools import Pools
     from casemate.sdk._sync.websocket import Socket
 
@@ -33,10 +34,12 @@ class Client:
     """
 
     def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
+        self._url, self._api_key = url, api_key
         self.target: Target = find_target(url)
         self._credential = credential_of(self.target, api_key)
         self._http: httpx.Client | None = None
         self._connectable: Connectable | None = None
+        self._apart: threaded.Client | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -47,6 +50,9 @@ class Client:
     def close(self) -> None:
         http, self._http = self._http, None
         connectable, self._connectable = self._connectable, None
+        apart, self._apart = self._apart, None
+        if apart is not None:
+            apart.close()
         if http is not None:
             http.close()
         if connectable is not None:
@@ -57,6 +63,15 @@ class Client:
         from casemate.sdk._sync.pools import Pools  # late: it needs this class
 
         return Pools(self)
+
+    @property
+    def apart(self) -> threaded.Client:
+        """Another one for the same daemon, for a thread: what must wait for no connection that carries something."""
+        from casemate.sdk._sync import client as threaded  # late: most programs never need it
+
+        if self._apart is None:
+            self._apart = threaded.Client(self._url, api_key=self._api_key)
+        return self._apart
 
     def health(self) -> dict[str, Any]:
         return self.call("GET", "/v1/health")
@@ -211,6 +226,7 @@ class Client:
         write_s: float | None = ANSWER_S,
         whole: bool = True,
     ) -> Iterator[httpx.Response]:
+        path = checked(path)
         http = self._ready()
         timeout = httpx.Timeout(connect=CONNECT_S, read=answer_s, write=write_s, pool=CONNECT_S)
         build = partial(http.build_request, method, path, json=body, content=content, timeout=timeout, headers=headers)

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 
 from casemate.errors import CasemateError, InvalidSpec
-from casemate.sdk._sync.beside import called, repeating
+from casemate.sdk._sync.beside import called
 from casemate.sdk._sync.client import Client
+from casemate.sdk.alive import repeating
 from casemate.sdk.code import Completion, Context, Execution, Result
 from casemate.sdk.gathering import Gathered
 from casemate.sdk.streams import MAX_OUTPUT_BYTES
@@ -90,7 +91,7 @@ class Code:
 
     def _say_alive(self, cell_id: str) -> None:
         with suppress(CasemateError):  # whoever follows the cell hears of a daemon that is gone
-            self._client.call("POST", f"{self._path}/cells/{cell_id}/alive", body={})
+            self._client.apart.call("POST", f"{self._path}/cells/{cell_id}/alive", body={})
 
 
 class Contexts:
