@@ -90,7 +90,12 @@ def test_a_key_opens_its_tenants_sandboxes_and_no_others(
                 if isinstance(route, Route) and route.path.startswith("/v1/sandboxes/{ref}"):
                     for method in handlers_of(route):
                         url = route.path.replace("{ref}", box.id).replace("{exec_id}", "a" * 16)
-                        bodies = {"code": {"code": "1"}, "signal": {"signal": "TERM"}, "keep-alive": {"for_s": 1}}
+                        bodies = {
+                            "code": {"code": "1"},
+                            "complete": {"code": "1", "cursor": 1},
+                            "signal": {"signal": "TERM"},
+                            "keep-alive": {"for_s": 1},
+                        }
                         named = next((body for end, body in bodies.items() if url.endswith(end)), {})
                         given = {"json": named} if method == "POST" and not url.endswith("stdin") else {}
                         query = {"path": "/etc/hostname"} if "/files" in url else {}

@@ -11,7 +11,7 @@ from casemate.guest.peer import PeerLied
 End = dict[str, Any]
 _TEXT_BYTES = {"name": 400, "value": 9_000, "traceback": 34_000}  # as JSON; with the rest one frame
 _JSON_GROWTH = 12  # the most bytes of JSON that one character becomes
-_COUNT_AT_MOST = 1 << 53
+COUNT_AT_MOST = 1 << 53  # the host takes no larger number than 1 << 63
 
 
 def died(reason: str) -> End:
@@ -40,7 +40,7 @@ def checked(found: object) -> End:
 
 def count(found: object) -> int:
     """A number of things, as a context counts them. Raises PeerLied."""
-    if type(found) is not int or not 0 <= found < _COUNT_AT_MOST:
+    if type(found) is not int or not 0 <= found < COUNT_AT_MOST:
         raise PeerLied("a count that is none")
     return found
 

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from casemate.errors import NotFound, StateConflict
-from casemate.guest.cell_ends import End, brief
+from casemate.guest.cell_ends import COUNT_AT_MOST, End, brief
 from casemate.guest.cell_log import RESULT, CellLog
 
 GRACE_S = 2.0
@@ -169,7 +169,7 @@ class Cell:
             self.results += 1
             return True
         self.left_out["results"] += 1
-        self.left_out["result_bytes"] += size
+        self.left_out["result_bytes"] = min(self.left_out["result_bytes"] + size, COUNT_AT_MOST)
         return False
 
     def _tell(self) -> None:

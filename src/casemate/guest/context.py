@@ -30,6 +30,7 @@ READY_LIMIT_S = 60.0  # for a kernel of another language to answer
 KILL_LIMIT_S = 5.0
 _RETRY_S = 0.02
 _TEXT_BYTES = 2000  # of a text it says, as JSON
+_INFO_BYTES = {"language": 250, "version": 200, "cwd": 1000}  # as JSON: the list of all contexts is one message
 _LIES_AFTER = 10_000  # results beyond its bound: ours stop at the bound by themselves
 
 Ready = Callable[[], None]
@@ -142,11 +143,10 @@ class Context:
     def info(self) -> dict[str, Any]:
         busy, alive = self._cell is not None, self._process is not None
         starting = self._start_timer is not None
+        texts = {"language": self.language, "version": self.version, "cwd": self.job.cwd}
         return {
             "context_id": self.context_id,
-            "language": self.language,
-            "version": self.version,
-            "cwd": self.job.cwd[:2000],
+            **{name: cell_ends.cut(text, _INFO_BYTES[name]) for name, text in texts.items()},
             "state": "busy" if busy else "idle" if self._is_ready else "starting" if alive or starting else "dead",
             "queued": len(self._queue),
             "execution_count": self.execution_count,

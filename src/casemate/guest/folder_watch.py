@@ -20,6 +20,7 @@ ENTRIES_AT_MOST = 2000  # looked at in one go
 EVENTS_AT_MOST = 4000  # of one cell
 LISTED_AT_MOST = 150
 LISTED_BYTES = 8000  # of paths, as JSON
+PATH_AT_MOST = 4096  # what the host takes; in a folder at the kernel's limit a file's is longer
 UNKNOWN = -1
 PASSED_OVER = frozenset({"__pycache__", "node_modules"})
 SYSTEM = frozenset(
@@ -154,8 +155,9 @@ def _listed(found: dict[str, tuple[bool, bool]], cut: int) -> tuple[list[dict[st
         if not before and not now:
             continue
         shown = os.fsencode(path).decode("utf-8", "replace")
-        room -= len(json.dumps(shown))
-        if room < 0 or len(listed) >= LISTED_AT_MOST:
+        is_long = len(shown) > PATH_AT_MOST
+        room -= 0 if is_long else len(json.dumps(shown))
+        if is_long or room < 0 or len(listed) >= LISTED_AT_MOST:
             more += 1
         else:
             change = ("modified" if now else "deleted") if before else "created"

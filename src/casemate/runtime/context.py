@@ -11,6 +11,7 @@ flushed: what a cell wrote is in the pipes by then. SIGINT interrupts a cell and
 """
 
 import array
+import errno
 import importlib.util
 import json
 import os
@@ -20,6 +21,7 @@ import sys
 import threading
 import zipimport
 from contextlib import suppress
+from functools import partial
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from . import child, failures, formats, results, surroundings
@@ -100,7 +102,7 @@ class Context:
         idle = getattr(engine, "idle", None)
         while True:
             if idle is not None:
-                idle(self._sock)
+                _survived(partial(idle, self._sock))
             try:
                 message, fds = child.receive(self._sock, 2)
             except EOFError:
@@ -108,11 +110,13 @@ class Context:
             if "env" in message:  # it waited before it was known whose it would be
                 surroundings.replace_environ(message["env"])
             if "seed" in message:
-                engine.reseed(bytes.fromhex(message["seed"]))
+                _survived(partial(engine.reseed, bytes.fromhex(message["seed"])))
             try:
                 order = _read_order(message, fds)
             except UnicodeDecodeError as error:
                 end = _not_utf8(error)
+            except OSError as error:
+                end = failures.describe(error, Limits())
             else:
                 end = self._carry_out(engine, order)
             child.send(self._sock, self._closing(message["id"], end))
@@ -137,7 +141,7 @@ class Context:
             _leave_fork(end)
         if order.stdin is not None:
             self._streams.give_stdin(None)
-            os.close(order.stdin)
+            _close(order.stdin)
         return failures.bounded(end, order.limits)
 
     def _begin(self, order: _Order) -> None:
@@ -201,7 +205,11 @@ class Context:
 
 
 def _read_order(message: Dict[str, Any], fds: List[int]) -> _Order:
-    """Raises UnicodeDecodeError."""
+    """Raises UnicodeDecodeError; OSError when the cells before have left no descriptor for what comes along."""
+    if len(fds) < bool(message.get("stdin_fd")) + bool(message.get("code_fd")):
+        for fd in fds:
+            os.close(fd)
+        raise OSError(errno.EMFILE, "the code, or stdin, needs a descriptor, and this context has too many files open")
     stdin = fds.pop() if message.get("stdin_fd") else None
     if message.get("code_fd"):
         with open(fds.pop(), "rb") as file:
@@ -216,6 +224,25 @@ def _read_order(message: Dict[str, Any], fds: List[int]) -> _Order:
     asked = message.get("limits") or {}
     limits = Limits(**{name: asked[name] for name in Limits._fields if type(asked.get(name)) is int})
     return _Order(message["id"], limits, code, stdin, message["cursor"] if message["op"] == "complete" else None)
+
+
+def _survived(act: Callable[[], None]) -> None:
+    """What is done between cells goes through what cells may have replaced: a failure must not end the context."""
+    try:
+        act()
+    except BaseException as error:
+        text = failures.format_error(error, _REASON_LIMIT)
+        try:
+            os.write(2, text.encode("utf-8", "backslashreplace"))
+        except OSError:
+            return  # the cell closed it
+
+
+def _close(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError:
+        return  # the cell did
 
 
 def _not_utf8(error: UnicodeDecodeError) -> Dict[str, Any]:

@@ -20,6 +20,7 @@ from .engines import EngineMissing, Limits, Show
 _PREFIX = "jupyter:"
 _TURN_S = 0.1  # how soon an interrupt, or that the kernel has died, is noticed
 _REPLY_S = 10.0  # from the kernel's being idle to its reply
+_IDLE_S = 3.0  # from its reply, when it has published nothing for a while, to its being idle
 _INSIST_S = 2.0
 _COMPLETE_S = 10.0
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -74,8 +75,19 @@ class JupyterEngine:
             signal.signal(signal.SIGINT, before)
         self._process = self._manager.provisioner.process
         self._client: Any = self._manager.blocking_client()
+        self._lose_nothing()
         self._client.start_channels(hb=False)
         self._client.wait_for_ready(timeout=READY_S)
+
+    def _lose_nothing(self) -> None:
+        """A kernel drops what it publishes, that it is idle too, where a thousand messages wait on each side.
+
+        So all wait on this one, in memory that is the user's: a cell that floods a slow reader may run out of it.
+        What a kernel says faster than it can send is still lost.
+        """
+        import zmq
+
+        self._client.context.setsockopt(zmq.RCVHWM, 0)
 
     def _describe(self) -> Dict[str, str]:
         reply = self._reply("shell", self._client.kernel_info(), READY_S)
@@ -94,14 +106,17 @@ class JupyterEngine:
     def _follow(self, number: str, show: Show, lines: TextIO) -> Dict[str, Any]:
         """What the kernel publishes, until it is idle again."""
         end: Dict[str, Any] = {"kind": "ok"}
-        told_at = 0.0
-        while True:
+        reply: Optional[Dict[str, Any]] = None
+        told_at = replied_at = 0.0
+        while reply is None or time.monotonic() - replied_at < _IDLE_S:
             if self._interrupts.count and time.monotonic() - told_at > _INSIST_S:
                 told_at = time.monotonic()
                 self._manager.interrupt_kernel()
             self._answer_input(lines)
             message = self._next("iopub", _TURN_S)
             if message is None:
+                if reply is None:  # all it has published was read: it is to be idle soon, if it tells us so
+                    reply, replied_at = self._reply("shell", number, 0.0), time.monotonic()
                 continue
             kind, content = message["msg_type"], message["content"]
             ours = message.get("parent_header", {}).get("msg_id") == number
@@ -112,8 +127,9 @@ class JupyterEngine:
             elif kind == "error" and ours:
                 end = _failure(content)
             elif kind == "status" and ours and content.get("execution_state") == "idle":
-                reply = self._reply("shell", number, _REPLY_S) or {}
-                return _failure(reply) if end["kind"] == "ok" and reply.get("status") == "error" else end
+                reply = reply or self._reply("shell", number, _REPLY_S) or {}
+                break
+        return _failure(reply) if end["kind"] == "ok" and reply.get("status") == "error" else end
 
     def _write(self, content: Dict[str, Any]) -> None:
         stream = sys.stderr if content.get("name") == "stderr" else sys.stdout
@@ -143,12 +159,13 @@ class JupyterEngine:
     def _reply(self, channel: str, number: str, timeout_s: float) -> Optional[Dict[str, Any]]:
         """The content of the reply to the request *number*; None when it does not come."""
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            message = self._next(channel, _TURN_S)
+        while True:
+            message = self._next(channel, min(_TURN_S, timeout_s))
             if message is not None and message.get("parent_header", {}).get("msg_id") == number:
                 content: Dict[str, Any] = message["content"]
                 return content
-        return None
+            if time.monotonic() >= deadline:
+                return None
 
     def complete(self, code: str, cursor: int) -> Dict[str, Any]:
         with self._interrupts:

@@ -7,7 +7,7 @@ are touched; what asks the kernel (`os.urandom`, `secrets`, `uuid4`) needs nothi
 import functools
 import sys
 from hashlib import blake2b
-from typing import Any, Callable, FrozenSet, Set
+from typing import Any, Callable, FrozenSet, Optional, Set
 
 from .imports import when_imported
 
@@ -23,18 +23,8 @@ def reseed(entropy: bytes, but: FrozenSet[str] = frozenset()) -> None:
 
     *but*: those among `random`, `numpy` and `torch` that are left as they are.
     """
-    _standard_library(entropy, but)
-    numpy_random: Any = sys.modules.get("numpy.random")
-    if numpy_random is not None and "numpy" not in but:
-        digest = _derive(entropy, b"numpy")
-        seed = [int.from_bytes(digest[i : i + 4], "little") for i in range(0, len(digest), 4)]
-        _original(numpy_random.seed)(seed)
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and "torch" not in but and hasattr(torch, "manual_seed"):
-        _original(torch.manual_seed)(int.from_bytes(_derive(entropy, b"torch")[:8], "little"))
-    ssl = sys.modules.get("ssl")
-    if ssl is not None:
-        ssl.RAND_add(_derive(entropy, b"ssl"), 64.0)
+    for act in _ACTS:
+        act(entropy, but)
 
 
 class Seeds:
@@ -46,8 +36,18 @@ class Seeds:
             when_imported(module, functools.partial(self._watch, word, names))
 
     def reseed(self, entropy: bytes) -> None:
-        """As `reseed`, but what the user has seeded stays as it is."""
-        reseed(entropy, frozenset(self._set))
+        """As `reseed`, but what the user has seeded stays as it is.
+
+        Whatever fails, as what the user has replaced may do, the others are reseeded. Raises the last failure.
+        """
+        failure: Optional[BaseException] = None
+        for act in _ACTS:
+            try:
+                act(entropy, frozenset(self._set))
+            except BaseException as error:
+                failure = error
+        if failure is not None:
+            raise failure
 
     def _watch(self, word: str, names: Any, module: Any) -> None:
         for name in names:
@@ -77,10 +77,27 @@ def _derive(entropy: bytes, purpose: bytes) -> bytes:
     return blake2b(entropy, person=purpose).digest()
 
 
-def _standard_library(entropy: bytes, but: FrozenSet[str]) -> None:
+def _random(entropy: bytes, but: FrozenSet[str]) -> None:
     random: Any = sys.modules.get("random")
     if random is not None and "random" not in but:
         _original(random.seed)(_derive(entropy, b"random"))
+
+
+def _numpy(entropy: bytes, but: FrozenSet[str]) -> None:
+    numpy_random: Any = sys.modules.get("numpy.random")
+    if numpy_random is not None and "numpy" not in but:
+        digest = _derive(entropy, b"numpy")
+        seed = [int.from_bytes(digest[i : i + 4], "little") for i in range(0, len(digest), 4)]
+        _original(numpy_random.seed)(seed)
+
+
+def _torch(entropy: bytes, but: FrozenSet[str]) -> None:
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and "torch" not in but and hasattr(torch, "manual_seed"):
+        _original(torch.manual_seed)(int.from_bytes(_derive(entropy, b"torch")[:8], "little"))
+
+
+def _standard_library(entropy: bytes, but: FrozenSet[str]) -> None:
     uuid: Any = sys.modules.get("uuid")
     if uuid is not None:
         uuid._node = None
@@ -88,3 +105,9 @@ def _standard_library(entropy: bytes, but: FrozenSet[str]) -> None:
     tempfile: Any = sys.modules.get("tempfile")
     if tempfile is not None:
         tempfile._name_sequence = None
+    ssl = sys.modules.get("ssl")
+    if ssl is not None:
+        ssl.RAND_add(_derive(entropy, b"ssl"), 64.0)
+
+
+_ACTS = (_random, _numpy, _torch, _standard_library)

@@ -81,8 +81,10 @@ class Streams:
     def _flush(self, stream: Any) -> None:
         try:
             stream.flush()
-        except (AttributeError, OSError, ValueError):
-            return  # the cell closed or replaced it
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            return  # the cell closed it, or put anything in its place
 
     def _unread(self, number: int) -> bytes:
         return fcntl.ioctl(self._kept[number], termios.FIONREAD, _NOTHING)

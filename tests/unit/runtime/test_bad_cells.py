@@ -271,3 +271,58 @@ def test_kill_of_itself_is_the_kernels_to_tell(fresh_context: ContextBench) -> N
     fresh_context.order("import os; os._exit(3)")
     fresh_context._bench.loop.run_until(lambda: bool(fresh_context.status))
     assert os.waitstatus_to_exitcode(fresh_context.status[0]) == 3
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("stream", ["io.StringIO", "Odd(ZeroDivisionError)", "Odd(SystemExit)"])
+def test_a_stream_that_cannot_be_flushed_ends_nothing(fresh_context: ContextBench, name: str, stream: str) -> None:
+    fresh_context.run(
+        "import io, sys\n"
+        "class Odd:\n"
+        "    def __init__(self, error): self.error = error\n"
+        "    def write(self, text): pass\n"
+        "    def flush(self): raise self.error\n"
+        f"sys.{name} = {stream}"
+    )
+    assert fresh_context.run(f"sys.{name} = sys.__{name}__").kind == "ok"
+    still_works(fresh_context)
+
+
+def test_without_a_descriptor_left_long_code_is_an_error(fresh_context: ContextBench) -> None:
+    fresh_context.run(
+        "import os\ngot = []\ntry:\n    while True: got.append(os.open('/dev/null', os.O_RDONLY))\nexcept OSError: pass"
+    )
+    for seen in (fresh_context.run("1\n" * 20_000), fresh_context.run("1", stdin=b"x")):
+        assert (seen.kind, seen.end["name"]) == ("error", "OSError")
+        assert "too many files" in seen.end["value"]
+    fresh_context.run("for fd in got: os.close(fd)")
+    assert fresh_context.run("input()", stdin=b"x").text == "'x'"
+    still_works(fresh_context)
+
+
+def test_a_cell_that_closes_its_own_stdin(fresh_context: ContextBench) -> None:
+    code = (
+        "import os\n"
+        "for fd in os.listdir('/proc/self/fd'):\n"
+        "    try:\n"
+        "        if 'order' in os.readlink('/proc/self/fd/' + fd): os.close(int(fd))\n"
+        "    except OSError: pass"
+    )
+    assert fresh_context.run(code, stdin=b"x").kind == "ok"
+    still_works(fresh_context)
+
+
+def test_a_task_that_fails_without_a_stderr_does_not_end_the_context(fresh_context: ContextBench) -> None:
+    fresh_context.run(
+        "import asyncio, sys\n"
+        "async def leave(): raise SystemExit\n"
+        "async def later():\n"
+        "    await asyncio.sleep(0.05)\n"
+        "    await leave()\n"
+        "task = asyncio.get_running_loop().create_task(later())\n"
+        "await asyncio.sleep(0)\n"
+        "sys.stderr.close()"
+    )
+    time.sleep(0.3)
+    assert "closed file" in fresh_context.run("1").stderr
+    still_works(fresh_context)

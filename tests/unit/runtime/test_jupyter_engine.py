@@ -145,3 +145,20 @@ def test_the_death_of_the_kernel_is_the_death_of_the_context(bench: Bench, code:
     context = open_context(bench, "jupyter:python3")
     context.order(code)
     assert context.wait_death() == status
+
+
+@pytest.mark.parametrize(
+    ("code", "most"),
+    [
+        ("import sys\nfor _ in range(6000): print('o' * 90, flush=True); print('e', file=sys.stderr, flush=True)", 0),
+        ("for _ in range(6000): display({'text/plain': 'x' * 2000}, raw=True)", 1000),
+    ],
+)
+def test_a_flood_that_is_read_slowly_comes_to_its_end(python: ContextBench, code: str, most: int) -> None:
+    python.order(code)
+    time.sleep(3)  # a kernel that nobody listens to drops what it publishes, that it is idle among it
+    seen = python.read_to_end()
+    assert seen.end == {"kind": "ok"}
+    assert len(seen.results) == most
+    assert most or seen.stdout == ("o" * 90 + "\n") * 6000
+    assert python.run("1").text == "1"

@@ -101,3 +101,20 @@ def test_import_that_fails_is_tried_again(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("x = 1\n" * 100 + "def manual_seed(seed): pass\n")
     assert context.run("import torch; torch.manual_seed.__wrapped__.__name__").text == "'manual_seed'"
     context.kill()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import random; random.seed = None",
+        "import random\ndef seed(*_): raise SystemExit\nrandom.seed = seed",
+        "import sys; sys.modules['uuid'] = 5",
+    ],
+)
+def test_what_a_cell_has_put_in_place_of_a_seed_ends_nothing(fresh_context: ContextBench, code: str) -> None:
+    fresh_context.run("import sys, types; seeded = []; torch = types.ModuleType('torch')")
+    fresh_context.run("torch.manual_seed = seeded.append; sys.modules['torch'] = torch")
+    fresh_context.run(code)
+    seen = fresh_context.run("len(seeded)", seed="ab" * 64)
+    assert (seen.text, seen.end) == ("1", {"kind": "ok"})
+    assert "Error" in seen.stderr or "Exit" in seen.stderr
