@@ -37,7 +37,7 @@ def ls(ref: Annotated[str, SANDBOX], as_json: Annotated[bool, JSON] = False) -> 
         (c.context_id, c.language, c.version or "-", c.state, str(c.queued), str(c.execution_count), c.cwd or "-")
         for c in found
     ]
-    print_table(HEAD, [[harmless(cell) for cell in row] for row in rows])
+    print_table(HEAD, [[harmless(cell).replace("\n", "\ufffd") for cell in row] for row in rows])
 
 
 def create(

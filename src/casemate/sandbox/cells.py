@@ -62,8 +62,8 @@ class RunCell:
         check_id("context", self.context)
         if self.timeout_s is not None and not 0 < self.timeout_s <= MAX_TIME_S:
             raise InvalidSpec(f"timeout_s is {self.timeout_s:g}; it must be over 0 and at most 30 days")
-        if self.grace_s is not None and not 0 <= self.grace_s <= 3600:
-            raise InvalidSpec(f"grace_s is {self.grace_s:g}; it must be from 0 to 3600")
+        if self.grace_s is not None and not 0 < self.grace_s <= 3600:
+            raise InvalidSpec(f"grace_s is {self.grace_s:g}; it must be over 0 and at most 3600")
         if self.stdin is not None and len(self.stdin) > MAX_BYTES:
             raise InvalidSpec(f"stdin is over {MAX_BYTES} bytes", hint="write it to a file and open that")
         if self.user is not None and "\0" in self.user:

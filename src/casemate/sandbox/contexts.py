@@ -19,6 +19,7 @@ from casemate.sandbox.link import Link
 
 START_TIMEOUT_S = 120.0  # a kernel, or Node, on an overloaded emulated guest
 COMPLETE_S = 5.0
+COMPLETE_GRACE_S = 60.0  # nobody wants to lose variables by a key: this bounds it, and kills what hangs for good
 MAX_MATCHES = 10_000
 STATES = ("starting", "idle", "busy", "dead")
 
@@ -133,7 +134,7 @@ async def complete(link: Link, context_id: str, code: str, cursor: int) -> Compl
     """What the name before *cursor* could become. Raises NotFound, StateConflict for a context that is busy."""
     if not 0 <= cursor <= len(code):
         raise InvalidSpec(f"cursor is {cursor}; it must be from 0 to the length of the code")
-    spec = RunCell(context_id, timeout_s=COMPLETE_S)
+    spec = RunCell(context_id, timeout_s=COMPLETE_S, grace_s=COMPLETE_GRACE_S)
     params = spec.params() | {"act": "complete", "cursor": cursor}
     with anyio.move_on_after(COMPLETE_S):
         async with link.open("cell", params, timeout_s=COMPLETE_S, all_said={1: _short(code)}) as channel:
