@@ -103,6 +103,8 @@ class Context:
         while True:
             if idle is not None:
                 _survived(partial(idle, self._sock))
+                if _getpid() != self._pid:
+                    os._exit(0)
             try:
                 message, fds = child.receive(self._sock, 2)
             except EOFError:

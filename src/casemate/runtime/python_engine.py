@@ -7,6 +7,7 @@ namespace and with what it would leave behind (In, Out, _), and only the rest go
 import ast
 import builtins
 import linecache
+import os
 import re
 import select
 import socket
@@ -49,6 +50,7 @@ class PythonEngine:
         self._futures = 0
         self._is_transformed = False
         self._loop: Any = None
+        self._is_idle = False
         self._show: Optional[Show] = None
         self._shell: Any = None
         ipython: Any = sys.modules.get(_IPYTHON)
@@ -126,11 +128,11 @@ class PythonEngine:
     def _execute_tree(self, tree: Any, filename: str) -> Any:
         body = tree.body
         last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
-        if body:
-            self._evaluate(self._compile(tree, filename, "exec"))
+        first = self._compile(tree, filename, "exec") if body else None
+        rest = self._compile(ast.Expression(last.value), filename, "eval") if last is not None else None
+        value = self._evaluate_both(first, rest)
         if last is None:
             return None
-        value = self._evaluate(self._compile(ast.Expression(last.value), filename, "eval"))
         if value is not None and not _is_silenced(filename, last):
             self._history.add_output(self._count, value)
             self.show_value(value)
@@ -162,6 +164,19 @@ class PythonEngine:
             self._futures |= compiled.co_flags & _FUTURES
         return compiled
 
+    def _evaluate_both(self, first: Optional[types.CodeType], rest: Optional[types.CodeType]) -> Any:
+        """The value of *rest*. Where that alone awaits, *first* finds the loop running, too: it may make a task."""
+        if first is not None and rest is not None and rest.co_flags & _IS_COROUTINE & ~first.co_flags:
+
+            async def both() -> Any:
+                eval(first, self._names)  # noqa: S307  our purpose
+                return await eval(rest, self._names)  # noqa: S307  our purpose
+
+            return self._wait_for(both())
+        if first is not None:
+            self._evaluate(first)
+        return self._evaluate(rest) if rest is not None else None
+
     def _evaluate(self, compiled: types.CodeType) -> Any:
         value = eval(compiled, self._names)  # noqa: S307  our purpose
         return self._wait_for(value) if compiled.co_flags & _IS_COROUTINE else value
@@ -171,6 +186,8 @@ class PythonEngine:
         import asyncio
 
         if not self._has_loop:
+            if self._loop is None:
+                os.register_at_fork(after_in_child=self._on_fork)
             self._loop = asyncio.new_event_loop()
             asyncio.set_event_loop(self._loop)
         task = self._loop.create_task(coroutine)
@@ -193,12 +210,19 @@ class PythonEngine:
         """Tasks of the context's event loop go on between its cells."""
         while self._has_loop and self._has_tasks(orders):
             self._loop.add_reader(orders, self._loop.stop)
+            self._is_idle = True
             try:
                 self._loop.run_forever()
             except BaseException as error:  # a task's SystemExit is not the context's
                 tell(failures.format_error(error, self.limits.traceback_bytes))
             finally:
+                self._is_idle = False
                 self._loop.remove_reader(orders)
+
+    def _on_fork(self) -> None:
+        """A process that a task forks between cells ends with the task's step: the orders are not for it."""
+        if self._is_idle:
+            self._loop.call_soon(_leave)
 
     @property
     def _has_loop(self) -> bool:
@@ -260,6 +284,13 @@ def rehearse() -> Tuple[Dict[str, Any], Dict[str, Any]]:
     shown = bundle(eval(compile(value, "<cell 0>", "eval", _TOP_LEVEL_AWAIT, True), {}), Limits(), printers)  # noqa: S307  ours
     assert shown is not None
     return shown
+
+
+def _leave() -> None:
+    try:
+        sys.stdout.flush()
+    finally:
+        os._exit(0)
 
 
 def _is_silenced(filename: str, last: Any) -> bool:

@@ -326,3 +326,19 @@ def test_a_task_that_fails_without_a_stderr_does_not_end_the_context(fresh_conte
     time.sleep(0.3)
     assert "closed file" in fresh_context.run("1").stderr
     still_works(fresh_context)
+
+
+@pytest.mark.parametrize("then", ["await asyncio.sleep(0.05)", "raise SystemExit"])
+def test_a_task_that_forks_between_cells_gets_none_of_their_code(fresh_context: ContextBench, then: str) -> None:
+    pid = fresh_context.run("import asyncio, os; os.getpid()").text
+    begun = fresh_context.run(
+        "async def split():\n"
+        "    await asyncio.sleep(0.05)\n"
+        "    if os.fork() == 0:\n"
+        f"        {then}\n"
+        "tasks = [asyncio.create_task(split()), asyncio.create_task(asyncio.sleep(60))]\n"
+        "await asyncio.sleep(0)"
+    )
+    assert begun.kind == "ok"
+    time.sleep(0.3)
+    assert {fresh_context.run("os.getpid()").text for _ in range(20)} == {pid}

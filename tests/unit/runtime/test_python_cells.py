@@ -155,3 +155,12 @@ def test_nothing_of_ours_is_in_the_way(fresh_context: ContextBench) -> None:
     assert len(fresh_context.run(code).text.split(",")) <= 5  # type: ignore[union-attr]
     seen = fresh_context.run("import subprocess; n = subprocess.run(['ls', '/proc/self/fd'])")
     assert seen.stdout.split() == ["0", "1", "2", "3"]
+
+
+def test_a_task_made_before_the_last_line_awaits_it(shared_context: ContextBench) -> None:
+    shared_context.run("import asyncio")
+    seen = shared_context.run("async def one(): return 1\ntask = asyncio.create_task(one())\nawait task")
+    assert (seen.text, seen.end) == ("1", {"kind": "ok"})
+    seen = shared_context.run("x = 1 / 0\nawait one()")
+    assert seen.end["traceback"].count("File") == 1
+    assert shared_context.run("y = 2\n'no loop'").text == "'no loop'"
