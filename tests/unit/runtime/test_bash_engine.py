@@ -129,11 +129,12 @@ def test_interrupts_one_after_the_other(bash: ContextBench) -> None:
 
 def test_a_job_in_the_background_outlives_the_cell(bash: ContextBench) -> None:
     begun = time.monotonic()
-    seen = bash.run("sleep 0.4 & echo begun")
-    assert time.monotonic() - begun < 0.4
+    seen = bash.run("sleep 2 & echo begun")
+    assert time.monotonic() - begun < 2
     assert (seen.stdout, seen.stderr) == ("begun\n", "")
-    bash.order("sleep 60")
-    bash.interrupt(0.0)
+    bash.order("echo sleeps; sleep 60")
+    bash.read_something(Seen())
+    bash.interrupt(0.1)  # a bash that is interrupted while it forks may lose track of its jobs
     assert bash.read_to_end().kind == "interrupted"
     assert bash.run("wait $!; echo $?").stdout == "0\n"
 
