@@ -88,9 +88,10 @@ class BashEngine:
                 return error("SyntaxError", problem)
         self._seeded = self._seeded or re.search(r"\bRANDOM=", code) is not None
         _write_file(self._code, code)
+        self._serial += 1
         with self._interrupts:
             self._begin(stdin)
-            status, failed = self._finish()
+            status, failed = self._finish(stdin)
             interrupted = self._interrupts.count > 0
         _write_file(self._status, "return %d" % status)
         if interrupted:
@@ -101,11 +102,19 @@ class BashEngine:
         return error("SyntaxError", problem) if problem else error("ExitStatus", str(status))
 
     def _begin(self, stdin: Optional[int]) -> None:
-        self._serial += 1
-        source = "/dev/null" if stdin is None else self._path(stdin)
+        """Said again where the shell does not say that it has begun: an interrupt of before may have taken it."""
         self._say(
-            "\\. %s; \\. %s <%s >&%d 2>&%d\n"
-            % (self._path(self._status), self._path(self._code), source, _STDOUT, _STDERR)
+            "[[ ${_casemate_cell-} == %d ]] || { _casemate_cell=%d; \\builtin printf 'begun %d\\n' >%s; "
+            "\\. %s; \\. %s <%s >&%d 2>&%d; }\n"
+            % (
+                *(self._serial,) * 3,
+                self._path(self._report_end),
+                self._path(self._status),
+                self._path(self._code),
+                "/dev/null" if stdin is None else self._path(stdin),
+                _STDOUT,
+                _STDERR,
+            )
         )
         self._ask()
 
@@ -113,19 +122,24 @@ class BashEngine:
         """For the report. It is a line of its own: what an interrupt takes from the shell is the line it is at."""
         self._say("\\builtin printf '%d %%s\\n' \"$?\" >%s; set +e\n" % (self._serial, self._path(self._report_end)))
 
-    def _finish(self) -> Tuple[int, bool]:
+    def _finish(self, stdin: Optional[int]) -> Tuple[int, bool]:
         """The cell's status, and whether `set -e` ended it."""
         failed: Optional[int] = None
-        patience_s = _INSIST_S
+        begun, patience_s = False, _INSIST_S
         while True:
             insisting = self._interrupts.count > 0
-            word, _, rest = self._report(patience_s if insisting else None).partition(" ")
+            word, _, rest = self._report(None if begun and not insisting else patience_s).partition(" ")
             if word == "failed" and rest.isdigit():
                 failed = int(rest)
-            elif word == str(self._serial) and rest.isdigit():
+            elif word == "begun" and rest == str(self._serial):
+                begun = True
+            elif word == str(self._serial) and rest.isdigit() and (begun or insisting):
                 return (int(rest), False) if failed is None else (failed, True)
-            elif word == "" and insisting:
-                self._insist()
+            elif word == "" and (insisting or not begun):
+                if insisting:
+                    self._insist()
+                else:
+                    self._begin(stdin)
                 patience_s = min(patience_s * 2, _INSIST_AT_MOST_S)
 
     def _insist(self) -> None:
