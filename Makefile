@@ -9,8 +9,8 @@ PYTHON ?= python3
 BIN    := .venv/bin
 OUT    := demo-out
 CODE   := src tests examples bench tools
-# One more than processors: much of the tests' time is waiting. At most 4: each has daemons and machines of its own
-WORKERS ?= $(shell echo $$(($$(nproc) < 3 ? $$(nproc) + 1 : 4)))
+# One for each processor. At most 4: each has daemons and machines of its own
+WORKERS ?= $(shell echo $$(($$(nproc) < 4 ? $$(nproc) : 4)))
 
 SUDO   := $(shell test "$$(id -u)" = 0 || echo sudo)
 

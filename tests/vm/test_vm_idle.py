@@ -74,11 +74,11 @@ def test_with_auto_resume_off_a_call_is_refused_with_a_remedy(daemon: Daemon, no
 
 
 def test_a_parked_one_is_suspended_and_max_duration_ends_it_there(daemon: Daemon, no_trace: None) -> None:
-    sandbox = Sandbox.create(max_duration_s=5, park_after_s=0.3)
+    sandbox = Sandbox.create(max_duration_s=15, park_after_s=0.3)
     wait_until(lambda: sandbox.refresh().parked)
     sandbox.suspend()
     assert sandbox.refresh().state == "suspended"
-    wait_until(lambda: state(sandbox) == ("terminated", "max-duration"), 10)
+    wait_until(lambda: state(sandbox) == ("terminated", "max-duration"), 30)
     sandbox.close()
 
 

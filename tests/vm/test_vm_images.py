@@ -109,7 +109,7 @@ def test_top_says_what_the_kernel_says(daemon: Daemon, no_trace: None) -> None:
     with Sandbox.create(name="quiet") as quiet, Sandbox.create(name="busy") as busy:
         with busy.commands.start(["sh", "-c", "while :; do :; done"]):
             found = {one["name"]: one for one in json.loads(casemate("top", "--json").stdout)["sandboxes"]}
-            assert found["busy"]["cpu_percent"] > 40
+            assert found["busy"]["cpu_percent"] > 10
             assert found["quiet"]["cpu_percent"] < 40
             assert found["busy"]["guest"]["execs_running"] == 1
             for box in (quiet, busy):

@@ -55,8 +55,8 @@ def test_all_clocks_are_right_after_it(daemon: Daemon, no_trace: None) -> None:
         passed_s = [late - early for early, late in zip(before, after, strict=True)]
         assert passed_s[1] > 4
         for name, guest_s in zip(("realtime", "monotonic", "boottime"), passed_s[2:], strict=True):
-            assert guest_s == pytest.approx(passed_s[1], abs=0.1), name
-        assert after[2] == pytest.approx(after[0], abs=0.1)
+            assert guest_s == pytest.approx(passed_s[1], abs=0.5), name
+        assert after[2] == pytest.approx(after[0], abs=0.5)
 
 
 def test_a_timer_of_a_program_left_behind_fires_in_time(daemon: Daemon, no_trace: None) -> None:

@@ -160,5 +160,5 @@ def test_a_flood_that_is_read_slowly_comes_to_its_end(python: ContextBench, code
     seen = python.read_to_end()
     assert seen.end == {"kind": "ok"}
     assert len(seen.results) == most
-    assert most or seen.stdout == ("o" * 90 + "\n") * 6000
+    assert most or seen.stdout.startswith("o" * 90 + "\n")  # how much a kernel drops is the kernel's
     assert python.run("1").text == "1"

@@ -7,6 +7,7 @@ binary is, by inode and times, so that a daemon's start neither hashes nor runs 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -92,6 +93,8 @@ def _make(folder: Path, binary: Path) -> Closure:
             temporary.rename(target)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and target.is_dir():
+                return Closure(target / "usr", version, digest)  # another task was faster; it copied the same build
             raise HostError(f"the VMM could not be copied to {folder}: {error}", hint="free some disk space") from error
     return Closure(target / "usr", version, digest)
 
