@@ -27,7 +27,7 @@ from casemate.storage import VersionRow
 from casemate.storage import images as rows
 
 OWNER = "local"  # the tenant of who runs this host
-BUILT_IN_NAMES = ("python",)
+BUILT_IN_NAMES = ("python", "python-full")
 PARTS = ("kernel", "initrd", "root", "agent")
 
 
