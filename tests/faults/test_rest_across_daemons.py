@@ -217,11 +217,12 @@ def test_what_is_another_tenants(home: Path, no_trace: None) -> None:
                 Sandbox.connect(ref, client=others)
             for method, path in (
                 ("POST", "resume"), ("POST", "suspend"), ("GET", ""), ("DELETE", ""), ("GET", "execs"),
-                ("GET", "stats"), ("GET", "files?path=secret"), ("GET", "logs"),
+                ("GET", "stats"), ("GET", "files"), ("GET", "logs"),
             ):  # fmt: skip
                 body = {} if path == "resume" else None
+                params = {"path": "secret"} if path == "files" else None
                 with pytest.raises(NotFound):
-                    others.call(method, f"/v1/sandboxes/{ref}/{path}".rstrip("/"), body=body)
+                    others.call(method, f"/v1/sandboxes/{ref}/{path}".rstrip("/"), body=body, params=params)
         assert alices.refresh().state == "suspended"
         assert not vmms(home)
         theirs = Sandbox.create(client=others)

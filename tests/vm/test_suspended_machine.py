@@ -138,7 +138,7 @@ def test_clocks_are_right_after_a_thaw(suspendable: Runner) -> None:
 
 def test_a_vmm_killed_while_it_is_saved_is_told(suspendable: Runner, tmp_path: Path) -> None:
     async def body(clone: Suspendable) -> None:
-        await clone.run("sh", "-c", "head -c 100000000 /dev/zero | tr '\\0' x > /dev/shm/f")
+        await clone.run("sh", "-c", "head -c 60000000 /dev/zero | tr '\\0' x > /dev/shm/f")
         await clone.still()
 
         async def kill(after_s: float) -> None:
