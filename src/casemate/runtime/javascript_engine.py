@@ -19,6 +19,7 @@ _LOOP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "javascript_loo
 _LINE_LIMIT = 96 * 1024 * 1024
 _READ_SIZE = 256 * 1024
 _PATIENCE_S = 0.2  # how long what is interrupted may take to say so, before it is stopped
+_SETTLE_S = 5.0
 _COMPLETE_S = 5.0
 _FLAGS = (
     "--expose-internals",  # for its parser
@@ -36,6 +37,7 @@ class JavaScriptEngine:
         self._unread = bytearray()
         self._serial = 0
         self._cells = 0
+        self._stops = 0
         self._stdin = os.memfd_create("stdin")
         self._orders, self._answers, self._stop = self._start(path)
         self.about = {"language": "javascript", "version": self._wait_ready()}
@@ -62,7 +64,10 @@ class JavaScriptEngine:
         self._give_stdin(stdin)
         with self._interrupts:
             number = self._order({"op": "cell", "code": code, "file": "cell-%d.js" % self._cells})
+            before = self._stops
             end = self._follow(number, show)
+            if self._stops > before:
+                self._settle()
             if self._interrupts.count:
                 return {"kind": "interrupted"}
         return end
@@ -88,8 +93,21 @@ class JavaScriptEngine:
                 end: Dict[str, Any] = answer["end"]
                 return end
             elif event is None and told:
-                self._stop.sendall(b"\n")
+                self._stops += 1
+                self._stop.sendall(b"%d\n" % number)
                 self._say({"op": "interrupt", "id": number})
+
+    def _settle(self) -> None:
+        """Until Node has seen every stop: one that comes late would take the next cell, or a timer of the user's."""
+        deadline = time.monotonic() + _SETTLE_S
+        while time.monotonic() < deadline:
+            number = self._order({"op": "settle"})
+            until = time.monotonic() + _PATIENCE_S
+            answer: Dict[str, Any] = {}
+            while time.monotonic() < until and answer.get("id") != number:
+                answer = self._next(max(0.0, until - time.monotonic()))
+            if answer.get("event") == "settled" and answer.get("stops") == self._stops:
+                return
 
     def _wait_until_read(self) -> None:
         """Until the agent has read what Node wrote: only then may it write to another of the two."""

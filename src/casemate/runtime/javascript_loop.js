@@ -2,9 +2,9 @@
 // What Node runs for a context: one cell after another in its global scope, as the prompt of the developer tools does.
 //
 // Three descriptors, named on the command line: orders, a line of JSON each; our answers, where what must keep its place
-// among the streams waits for one byte back; and one where a byte ends whatever JavaScript is running, be it a loop that
-// never comes back (a thread waits for it). Code is evaluated through the inspector, which alone knows top-level await
-// and lets a later cell declare a `const` anew.
+// among the streams waits for one byte back; and one where the number of a cell that has not ended stops what runs, be
+// it a loop that never comes back (a thread waits for it). Code is evaluated through the inspector, which alone knows
+// top-level await and lets a later cell declare a `const` anew.
 
 const crypto = require('crypto');
 const fs = require('fs');
@@ -26,7 +26,9 @@ const IMPORT = '__casemate_import__';
 const DISPLAY = Symbol.for('Jupyter.display');
 
 const { parse, stringify } = JSON; // whatever a cell makes of the global ones
+const { scheduleTimer } = require('internal/test/binding').internalBinding('timers');
 let running = null; // the number of the cell
+const shared = new Int32Array(new SharedArrayBuffer(8)); // with the thread: the last cell that ended, stops seen
 let shownLast = 1;
 const session = new inspector.Session();
 session.connect();
@@ -288,8 +290,9 @@ async function evaluate({ id, code, file }) {
 }
 
 function finish(id, end) {
-  if (running !== id) return;
+  if (Atomics.load(shared, 0) >= id) return; // it has ended
   running = null;
+  Atomics.store(shared, 0, id);
   answer({ event: 'end', id, end });
 }
 
@@ -344,18 +347,32 @@ function generator(seed) {
 
 // --- Orders ------------------------------------------------------------------------------------------------------
 
+// Of a cell, too, that never came here, because a stop came first.
 function interrupt({ id }) {
   finish(id, { kind: 'interrupted' });
 }
 
+// A stop that comes too late ends what runs next. So it is this that runs next, as often as it takes. And a stop in a
+// timer's callback may leave Node in the belief that it will look at its timers anyway: have it look.
+function settle({ id }) {
+  scheduleTimer?.(1);
+  answer({ event: 'settled', id, stops: Atomics.load(shared, 1) });
+}
+
 function serve() {
   const orders = new net.Socket({ fd: ORDERS });
-  const handlers = { cell: run, complete, reseed, interrupt };
+  const handlers = { cell: run, complete, reseed, interrupt, settle };
   let unread = [];
   orders.on('data', (data) => {
     for (let at; (at = data.indexOf(10)) >= 0; data = data.subarray(at + 1)) {
-      const order = parse(Buffer.concat([...unread, data.subarray(0, at)]).toString());
+      const line = Buffer.concat([...unread, data.subarray(0, at)]).toString();
       unread = [];
+      let order;
+      try {
+        order = parse(line);
+      } catch {
+        continue; // a stop took its beginning; whoever wants an answer asks again
+      }
       handlers[order.op](order);
     }
     unread.push(data);
@@ -366,11 +383,21 @@ function serve() {
 function watchForStop() {
   const code = `
     const inspector = require('inspector');
+    const { workerData: shared } = require('worker_threads');
     const session = new inspector.Session();
     session.connectToMainThread();
     const stop = new (require('net').Socket)({ fd: ${STOP} });
-    stop.on('data', () => session.post('Runtime.terminateExecution'));`;
-  new Worker(code, { eval: true, stdin: false, stdout: false }).unref();
+    const seen = () => Atomics.add(shared, 1, 1);
+    let unread = '';
+    stop.on('data', (data) => {
+      const lines = (unread + data).split('\\n');
+      unread = lines.pop();
+      for (const line of lines) {
+        if (Atomics.load(shared, 0) < Number(line)) session.post('Runtime.terminateExecution', seen);
+        else seen();
+      }
+    });`;
+  new Worker(code, { eval: true, workerData: shared, stdin: false, stdout: false }).unref();
 }
 
 async function main() {
