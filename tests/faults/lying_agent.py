@@ -34,7 +34,6 @@ _ON_OPENED = """
     def _on_opened_honestly(self, event: wire.Opened) -> None:
 """
 _READY = """
-        ready = self._introduction.apply(hello)
         lie = hello.env.get("LIE") or getattr(self, "_later", None)
         if lie == "proof":
             ready["proof"] = "0" * 64
@@ -57,7 +56,7 @@ def sabotaged(folder: Path) -> Path:
     package = folder / "casemate"
     shutil.copytree(Path(casemate.__file__).parent, package)
     _replace(package / "guest/server.py", "    def _on_opened(self, event: wire.Opened) -> None:\n", _ON_OPENED[1:])
-    applied = "        self.connection.ready(self._introduction.apply(hello))\n"
+    applied = "        self.connection.ready(ready)\n"
     _replace(package / "guest/server.py", applied, _READY[1:])
     return folder
 

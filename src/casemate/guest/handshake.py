@@ -41,6 +41,7 @@ class Hello:
     user: str | None
     cwd: str | None
     fresh: bool
+    copy: bool
 
 
 def parse(body: dict[str, Any]) -> Hello:
@@ -52,6 +53,9 @@ def parse(body: dict[str, Any]) -> Hello:
     wall_clock_ns = body.get("wall_clock_ns")
     if body.get("generation") != GENERATION or len(entropy) not in _ENTROPY_BYTES or type(wall_clock_ns) is not int:
         raise ProtocolViolation("HELLO of another generation, or without entropy or clock")
+    fresh, copy = body.get("fresh") is not False, body.get("copy") is True
+    if copy and not fresh:
+        raise ProtocolViolation("HELLO to a copy that is to stay what it is")
     return Hello(
         sandbox_id=text(body, "sandbox_id"),
         hostname=text(body, "hostname"),
@@ -62,7 +66,8 @@ def parse(body: dict[str, Any]) -> Hello:
         env=environment(body),
         user=optional_text(body, "user"),
         cwd=optional_text(body, "cwd"),
-        fresh=body.get("fresh") is not False,
+        fresh=fresh,
+        copy=copy,
     )
 
 
@@ -117,6 +122,7 @@ class Handshake:
             "boot_id": self._boot_id,
             "wall_clock_ns": wall_clock_ns,
             "proof": hmac.new(hello.entropy, told.encode(), hashlib.sha256).hexdigest(),
+            "copy": hello.copy,
         }
 
 

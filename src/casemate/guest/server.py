@@ -150,11 +150,12 @@ class Server:
             hello = handshake.parse(event.body)
         except InvalidSpec as error:
             raise ProtocolViolation(f"HELLO: {error}") from error
-        self.connection.ready(self._introduction.apply(hello))
+        ready = self._introduction.apply(hello)
         if hello.fresh:
-            self.surroundings.env, self.surroundings.user, self.surroundings.cwd = hello.env, hello.user, hello.cwd
+            self.surroundings.take(hello)
             if self.contexts is not None:
                 self.contexts.begin_anew()
+        self.connection.ready(ready)
 
     # --------------------------------------------------------------- channels
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from casemate.errors import ExecRefused
 from casemate.guest.accounts import Account, Accounts
+from casemate.guest.handshake import Hello
 from casemate.guest.zygote import Identity, Job
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -34,6 +35,14 @@ class Surroundings:
     user: str | None = None
     cwd: str | None = None
     change_user: bool = True
+
+    def take(self, hello: Hello) -> None:
+        """Become what *hello* says; in a copy what is there stays below it."""
+        if hello.copy:
+            self.env = self.env | hello.env
+            self.user, self.cwd = hello.user or self.user, hello.cwd or self.cwd
+        else:
+            self.env, self.user, self.cwd = hello.env, hello.user, hello.cwd
 
     def account(self, user: str | None) -> Account:
         """Raises ExecRefused when there is no such user."""

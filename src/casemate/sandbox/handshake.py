@@ -24,13 +24,18 @@ CLOCK_TOLERANCE_S = 2.0  # an emulated guest on a busy host may be slow to answe
 
 @dataclass(frozen=True, slots=True)
 class Introduction:
-    """One clone's secrets of birth; used once and dropped."""
+    """One clone's secrets of birth; used once and dropped.
+
+    *copy*: of a sandbox that was somebody's, whose user processes are frozen: its programs and cells stay, under ids of
+    their own, and *env* is laid over what is there. *user* and *cwd* None: as they are.
+    """
 
     guest_id: str
     env: Mapping[str, str] = field(default_factory=dict)
     user: str | None = None
     cwd: str | None = None
     fresh: bool = True
+    copy: bool = False
     entropy: bytes = field(default_factory=lambda: secrets.token_bytes(ENTROPY_BYTES))
     nonce: str = field(default_factory=lambda: secrets.token_hex(16))
     machine_id: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -53,6 +58,7 @@ class Introduction:
             "user": self.user,
             "cwd": self.cwd,
             "fresh": self.fresh,
+            "copy": self.copy,
         }
 
     def check(self, ready: Mapping[str, Any], sent_ns: int, arrived_ns: int) -> None:
@@ -62,6 +68,8 @@ class Introduction:
             raise ProtocolViolation(f"sandbox {self.guest_id}: agent of another generation")
         if not (isinstance(boot_id, str) and isinstance(wall_clock_ns, int) and isinstance(proof, str)):
             raise ProtocolViolation(f"sandbox {self.guest_id}: READY lacks its proof")
+        if self.copy and ready.get("copy") is not True:
+            raise ProtocolViolation(f"sandbox {self.guest_id}: its agent does not know that it is a copy")
         text = (
             f"casemate-handshake-1|{self.nonce}|{self.guest_id}|{self.hostname}"
             f"|{self.machine_id}|{boot_id}|{wall_clock_ns}"

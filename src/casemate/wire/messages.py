@@ -74,8 +74,16 @@ CONNECTION: dict[str, Any] = {
         "user": "text?",
         "cwd": "text?",
         "fresh": "bool",
+        "copy": "bool?",
     },
-    "READY": {"generation": "int", "agent": "text", "boot_id": "uuid", "wall_clock_ns": "int", "proof": "hex"},
+    "READY": {
+        "generation": "int",
+        "agent": "text",
+        "boot_id": "uuid",
+        "wall_clock_ns": "int",
+        "proof": "hex",
+        "copy": "bool?",
+    },
     "DENY": {"code": "text", "hint": "text", "message": "text?", "errno": "text?"},
     "RESET": {"code": "text", "hint": "text"},
 }

@@ -85,8 +85,25 @@ def test_a_second_one_on_a_reopened_stream_keeps_the_identity() -> None:
         {"env": {"A=B": "c"}},
         {"env": ["A"]},
         {"user": 7},
+        {"fresh": False, "copy": True},
     ],
 )
 def test_a_hello_nobody_sends_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises((ProtocolViolation, InvalidSpec)):
         parse(Introduction("guest").hello() | change)
+
+
+def test_a_copy_is_told_and_says_so() -> None:
+    copied, plain = replace(Introduction("guest"), copy=True), Introduction("guest")
+    sent_ns = time.time_ns()
+    ready = shake(copied)
+    copied.check(ready, sent_ns, time.time_ns())
+    with pytest.raises(ProtocolViolation, match="copy"):
+        copied.check(ready | {"copy": False}, sent_ns, time.time_ns())
+    assert parse(plain.hello()).copy is False
+
+
+def test_a_host_that_knows_no_copies_is_understood() -> None:
+    hello = Introduction("guest").hello()
+    del hello["copy"]
+    assert parse(hello).copy is False
