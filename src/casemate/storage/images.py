@@ -1,6 +1,7 @@
 """Rows of ``images``, ``image_versions`` and ``snapshots``.
 
 image (tenant, name) -> version (1, 2, …; configuration fixed) -> snapshots, one per shape and platform.
+A version is *built* from artifacts, or a *session*: a sandbox as it was at one moment, with the one snapshot it is.
 The first argument of each act is the connection of its transaction.
 """
 
@@ -17,6 +18,7 @@ from casemate.errors import NotFound
 from casemate.storage.schema import image_versions, images, snapshots
 
 VersionState = Literal["pending", "building", "ready", "failed"]
+VersionKind = Literal["built", "session"]
 SnapshotState = Literal["building", "ready", "failed"]
 MAX_LOG_CHARS = 1_000_000
 
@@ -34,7 +36,10 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """*name* is its image's; *artifacts* maps what (kernel, initrd, root, agent) to a sha256."""
+    """*name* is its image's; *artifacts* maps what (kernel, initrd, root, agent) to a sha256.
+
+    *parent*: of a session, the reference of the version its sandbox stood on.
+    """
 
     id: int
     tenant: str
@@ -51,10 +56,18 @@ class VersionRow:
     created_at: float
     updated_at: float
     revision: int
+    kind: VersionKind = "built"
+    parent: str | None = None
+    tag: str | None = None
 
     @property
     def reference(self) -> str:
         return f"{self.name}@{self.number}"
+
+    @property
+    def contains_session_state(self) -> bool:
+        """Whether a tenant's processes, variables and files are in it: then it is that tenant's alone."""
+        return self.kind == "session"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +90,14 @@ class SnapshotRow:
 
 
 def add_version(
-    connection: sa.Connection, tenant: str, host_id: str, name: str, config: Mapping[str, Any]
+    connection: sa.Connection,
+    tenant: str,
+    host_id: str,
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    kind: VersionKind = "built",
+    parent: str | None = None,
 ) -> VersionRow:
     """The next version of *name*, ``pending`` and not active; the image is made with its first one."""
     now = time.time()
@@ -99,6 +119,8 @@ def add_version(
         "config": dict(config),
         "state": "pending",
         "active": False,
+        "kind": kind,
+        "parent": parent,
     }
     connection.execute(image_versions.insert().values(**common, **values, artifacts={}, size_bytes=0, log=""))
     return version(connection, tenant, name, number)
@@ -127,6 +149,14 @@ def activate(connection: sa.Connection, version_id: int) -> None:
     others = (image_versions.c.image_id == image_id) & image_versions.c.active
     _change(connection, image_versions, others & (image_versions.c.id != version_id), {"active": False})
     _change(connection, image_versions, image_versions.c.id == version_id, {"active": True})
+
+
+def claim_tag(connection: sa.Connection, version_id: int, tag: str) -> None:
+    """Give *tag* to this version, in place of the one of its image that had it."""
+    image_id = sa.select(image_versions.c.image_id).where(image_versions.c.id == version_id).scalar_subquery()
+    had_it = (image_versions.c.image_id == image_id) & (image_versions.c.tag == tag)
+    _change(connection, image_versions, had_it & (image_versions.c.id != version_id), {"tag": None})
+    _change(connection, image_versions, image_versions.c.id == version_id, {"tag": tag})
 
 
 def version(connection: sa.Connection, tenant: str, name: str, number: int | None = None) -> VersionRow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA = "0003"  # the newest migration; a test holds it and the tables below to migrations/
+SCHEMA = "0004"  # the newest migration; a test holds it and the tables below to migrations/
 
 SANDBOX_STATES = (
     "ready",
@@ -17,6 +17,7 @@ SANDBOX_STATES = (
     "terminated",
 )
 VERSION_STATES = ("pending", "building", "ready", "failed")
+VERSION_KINDS = ("built", "session")
 SNAPSHOT_STATES = ("building", "ready", "failed")
 POOL_ORIGINS = ("api", "config")
 
@@ -90,8 +91,12 @@ image_versions = sa.Table(
     sa.Column("artifacts", sa.JSON, nullable=False),  # what -> sha256, once they are made
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("log", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False, server_default="built"),
+    sa.Column("parent", sa.Text),  # of a session: the reference of the version its sandbox stood on
+    sa.Column("tag", sa.Text),  # NULL: none; it moves to the newest version that claims it
     sa.UniqueConstraint("image_id", "number"),
     _one_of("state", VERSION_STATES),
+    _one_of("kind", VERSION_KINDS),
 )
 sa.Index(
     "uq_image_versions_one_active",
@@ -99,6 +104,15 @@ sa.Index(
     unique=True,
     sqlite_where=image_versions.c.active,
     postgresql_where=image_versions.c.active,
+)
+
+sa.Index(
+    "uq_image_versions_tag",
+    image_versions.c.image_id,
+    image_versions.c.tag,
+    unique=True,
+    sqlite_where=image_versions.c.tag.is_not(None),
+    postgresql_where=image_versions.c.tag.is_not(None),
 )
 
 snapshots = sa.Table(

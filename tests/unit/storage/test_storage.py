@@ -149,6 +149,54 @@ def test_versions_count_up_and_one_is_active(database):
         database.write_now(images.version, "other", "python")
 
 
+def test_a_session_says_what_it_is_and_a_tag_moves_to_who_claims_it_last(database):
+    images = storage.images
+    built = database.write_now(images.add_version, "local", "h", "mine", {})
+    kept = [
+        database.write_now(images.add_version, "local", "h", "mine", {}, kind="session", parent="python@1")
+        for _ in range(2)
+    ]
+    assert (built.kind, built.parent, built.tag, built.contains_session_state) == ("built", None, None, False)
+    assert (kept[0].kind, kept[0].parent, kept[0].contains_session_state) == ("session", "python@1", True)
+    elsewhere = database.write_now(images.add_version, "local", "h", "other", {}, kind="session")
+    for row in (elsewhere, *kept):
+        database.write_now(images.claim_tag, row.id, "good")
+    tags = {row.reference: row.tag for row in database.write_now(images.versions, "local")}
+    assert tags == {"mine@1": None, "mine@2": None, "mine@3": "good", "other@1": "good"}
+
+
+def test_what_stood_in_an_older_index_was_built(tmp_path, monkeypatch):
+    from alembic import command
+
+    upgrade = command.upgrade
+    monkeypatch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0003"))
+    old = storage.open(tmp_path / "old.db")
+    common = "tenant, host_id, created_at, updated_at, revision"
+    values = "'local', 'h', 1.0, 1.0, 1"
+    old.write_now(
+        lambda c: [
+            c.exec_driver_sql(f"INSERT INTO images (id, name, {common}) VALUES (1, 'python', {values})"),
+            c.exec_driver_sql(
+                "INSERT INTO image_versions (id, image_id, number, config, state, active, artifacts, size_bytes, log,"
+                f" {common}) VALUES (7, 1, 1, '{{}}', 'ready', 1, '{{}}', 5, '', {values})"
+            ),
+            c.exec_driver_sql(
+                "INSERT INTO snapshots (id, version_id, vcpus, memory_mib, disk_mib, platform, state, memory_bytes,"
+                f" {common}) VALUES ('s', 7, 1, 512, 64, '{{}}', 'ready', 0, {values})"
+            ),
+        ]
+    )
+    old.close()
+    monkeypatch.undo()
+    database = storage.open(tmp_path / "old.db")
+    (found,) = database.write_now(storage.images.versions, "local")
+    assert (found.reference, found.kind, found.tag) == ("python@1", "built", None)
+    assert [row.id for row in database.write_now(storage.images.snapshots_of, 7)] == ["s"]
+    with pytest.raises(sa.exc.IntegrityError):
+        database.write_now(lambda c: c.exec_driver_sql("UPDATE image_versions SET kind = 'odd'"))
+    database.close()
+
+
 def test_snapshots_keep_their_shape_and_platform(database):
     images = storage.images
     version = database.write_now(images.add_version, "local", "h", "python", {})
