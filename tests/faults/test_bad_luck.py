@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fault_world import daemon_on, events, folders, until, vmms
+from tests.fair import fair_clock
 
 from casemate.errors import CasemateError
 from casemate.sdk import Client, Sandbox
@@ -95,9 +96,9 @@ def test_the_clock_of_the_host_set_back(home: Path, no_trace: None) -> None:
         stays = Sandbox.create(client=running.client)
         born = {s.id: s.info.created_at for s in (timed, idle, stays)}
         shift.write_text("-86400")
-        began = time.monotonic()
+        began = fair_clock()
         until(lambda: {i.id for i in Sandbox.list(client=running.client)} == {stays.id}, "their time is up", 10)
-        assert time.monotonic() - began < 8
+        assert fair_clock() - began < 8
         ended = {i.id: i for i in Sandbox.list(all=True, client=running.client) if i.id in born}
         assert {i: info.created_at for i, info in ended.items()} == born
         reasons = {i: info.state_reason.code for i, info in ended.items() if info.state_reason}

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 from machines import Clone, open_booted, open_clone, open_driver
-from vm_world import Daemon, built, home_like, run_daemon
+from vm_world import Daemon, built, home_like, start_daemon, stop_daemon
 
 from casemate.sdk import Sandbox
 
+SETTINGS = {"CASEMATE_PARK_MARGIN_S": "5"}
 __all__ = ["any_machine", "built", "daemon", "home", "sandbox"]
 
 
@@ -32,9 +33,24 @@ def home(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def daemon(home: Path) -> Iterator[Daemon]:
-    with run_daemon(home, CASEMATE_PARK_MARGIN_S="5") as daemon, pytest.MonkeyPatch.context() as patch:
+    daemon = start_daemon(home, **SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CASEMATE_URL", daemon.url)
         yield daemon
+    stop_daemon(daemon)
+
+
+@pytest.fixture(autouse=True)
+def daemon_lives(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test in which it ends fails and says what it said; the others get another one."""
+    yield
+    if "daemon" not in request.fixturenames:
+        return
+    daemon: Daemon = request.getfixturevalue("daemon")
+    if (status := daemon.process.poll()) is not None:
+        said = daemon.last_words()
+        daemon.process = start_daemon(daemon.home, **SETTINGS).process
+        pytest.fail(f"the daemon ended with {status}; it said: {said}")
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.fair import fair_clock
+
 from casemate.sdk import Sandbox
 
 WITHIN_S = 30.0
@@ -32,9 +34,9 @@ def is_parked(sandbox: Sandbox) -> bool:
 
 
 def wait_until(condition: Callable[[], object], within_s: float = WITHIN_S) -> None:
-    deadline = time.monotonic() + within_s
+    deadline = fair_clock() + within_s
     while not condition():
-        assert time.monotonic() < deadline
+        assert fair_clock() < deadline
         time.sleep(0.02)
 
 

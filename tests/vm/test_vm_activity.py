@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
 import pytest
 from machines import Clone, open_clone, open_driver
+from tests.fair import fair_clock
 from vm_world import Daemon
 
 from casemate.sandbox import activity, cells, execs
@@ -67,9 +67,9 @@ def on_a_clone(daemon: Daemon, folder: Path, act: Callable[[Clone], Awaitable[No
 
 
 async def until(clone: Clone, fits: Callable[[Activity], bool]) -> Activity:
-    deadline = time.monotonic() + WITHIN_S
+    deadline = fair_clock() + WITHIN_S
     while not fits(said := await activity.ask(clone.link)):
-        assert time.monotonic() < deadline, said
+        assert fair_clock() < deadline, said
         await anyio.sleep(0.1)
     return said
 
@@ -124,10 +124,10 @@ def test_a_guest_with_too_much_to_look_through_keeps_its_agent(
         async with execs.start(clone.link, ExecSpec(("python3", "-c", program), stdin=True)) as running:
             assert await line(running) == said
             await activity.ask(clone.link)
-            begun = time.monotonic()
+            begun = fair_clock()
             for _ in range(50):
                 assert (await activity.ask(clone.link)).next_timer_ms == 0
-            assert time.monotonic() - begun < 2
+            assert fair_clock() - begun < 2
 
     on_a_clone(daemon, tmp_path, act)
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from resting import never, wait_until
+from tests.fair import fair_clock
 from vm_world import Daemon
 
 from casemate.errors import StateConflict
@@ -34,8 +35,8 @@ def test_idle_means_without_work(daemon: Daemon, no_trace: None) -> None:
         boxes["busy"].commands.run(BUSY)
         boxes["kept"].keep_alive(30)
         with boxes["silent"].commands.terminal(), boxes["talk"].commands.terminal() as talked:
-            until = time.monotonic() + 12
-            while time.monotonic() < until:
+            until = fair_clock() + 12
+            while fair_clock() < until:
                 talked.feed(b"#")
                 time.sleep(0.4)
             ended = {name for name, box in boxes.items() if state(box)[0] == "terminated"}
@@ -54,9 +55,9 @@ def test_idle_it_is_suspended_and_a_call_brings_it_back(daemon: Daemon, no_trace
         facts = sandbox.info.suspended
         assert facts is not None
         assert facts.ratio is not None
-        before = time.monotonic()
+        before = fair_clock()
         first = len(sandbox.files.read("n"))
-        assert time.monotonic() - before < 5
+        assert fair_clock() - before < 5
         wait_until(lambda: len(sandbox.files.read("n")) > first)
         assert sandbox.refresh().suspended is None
 

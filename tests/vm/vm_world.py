@@ -23,20 +23,39 @@ STOP_S = 30
 LINKED = ("artifacts", "cache")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Daemon:
+    """*process* is this test process' own child."""
+
     home: Path
-    pid: int
+    process: subprocess.Popen[bytes]
     listen: str | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     @property
     def url(self) -> str:
         return f"unix://{self.home}/run/daemon.sock"
 
+    def last_words(self) -> str:
+        """On one line, as the summary of a run shows no more."""
+        said = (self.home / "daemon.log").read_text(errors="replace").splitlines()
+        return " / ".join(line.strip() for line in said[-12:])[-1500:]
+
 
 @contextmanager
 def run_daemon(home: Path, **env: str) -> Iterator[Daemon]:
     """A daemon of the test's own, ended by its pid with SIGTERM; a daemon that does not end fails the test."""
+    daemon = start_daemon(home, **env)
+    try:
+        yield daemon
+    finally:
+        stop_daemon(daemon)
+
+
+def start_daemon(home: Path, **env: str) -> Daemon:
     read_end, write_end = os.pipe()
     with (home / "daemon.log").open("ab") as log:
         process = subprocess.Popen(
@@ -48,19 +67,27 @@ def run_daemon(home: Path, **env: str) -> Iterator[Daemon]:
             stderr=log,
         )
     os.close(write_end)
+    daemon = Daemon(home, process)
     try:
         with os.fdopen(read_end) as ready:
             line = json.loads(ready.readline() or '{"status": "died"}')
-        assert line["status"] == "ready", (line, (home / "daemon.log").read_text()[-3000:])
-        yield Daemon(home, process.pid, line.get("listen"))
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            pytest.fail("the daemon did not end on SIGTERM")
+        assert line["status"] == "ready", (line, daemon.last_words())
+        daemon.listen = line.get("listen")
+    except BaseException:
+        stop_daemon(daemon)
+        raise
+    return daemon
+
+
+def stop_daemon(daemon: Daemon) -> None:
+    process = daemon.process
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        pytest.fail("the daemon did not end on SIGTERM")
 
 
 @pytest.fixture(scope="session")

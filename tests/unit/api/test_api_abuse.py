@@ -6,13 +6,13 @@ import json
 import os
 import socket
 import struct
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 
 import anyio
 import pytest
 from api_world import until
+from tests.fair import fair_clock
 
 from casemate.api import reading
 from casemate.api.connections import Limits
@@ -101,12 +101,12 @@ def test_ten_megabytes_of_head_are_not_taken(serve, begin, piece):
 
 def test_a_head_that_trickles_has_a_deadline(serve):
     def trickle(world):
-        begun = time.monotonic()
+        begun = fair_clock()
         with connect(world) as connection:
             connection.settimeout(0.1)
             connection.sendall(b"GET /v1/health HTTP/1.1\r\nHost: localhost\r\n")
             answer = b""
-            while time.monotonic() - begun < 10:
+            while fair_clock() - begun < 10:
                 try:
                     connection.sendall(b"X: a\r\n")
                     piece = connection.recv(65_536)
@@ -117,7 +117,7 @@ def test_a_head_that_trickles_has_a_deadline(serve):
                 if not piece:
                     break
                 answer += piece
-            return time.monotonic() - begun, answer
+            return fair_clock() - begun, answer
 
     async def scenario(world):
         took_s, answer = await in_thread(trickle, world)
@@ -135,18 +135,18 @@ def test_a_second_head_that_trickles_has_one_too(serve):
         with connect(world, unix=True) as connection:
             connection.sendall(b"GET /v1/health HTTP/1.1\r\nHost: c\r\n\r\n")
             assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
-            begun = time.monotonic()
+            begun = fair_clock()
             connection.settimeout(0.1)
-            while time.monotonic() - begun < 10:
+            while fair_clock() - begun < 10:
                 try:
-                    connection.sendall(b"G" if time.monotonic() - begun < 0.05 else b"")
+                    connection.sendall(b"G" if fair_clock() - begun < 0.05 else b"")
                     if not connection.recv(65_536):
                         break
                 except TimeoutError:
                     continue
                 except (BrokenPipeError, ConnectionResetError):
                     break
-            return time.monotonic() - begun
+            return fair_clock() - begun
 
     async def scenario(world):
         assert await in_thread(trickle, world) < 2
@@ -158,12 +158,12 @@ def test_a_body_that_trickles_has_a_deadline(serve, monkeypatch):
     monkeypatch.setattr(reading, "BODY_S", 0.5)
 
     def trickle(world):
-        begun = time.monotonic()
+        begun = fair_clock()
         with connect(world, unix=True) as connection:
             connection.sendall(b"POST /v1/sandboxes HTTP/1.1\r\nHost: c\r\nContent-Length: 100000\r\n\r\n{")
             connection.settimeout(0.05)
             answer = b""
-            while time.monotonic() - begun < 10:
+            while fair_clock() - begun < 10:
                 try:
                     connection.sendall(b" ")
                     piece = connection.recv(65_536)
@@ -174,7 +174,7 @@ def test_a_body_that_trickles_has_a_deadline(serve, monkeypatch):
                 if not piece:
                     break
                 answer += piece
-            return time.monotonic() - begun, answer
+            return fair_clock() - begun, answer
 
     async def scenario(world):
         took_s, answer = await in_thread(trickle, world)
@@ -286,8 +286,8 @@ def test_a_slow_reader_is_not_a_stopped_one(serve):
     async def scenario(world):
         sandbox = await world.create()
         connection = await in_thread(start_flood, world, sandbox, True)
-        begun = time.monotonic()
-        while time.monotonic() - begun < 2:
+        begun = fair_clock()
+        while fair_clock() - begun < 2:
             await anyio.sleep(0.05)
             assert await in_thread(connection.recv, 1 << 20)
         assert not is_done(world.guest(sandbox))

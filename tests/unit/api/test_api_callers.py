@@ -11,11 +11,11 @@ import struct
 import subprocess
 import sys
 import textwrap
-import time
 
 import anyio
 import pytest
 from api_world import World, until
+from tests.fair import fair_clock
 
 WITHIN_S = 2.0
 SLOW_S = 3.0  # longer than what would count as gone
@@ -34,7 +34,7 @@ async def begun(world: World, sandbox: str):
 async def interrupted_within(cell, begin: float) -> float:
     with anyio.fail_after(10):
         await cell.interrupted.wait()
-    took_s = time.monotonic() - begin
+    took_s = fair_clock() - begin
     assert took_s < WITHIN_S
     return took_s
 
@@ -65,7 +65,7 @@ def test_a_connection_that_ends(serve, tcp, code, how):
         with await connected(world, sandbox, tcp=tcp, code=code) as client:
             cell = await begun(world, sandbox)
             await anyio.sleep(0.5)  # until it is held up
-            begin = time.monotonic()
+            begin = fair_clock()
             if how == "half-close":
                 client.shutdown(socket.SHUT_WR)
             elif how == "reset":
@@ -87,7 +87,7 @@ def test_a_tcp_peer_that_was_cut_off(serve, code):
             cell = await begun(world, sandbox)
             await anyio.sleep(0.3)
             cut_off(client)
-            await interrupted_within(cell, time.monotonic())
+            await interrupted_within(cell, fair_clock())
 
     serve(scenario)
 
@@ -132,7 +132,7 @@ def test_a_stopped_process_on_the_unix_socket(serve):
             await anyio.sleep(SLOW_S / 2)
             assert not cell.interrupted.is_set()
             child.send_signal(signal.SIGSTOP)
-            await interrupted_within(cell, time.monotonic())
+            await interrupted_within(cell, fair_clock())
             await until(lambda: cell.end)
             assert cell.end == {"kind": "interrupted", "state_kept": True}
             child.kill()
@@ -180,7 +180,7 @@ def test_a_stopped_process_over_tcp(serve):
             await anyio.sleep(SLOW_S)
             assert not cell.interrupted.is_set()
             child.send_signal(signal.SIGSTOP)
-            await interrupted_within(cell, time.monotonic())
+            await interrupted_within(cell, fair_clock())
             child.send_signal(signal.SIGCONT)
             assert await child.stdout.receive() == b"Interrupted(state_kept=True)\n"
 
@@ -227,9 +227,9 @@ def test_a_program_that_is_busy_lives(serve, held_up_s):
                 await anyio.sleep(0.1)
                 assert not any(cell.interrupted.is_set() for cell in cells.values())
             child.send_signal(signal.SIGSTOP)
-            began = time.monotonic()
+            began = fair_clock()
             await until(lambda: all(cell.interrupted.is_set() for cell in cells.values()))
-            assert time.monotonic() - began < 2 * WITHIN_S
+            assert fair_clock() - began < 2 * WITHIN_S
             child.kill()
 
     serve(scenario)
