@@ -63,15 +63,28 @@ class Out extends Writable {
     this.fd = fd;
   }
 
+  // Past the machinery of Writable, which a stop within a write leaves waiting for the end of that write, for good.
+  write(chunk, encoding, done) {
+    if (this.writableEnded || this.destroyed || !(typeof chunk === 'string' || chunk instanceof Uint8Array)) {
+      return super.write(chunk, encoding, done); // it knows what to say
+    }
+    if (typeof encoding === 'function') [encoding, done] = ['utf8', encoding];
+    this._write(typeof chunk === 'string' ? Buffer.from(chunk, encoding) : chunk, encoding, (error) => {
+      if (error) this.destroy(error);
+      if (done) process.nextTick(done, error);
+    });
+    return true;
+  }
+
   _write(chunk, encoding, done) {
     try {
       if (running !== null && shownLast !== this.fd) ask({ event: 'turn' });
       shownLast = this.fd;
       writeAll(this.fd, chunk);
-      done();
     } catch (error) {
-      done(error);
+      return done(error);
     }
+    done();
   }
 }
 

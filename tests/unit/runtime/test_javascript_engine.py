@@ -184,8 +184,8 @@ def test_interrupt_ends_the_cell_and_keeps_the_state(js: ContextBench, code: str
     seen = js.read_to_end()
     assert fair_clock() - begun < 3
     assert seen.end == {"kind": "interrupted"}
-    seen = js.run("kept")
-    assert seen.text == "1"
+    seen = js.run("console.log('heard'); kept")
+    assert (seen.stdout, seen.text) == ("heard\n", "1")
 
 
 def test_interrupts_one_after_the_other(js: ContextBench) -> None:
