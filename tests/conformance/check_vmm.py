@@ -164,6 +164,37 @@ async def check_a_clone_is_saved_and_restored_twice(bench: Bench) -> None:
     assert digests(bench.template.memory, bench.template.state) == before
 
 
+async def check_a_clone_is_copied_and_goes_on(bench: Bench) -> None:
+    """Each from the copy of the one before; whom it was copied from notices nothing."""
+    source, files = bench.template_disk, bench.template
+    before = digests(files.memory, files.state)
+    for number in range(3):
+        again = replace(bench, template_disk=source)
+        async with bench.driver.restore(again.clone(), files) as machine:
+            await machine.unpause()
+            link = Link("guest", silence_s=ANSWER_S)
+            link.begin(reopened=bool(number))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(link.run, machine.stream)
+                await introduce(link, Introduction("clone"), ANSWER_S)
+                assert await say(link, str(number)) == str(number).encode()
+                into = SnapshotFiles(bench.folder / f"memory {number}", bench.folder / f"state {number}")
+                copy_disk(files.memory, into.memory)
+                with pytest.raises(errors.StateConflict):
+                    await machine.save_memory(files.memory, into.memory)
+                await machine.pause()
+                await machine.save_state(into.state)
+                assert await machine.save_memory(files.memory, into.memory) <= into.memory.stat().st_size
+                into.memory.chmod(0o444)
+                into.state.chmod(0o444)
+                await machine.unpause()
+                assert await say(link, "on") == b"on"
+                tasks.cancel_scope.cancel()
+        assert into.memory.stat().st_size == files.memory.stat().st_size
+        files = into
+    assert digests(bench.template.memory, bench.template.state) == before
+
+
 async def check_what_is_no_difference_is_refused(bench: Bench) -> None:
     wrong = bench.folder / "wrong"
     for content in (b"", b"nonsense" * 1000):

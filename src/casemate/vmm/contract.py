@@ -109,6 +109,13 @@ class Machine(Protocol):
         Raises StateConflict when it is not paused; HostFull, HostError, VmmExited.
         """
 
+    async def save_memory(self, memory: Path, into: Path) -> int:
+        """Write what the paused clone has written, beside *memory* that it was restored from, on *into*, a copy of it.
+
+        How many bytes that was; *into* is then all of its memory. Not synchronised to the disk. Cancelled or failed:
+        *into* may be half written; the machine stays paused. Raises as save_difference.
+        """
+
     async def freeze(self) -> None:
         """Stop the VMM process: it costs no CPU; the guest's clocks go on, and it notices nothing but the hour.
 

@@ -8,11 +8,11 @@ import os
 import platform
 import socket
 import struct
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -24,6 +24,7 @@ from casemate.host import Account, Launcher, ProcessMemory, Spawned, seccomp
 from casemate.host.jail import FIRST_DESCRIPTOR
 from casemate.vmm.contract import Accelerator, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles, VmmExit
 from casemate.vmm.difference import Difference, load, save
+from casemate.vmm.overlay import overlay
 from casemate.vmm.qemu.closure import BINARY, Closure, find_closure, find_kept
 from casemate.vmm.qemu.features import find_features
 from casemate.vmm.qemu.monitor import Monitor, open_monitor
@@ -39,6 +40,8 @@ ENDED_OR_STOPPED = "TtZX"  # Source: proc_pid_stat(5)
 ERROR_BYTES = 16_384
 EXIT_TOLD_S = 1.0
 CONSOLE_BYTES = 65_536
+T = TypeVar("T")
+Check = Callable[[], object]
 
 
 class QemuMachine:
@@ -97,11 +100,17 @@ class QemuMachine:
             ) from error
 
     async def save_difference(self, memory: Path, into: Path) -> Difference:
+        return await self._saved_from(memory, into, save)
+
+    async def save_memory(self, memory: Path, into: Path) -> int:
+        return await self._saved_from(memory, into, overlay)
+
+    async def _saved_from(self, memory: Path, into: Path, act: Callable[[ProcessMemory, Path, Check], T]) -> T:
         if (await self._monitor.execute("query-status"))["running"]:
             raise errors.StateConflict(f"process {self.pid}: its guest runs, so its memory cannot be saved")
         with await self._memory(memory) as process:
             try:
-                return await anyio.to_thread.run_sync(save, process, into, anyio.from_thread.check_cancelled)
+                return await anyio.to_thread.run_sync(act, process, into, anyio.from_thread.check_cancelled)
             except errors.HostError as error:
                 with anyio.move_on_after(EXIT_TOLD_S):  # it may have ended under our hands
                     await self._spawned.exited.wait()
