@@ -23,6 +23,8 @@ class EventKind(StrEnum):
     SANDBOX_RESUME = "sandbox.resume"  # the intent
     SANDBOX_RESUMED = "sandbox.resumed"
     SANDBOX_RESUME_FAILED = "sandbox.resume-failed"  # it stays suspended
+    SANDBOX_SNAPSHOT = "sandbox.snapshot"  # the intent, while it runs; what it becomes is in the detail
+    SANDBOX_FORK = "sandbox.fork"  # the same; each copy has a create of its own
     SANDBOX_TERMINATE = "sandbox.terminate"  # the intent, before the VMM is killed
     SANDBOX_TERMINATED = "sandbox.terminated"  # nothing of it is left, however it came to that
     SANDBOX_KILLED = "sandbox.killed"

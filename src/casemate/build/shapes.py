@@ -28,7 +28,6 @@ from casemate.build.host import BuildHost
 from casemate.build.snapshot import PREPARE_S, Place, Progress, Recipe, build_snapshot
 from casemate.build.underway import Underway
 from casemate.host import remove_folder
-from casemate.images import digest_of
 from casemate.sandbox import Here, Misfit, Shape, Snapshot, sentences, unfit
 from casemate.storage import SandboxRow, SnapshotRow, VersionRow, sandboxes
 from casemate.storage import images as rows
@@ -329,7 +328,7 @@ class Shapes:
         for name, digest in snapshot.digests.items():
             with (snapshot.folder / name).open("rb") as file:
                 if not self._host.verified.recognises(file.fileno(), digest):
-                    if digest_of(file.fileno()) != digest:
+                    if snapshot.digest_of(name, file.fileno()) != digest:
                         log.error("a snapshot's file was changed", snapshot=snapshot.id, file=name)
                         return None
                     self._host.verified.remember(file.fileno(), digest)

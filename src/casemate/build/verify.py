@@ -12,7 +12,6 @@ from casemate import errors
 from casemate.build.host import BuildHost
 from casemate.build.shapes import Stored
 from casemate.build.snapshot import Progress
-from casemate.images import digest_of
 from casemate.sandbox import Snapshot
 from casemate.storage import VersionRow
 
@@ -53,8 +52,10 @@ def _artifact(host: BuildHost, version: VersionRow, part: str) -> str | None:
 
 def _file(host: BuildHost, stored: Stored, name: str) -> str | None:
     try:
-        expected = Snapshot.read(stored.folder, host.seal, tenant=stored.row.tenant).digests[name]
-        found = digest_of(stored.folder / name)
+        snapshot = Snapshot.read(stored.folder, host.seal, tenant=stored.row.tenant)
+        expected = snapshot.digests[name]
+        with (stored.folder / name).open("rb") as file:
+            found = snapshot.digest_of(name, file.fileno())
     except errors.SealBroken as error:
         return error.message
     except (errors.ImageBroken, KeyError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The digest of a machine's memory: of a large file that is mostly holes, quickly.
+"""The digest of a machine's memory, and of its disk: of a large file that is mostly holes, quickly.
 
 A tree of one level: the sha256 over the size and, for each chunk of 1 MiB that is not all zeros, its number and its
 own sha256. So chunks can be hashed side by side, and where a file system keeps its holes does not matter.
@@ -25,12 +25,12 @@ def digest_of_memory(path: Path) -> str:
     """In hexadecimal. Through no link. Blocks. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return digest_of_memory_in(descriptor)
+        return digest_of_sparse(descriptor)
     finally:
         os.close(descriptor)
 
 
-def digest_of_memory_in(descriptor: int) -> str:
+def digest_of_sparse(descriptor: int) -> str:
     """The same of an open file."""
     size, local = os.fstat(descriptor).st_size, threading.local()
 

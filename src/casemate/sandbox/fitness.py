@@ -20,6 +20,7 @@ SPOKEN = frozenset({GENERATION, GENERATION - 1} - {0})  # the agents' generation
 CLOCK_TOLERANCE_PPM = 250  # between two measurements of one clock; KVM's tsc_tolerance_ppm is the same
 OTHERWISE: Mapping[Kind, str] = {
     "image-snapshot": "it is built again by itself",
+    "session-snapshot": "or take it again, of a sandbox that runs here",
     "suspended-sandbox": "or start it from its disk, without its memory: casemate resume --cold",
 }
 NAMED_FEATURES = 8
@@ -75,7 +76,7 @@ def unfit(made: Made, here: Here, kind: Kind) -> list[Misfit]:
     then, now, found = made.platform, here.platform, list[Misfit]()
 
     def add(what: str, sentence: str, remedy: str = "") -> None:
-        ways = (remedy, OTHERWISE[kind]) if kind == "suspended-sandbox" else (OTHERWISE[kind],)
+        ways = (OTHERWISE[kind],) if kind == "image-snapshot" else (remedy, OTHERWISE[kind])
         found.append(Misfit(what, sentence, ", ".join(filter(None, ways)).removeprefix("or ")))
 
     own_build = (then.vmm, then.vmm_sha256) == (now.vmm, now.vmm_sha256)

@@ -5,6 +5,8 @@ first bad one ends the link with ProtocolViolation and the supervisor kills the 
 turn reads a bounded piece and then lets the event loop go on; a guest whose bytes are costly to
 parse (many small frames) gets smaller pieces and as much pause as its turn took: it slows only itself.
 
+For as long as its user's processes are frozen it holds (``hold``): nothing may be begun that would wait for them.
+
 A link outlives its stream when its machine is suspended: ``hush``, ``drained``, then ``rest`` and the end of ``run``.
 The conversation goes on, byte by byte, when ``run`` carries it over the resumed machine's stream.
 """
@@ -109,16 +111,31 @@ class Link:
                 self._fail(errors.AgentSilent(f"sandbox {self.guest_id}: its stream was closed"))
                 self.ended.set()
 
-    async def hush(self, stream: socket.socket, *, timeout_s: float) -> None:
-        """Say nothing more for now: what was said is in the guest's memory, and no answer to an open is outstanding.
+    async def hold(self, *, timeout_s: float) -> None:
+        """Open no more channels for now but urgent ones; none is outstanding when this returns.
 
-        What comes from the guest is still taken. Raises AgentSilent when it does not listen; then call ``speak``.
+        Who wants one waits. Raises AgentSilent, the link's failure; then call ``speak``.
         """
         try:
             with anyio.fail_after(timeout_s):
                 self._holding = True  # else there might always be another one
                 while any(channel.unanswered for channel in self._channels.values()) or self._pongs:
                     await anyio.sleep(LOOK_EVERY_S)
+        except TimeoutError as error:
+            raise errors.AgentSilent(
+                f"sandbox {self.guest_id}: it did not answer what it was asked within {timeout_s:g} s"
+            ) from error
+        if self.failure is not None:
+            raise self.failure
+
+    async def hush(self, stream: socket.socket, *, timeout_s: float) -> None:
+        """Hold, and say nothing more for now: what was said is in the guest's memory.
+
+        What comes from the guest is still taken. Raises AgentSilent when it does not listen; then call ``speak``.
+        """
+        await self.hold(timeout_s=timeout_s)
+        try:
+            with anyio.fail_after(timeout_s):
                 self._speaking.clear()
                 while self.failure is None and (self._sending or unread_by_peer(stream)):
                     await anyio.sleep(LOOK_EVERY_S)
@@ -155,14 +172,18 @@ class Link:
         """Seconds; it stands still while the guest's clocks do."""
         return (self._rested_at if self._resting else time.monotonic()) - self._rested_s
 
-    def speak(self) -> None:
-        """It goes on, for everybody."""
+    def unhush(self) -> None:
+        """It goes on, for who has a channel; it still holds."""
         self.last_traffic = self._asked_at = time.monotonic()  # it could not speak either
         self._speaking.set()
+        self.wake()
+
+    def speak(self) -> None:
+        """It goes on, for everybody."""
+        self.unhush()
         self._holding = False
         for held in self._held:
             held.over.set()
-        self.wake()
 
     async def until_held(self) -> None:
         """Until somebody waits for it to speak again."""
@@ -237,16 +258,18 @@ class Link:
         *,
         timeout_s: float = 10.0,
         all_said: Mapping[int, bytes] | None = None,
+        urgent: bool = False,
     ) -> AsyncIterator[Channel]:
         """A channel the agent has accepted; what is still open at the end of the block is reset.
 
         *all_said*, by sub: all that is ever said on it, small enough for its window; it goes along, which saves a
-        round trip.
+        round trip. *urgent*: also while it holds.
 
         Raises the error a denial stands for (ExecRefused, FileRefused, NotFound, NotSupported, …),
         AgentSilent when no answer came in *timeout_s*; a link at rest is waited for, and why it stays so is raised.
         """
-        await self._until_speaking()
+        if not urgent:
+            await self._until_speaking()
         if self.failure is not None:
             raise self.failure
         number = self.connection.open(kind, dict(params))

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from casemate.errors import HostError, SealBroken
 from casemate.host import sync_folder
 
-Kind = Literal["image-snapshot", "suspended-sandbox"]
+Kind = Literal["image-snapshot", "session-snapshot", "suspended-sandbox"]
 KEY_BYTES = 32
 DOMAIN = b"casemate seal 1\n"
 GIVE_UP = "put the key back from a backup, or give up what it has sealed: rm -r {things}"

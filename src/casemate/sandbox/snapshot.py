@@ -6,6 +6,10 @@ clone; never written again (mode 0444). Deleted with its image.
     {"format": 2, "id", "image", "tenant", "shape": {…}, "digests": {"memory", "state", "disk"},
      "platform": {…}, "kernel_release", "generation", "root", "agent", "mac"}
 
+One of a living sandbox (a *session*: what its user's processes held in memory is in it) is written by ``copying``, has
+also "kind", "parent_sandbox" and "taken", and is sealed as another kind of thing. A ``user`` snapshot is deleted with
+its image, what a ``fork`` makes with the last sandbox that stands on it (``templates``).
+
 The MAC is over all the rest and the tenant: so over the digests, and by them over every byte a VMM is given.
 """
 
@@ -16,9 +20,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from casemate.errors import ImageBroken
+from casemate.host import sync_file, sync_folder
+from casemate.images import digest_of
+from casemate.sandbox.digests import digest_of_sparse
 from casemate.sandbox.fitness import Made
 from casemate.sandbox.seal import Kind, Seal
 from casemate.sandbox.spec import Shape
@@ -26,9 +33,25 @@ from casemate.vmm import Drive, MachineSpec, Platform, SnapshotFiles
 from casemate.wire import GENERATION
 
 FORMAT = 2
-KIND: Kind = "image-snapshot"
 FILES = frozenset({"memory", "state", "disk"})
+SPARSE = ("memory", "disk")
 MAX_MANIFEST_BYTES = 1 << 20
+SnapshotKind = Literal["image", "user", "fork"]
+SESSIONS: tuple[SnapshotKind, ...] = ("user", "fork")
+
+
+@dataclass(frozen=True, slots=True)
+class TakenFacts:
+    """How a living sandbox was copied. *pause_ms*: its vCPUs stood still; *frozen_ms*: its user's processes did.
+
+    *took_ms*: from the request on, until all was written; *dirty_bytes*: what its guest had written to its memory.
+    """
+
+    at: float
+    pause_ms: float
+    frozen_ms: float
+    took_ms: float
+    dirty_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +66,21 @@ class Snapshot:
     folder: Path
     root: Path
     agent: Path
-    digests: Mapping[str, str]  # of memory, state and disk: sha256
+    digests: Mapping[str, str]  # of memory, state and disk: sha256; a session's sparse ones by ``digests``
     tenant: str = "system"
     generation: int = GENERATION  # of its agent
+    kind: SnapshotKind = "image"
+    parent_sandbox: str | None = None  # whose state a session is
+    taken: TakenFacts | None = None
+
+    @property
+    def is_session(self) -> bool:
+        """It is the state of a living sandbox, and not of a guest that nobody has used."""
+        return self.kind != "image"
+
+    @property
+    def sealed_as(self) -> Kind:
+        return "session-snapshot" if self.is_session else "image-snapshot"
 
     @property
     def files(self) -> SnapshotFiles:
@@ -64,13 +99,30 @@ class Snapshot:
         """What a clone named *guest_id* with its own *disk* consists of."""
         return machine_spec(guest_id, self.shape, self.root, self.agent, disk)
 
+    def digest_of(self, name: str, descriptor: int) -> str:
+        """What the open file *descriptor* has, to be held against ``digests[name]``. Blocks. Raises OSError."""
+        if self.is_session and name in SPARSE:
+            return digest_of_sparse(descriptor)
+        return digest_of(descriptor)
+
+    def sync(self) -> None:
+        """Have all of it on the disk, that is whole here: a crash of the host keeps it then. Blocks. Raises OSError."""
+        for name in (*FILES, "manifest.json"):
+            sync_file(self.folder / name)
+        sync_folder(self.folder)
+        sync_folder(self.folder.parent)
+
     def manifest(self, seal: Seal) -> dict[str, Any]:
         body = self._body()
-        return body | {"mac": seal.over(self.tenant, KIND, body)}
+        return body | {"mac": seal.over(self.tenant, self.sealed_as, body)}
 
     def _body(self) -> dict[str, Any]:
         named = {"id": self.id, "image": self.image, "tenant": self.tenant, "shape": asdict(self.shape)}
-        return {"format": FORMAT} | named | {"digests": dict(self.digests)} | self.made.to_json()
+        body = {"format": FORMAT} | named | {"digests": dict(self.digests)} | self.made.to_json()
+        if not self.is_session:
+            return body
+        taken = asdict(self.taken) if self.taken else None
+        return body | {"kind": self.kind, "parent_sandbox": self.parent_sandbox, "taken": taken}
 
     @classmethod
     def read(cls, folder: Path, seal: Seal, *, tenant: str) -> Self:
@@ -86,9 +138,11 @@ class Snapshot:
                 raise ValueError(f"it has format {body_format!r}, this version {FORMAT}")
         except (OSError, ValueError) as error:
             raise _unreadable(folder, error) from error
-        seal.check(tenant, KIND, body | {"id": folder.name}, mac, what=f"snapshot {folder.name}")
+        sealed_as: Kind = "session-snapshot" if body.get("kind") in SESSIONS else "image-snapshot"
+        seal.check(tenant, sealed_as, body | {"id": folder.name}, mac, what=f"snapshot {folder.name}")
         try:  # sealed, so by us; but maybe by another version
             made, shape = Made.from_json(body), Shape(**body["shape"])
+            taken = TakenFacts(**body["taken"]) if body.get("taken") else None
             digests: Mapping[str, str] = body["digests"]
             if digests.keys() != FILES:
                 raise ValueError("digests of other files")
@@ -106,7 +160,19 @@ class Snapshot:
             digests=digests,
             tenant=tenant,
             generation=made.generation,
+            kind=body["kind"] if sealed_as == "session-snapshot" else "image",
+            parent_sandbox=body.get("parent_sandbox"),
+            taken=taken,
         )
+
+
+def kind_said(folder: Path) -> SnapshotKind | None:
+    """The kind of snapshot that a manifest says to be of, whoever wrote it; None where none can be read. Blocks."""
+    try:
+        kind = _manifest(folder).get("kind", "image")
+    except (OSError, ValueError):
+        return None
+    return next((known for known in ("image", *SESSIONS) if known == kind), None)
 
 
 def needed_by(manifest: Path) -> tuple[set[str], set[str]]:

@@ -31,6 +31,7 @@ class Action(StrEnum):
     RESUME = "resume"
     RESUMED = "resumed"
     RESUME_FAILED = "resume-failed"
+    SNAPSHOT = "snapshot"
     TERMINATE = "terminate"
     TERMINATED = "terminated"
     USE = "use"
@@ -58,6 +59,7 @@ EDGES: dict[tuple[State, Action], State] = {
     (_S.READY, _A.CLAIM): _S.PENDING,
     (_S.PENDING, _A.STARTED): _S.RUNNING,
     (_S.RUNNING, _A.USE): _S.RUNNING,
+    (_S.RUNNING, _A.SNAPSHOT): _S.RUNNING,
     (_S.RUNNING, _A.SUSPEND): _S.SUSPENDING,
     (_S.SUSPENDING, _A.SUSPENDED): _S.SUSPENDED,
     (_S.SUSPENDING, _A.SUSPEND_FAILED): _S.RUNNING,
