@@ -7,6 +7,7 @@ waits. An ended cell is kept with its log until newer ones push it out.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from casemate.guest.cell_ends import COUNT_AT_MOST, End, brief
 from casemate.guest.cell_log import RESULT, CellLog
 
 GRACE_S = 2.0
+ID_BYTES = 8  # as the host draws them
 ENDED_KEPT = 64
 ENDED_BYTES = 8 << 20
 ENDED_FILE_BYTES = 64 << 20
@@ -202,6 +204,13 @@ class Cells:
 
     def all(self) -> list[Cell]:
         return list(self._cells.values())
+
+    def rename_all(self) -> None:
+        """In a copy of the sandbox: each is there under an id nobody knows yet, also the ended ones."""
+        cells, self._cells = self._cells.values(), {}
+        for cell in cells:
+            cell.cell_id = os.urandom(ID_BYTES).hex()
+            self._cells[cell.cell_id] = cell
 
     def input_held(self) -> int:
         """Bytes of code and stdin that no context has yet."""

@@ -50,6 +50,10 @@ class Group:
         os.write(self.procs_fd, b"%d" % pid)
         _let_oom_killer_choose(pid)
 
+    def pids(self) -> list[int]:
+        """Of all that is in it."""
+        return [int(pid) for pid in _read(self._path + "/cgroup.procs").split()] if self.procs_fd >= 0 else []
+
     def kill(self) -> None:
         """SIGKILL to all that is in it, forks included."""
         if self.procs_fd >= 0:
@@ -90,6 +94,9 @@ class LooseGroup(Group):
     def add(self, pid: int) -> None:
         os.kill(pid, 0)
         self._pids.append(pid)
+
+    def pids(self) -> list[int]:
+        return list(self._pids)
 
     def kill(self) -> None:
         for pid in self._pids:

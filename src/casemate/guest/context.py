@@ -19,7 +19,7 @@ from typing import Any
 from casemate.errors import CasemateError, ExecRefused, GuestError, NotSupported
 from casemate.guest import cell_ends, cell_input, surroundings
 from casemate.guest.cells import Cell
-from casemate.guest.context_process import SCRIPT, ContextProcess, size_of_memory_file
+from casemate.guest.context_process import RESEED_SIGNAL, SCRIPT, ContextProcess, size_of_memory_file
 from casemate.guest.files import rights_of
 from casemate.guest.folder_watch import FolderWatch
 from casemate.guest.peer import PeerLied
@@ -118,9 +118,14 @@ class Context:
         self.job = job
         return True
 
-    def reseed(self) -> None:
-        """A living process draws fresh randomness before its next cell (jobs bring their own)."""
+    def reseed(self, *, at_once: bool = False) -> None:
+        """A living process draws fresh randomness before its next cell (jobs bring their own).
+
+        *at_once*: also what runs in it now, as far as its runtime knows how to.
+        """
         self._reseed_due = self._process is not None
+        if at_once and self._process is not None:
+            self._process.reseed()
 
     @property
     def cells(self) -> int:
@@ -417,6 +422,8 @@ class Context:
         if self._verdict:
             return  # it is being killed
         self._is_ready = self._was_ready = True
+        if self._process is not None:
+            self._process.is_reseeded_by_signal = message.get("reseed_signal") == RESEED_SIGNAL
         self._cancel_kill_timer()
         self._answer()
         self._go_on()

@@ -16,6 +16,8 @@ import stat
 import struct
 import termios
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
 from typing import Any, Protocol
 
 from casemate.guest.cell_log import STDERR, STDOUT
@@ -27,6 +29,8 @@ _CHUNK = 65_536
 _MESSAGES_PER_TURN = 32
 _PIPE_BYTES = 1 << 20  # no pipe is larger, unless root has made it so
 _DEATH_LIMIT_S = 0.5
+RESEED_SIGNAL = 51  # as runtime/reseed.py has it
+_RESEEDED_AT_MOST = 256  # processes of one context
 _LAST_WORDS = 512  # messages of a dead one; a child of its may go on for ever
 _F_GET_SEALS = 1034  # answered by memory files alone: to read one never waits. Source: linux/fcntl.h
 
@@ -59,7 +63,7 @@ class ContextProcess:
         self.pid = child.pid
         self.status: int | None = None  # once it was reaped
         self.lie: str | None = None
-        self.was_killed = False
+        self.was_killed = self.is_reseeded_by_signal = False
         self._pipes: dict[int, int] = {}
         self._watched: set[int] = set()
         self._reading = True
@@ -106,12 +110,26 @@ class ContextProcess:
         if self.status is not None:
             return True  # its number may be another's by now
         try:
-            if _ignores_interrupts(self.pid):
+            if _is_in_mask(self.pid, "SigIgn:", signal.SIGINT):
                 return False
             os.killpg(self.pid, signal.SIGINT)
-        except (FileNotFoundError, ProcessLookupError):
+        except ProcessLookupError:
             pass  # its death is being reported
         return True
+
+    def reseed(self) -> None:
+        """Have its generators seeded anew as soon as it runs, with those of the processes it has forked.
+
+        Called while all of them are frozen: the signal is there when they go on. One who does not catch it would die of
+        it, so the kernel is asked; another program of the same number is nobody of ours.
+        """
+        if not self.is_reseeded_by_signal or self.status is not None:
+            return
+        program = _program_of(self.pid)
+        for pid in islice(self.child.group.pids(), _RESEEDED_AT_MOST):
+            if _program_of(pid) == program and _is_in_mask(pid, "SigCgt:", RESEED_SIGNAL):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, RESEED_SIGNAL)
 
     def oom_kills(self) -> int:
         return self.child.group.usage().oom_kills
@@ -280,10 +298,22 @@ def _readable_bytes(fd: int) -> int:
     return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0"))[0])
 
 
-def _ignores_interrupts(pid: int) -> bool:
-    with open(f"/proc/{pid}/status") as status:
-        ignored = next((line.split()[1] for line in status if line.startswith("SigIgn:")), "0")
-    return bool(int(ignored, 16) >> (signal.SIGINT - 1) & 1)
+def _is_in_mask(pid: int, mask: str, number: int) -> bool:
+    """Whether signal *number* is in that line of the process' status; False when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            found = next((line.split()[1] for line in status if line.startswith(mask)), "0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return bool(int(found, 16) >> (number - 1) & 1)
+
+
+def _program_of(pid: int) -> str | None:
+    """None: it is gone, or ends."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def _close(files: list[int]) -> None:

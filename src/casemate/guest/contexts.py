@@ -127,6 +127,14 @@ class Contexts:
         for context in self._contexts.values():
             context.reseed()
 
+    def begin_as_copy(self) -> None:
+        """In a copy of the sandbox: what runs goes on and what has ended can be read, all by new ids; what is drawn
+        from now on is this copy's own.
+        """
+        self.table.rename_all()
+        for context in self._contexts.values():
+            context.reseed(at_once=True)
+
     @property
     def cells(self) -> int:
         """How many run or wait to."""

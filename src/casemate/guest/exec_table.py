@@ -17,6 +17,7 @@ from casemate.guest.zygote import Job, Zygote
 
 ENDED_KEPT = 16  # two rings of 1 MiB each, at most
 LIVE_AT_MOST = 512
+ID_BYTES = 8  # as the host draws them
 _STAGES = {
     spawned.STAGE_SETUP: ("its process could not be set up", "the guest may be short of memory or processes"),
     spawned.STAGE_CWD: ("its working directory {cwd!r} cannot be entered", "check cwd"),
@@ -66,7 +67,7 @@ class ExecTable:
         def on_refused(number: int, stage: int) -> None:
             _close(stdio)
             program.close()
-            self._execs.pop(exec_id, None)
+            self._execs.pop(program.exec_id, None)
             refused(_refusal(number, stage, job))
 
         if not (warm and self._run_warm(job, stdio, on_started, on_refused, program.exited)):
@@ -89,6 +90,13 @@ class ExecTable:
             raise StateConflict(f"exec {exec_id} is running", hint="signal it first")
         found.close()
         del self._execs[exec_id]
+
+    def rename_all(self) -> None:
+        """In a copy of the sandbox: each goes on under an id nobody knows yet, and is ended by nobody's leaving."""
+        execs, self._execs = self._execs.values(), {}
+        for program in execs:
+            program.exec_id, program.on_disconnect = os.urandom(ID_BYTES).hex(), "keep"
+            self._execs[program.exec_id] = program
 
     def all(self) -> list[Exec]:
         return list(self._execs.values())

@@ -152,10 +152,19 @@ class Server:
             raise ProtocolViolation(f"HELLO: {error}") from error
         ready = self._introduction.apply(hello)
         if hello.fresh:
-            self.surroundings.take(hello)
-            if self.contexts is not None:
-                self.contexts.begin_anew()
+            self._become(hello)
         self.connection.ready(ready)
+
+    def _become(self, hello: handshake.Hello) -> None:
+        """Another's from now on. In a copy user processes are frozen: nothing here waits for one of them.
+
+        What was said on the channels of the one that was copied ended with its connection.
+        """
+        self.surroundings.take(hello)
+        if hello.copy:
+            self.execs.rename_all()
+        if self.contexts is not None:
+            (self.contexts.begin_as_copy if hello.copy else self.contexts.begin_anew)()
 
     # --------------------------------------------------------------- channels
 

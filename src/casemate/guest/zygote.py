@@ -63,6 +63,9 @@ class Group(Protocol):
 
     def kill(self) -> None: ...
 
+    def pids(self) -> list[int]:
+        """Of all that is in it."""
+
     def share_fate(self) -> None:
         """When memory runs out and the kernel chooses one of it, all of it goes."""
 

@@ -108,7 +108,7 @@ def _prepare(
     if warm:
         program.retitle([b"python3", *map(os.fsencode, argv)])
     _drop_rights(job)
-    reseed(bytes.fromhex(job["seed"]))
+    reseed(bytes.fromhex(job["seed"]) + os.urandom(32))  # a job that is copied on its way has the same seed everywhere
     surroundings.replace_environ(env)
     same = surroundings.set_locale() and surroundings.take_interpreter(surroundings.find_interpreter(env))
     if is_context:

@@ -2,7 +2,8 @@
 
     agent ─▶ {"op": "cell", "id", "code" | "code_fd", "stdin_fd"?, "limits"?, "seed"?, "env"?}
              {"op": "complete", "id", "code" | "code_fd", "cursor"}
-    agent ◀─ {"event": "ready", "about"} or {"event": "failed", "reason"}; then for each order any number of
+    agent ◀─ {"event": "ready", "about", "reseed_signal"} or {"event": "failed", "reason"};
+             then for each order any number of
              {"event": "result", "id", "body" | "size" and a memory file}, and one
              {"event": "end", "id", "end", "count", "left_out"?}
 
@@ -22,16 +23,17 @@ import threading
 import zipimport
 from contextlib import suppress
 from functools import partial
+from hashlib import blake2b
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from . import child, failures, formats, results, surroundings
+from . import child, failures, formats, reseed, results, surroundings
 from .engines import Engine, EngineMissing, Limits, open_engine
 from .streams import SOCKET, Streams
 
 _INLINE_LIMIT = 48 * 1024
 _CODE_LIMIT = 16 * 1024 * 1024
 _REASON_LIMIT = 2_000
-_encode, _getpid = json.dumps, os.getpid
+_encode, _getpid, _urandom = json.dumps, os.getpid, os.urandom
 _attached: Optional[Tuple[socket.socket, str]] = None
 
 
@@ -68,7 +70,8 @@ def main() -> None:
     except Exception as error:
         reason = "%s can't be started: %s: %s" % (language, type(error).__name__, error)
         return child.send(sock, {"event": "failed", "reason": reason[:_REASON_LIMIT]})
-    child.send(sock, {"event": "ready", "about": engine.about})
+    context.reseed_on_signal(engine)
+    child.send(sock, {"event": "ready", "about": engine.about, "reseed_signal": reseed.SIGNAL})
     try:
         context.serve(engine)
     finally:
@@ -96,6 +99,25 @@ class Context:
         self._number: Optional[int] = None  # the order that results belong to
         self._limits = Limits()
         self._shown = 0
+        self._is_copied = False
+
+    def reseed_on_signal(self, engine: Engine) -> None:
+        """The agent sends it to what is frozen in a copy of the sandbox: it comes before anything else happens here.
+
+        Calls that wait are broken off by it, on purpose: else a main thread that waits for others would not hear of it
+        before they are done. Python waits on by itself. What is forked inherits the handler, what is executed doesn't.
+        """
+        now = getattr(engine, "reseed_now", None)
+
+        def on_copied(number: int, frame: Any) -> None:
+            self._is_copied = True
+            try:
+                if now is not None:
+                    now(_urandom(64))
+            except Exception as error:
+                _tell(error)
+
+        signal.signal(reseed.SIGNAL, on_copied)
 
     def serve(self, engine: Engine) -> None:
         """One order after another, until the agent hangs up."""
@@ -112,7 +134,7 @@ class Context:
             if "env" in message:  # it waited before it was known whose it would be
                 surroundings.replace_environ(message["env"])
             if "seed" in message:
-                _survived(partial(engine.reseed, bytes.fromhex(message["seed"])))
+                _survived(partial(engine.reseed, self._own_entropy(bytes.fromhex(message["seed"]))))
             try:
                 order = _read_order(message, fds)
             except UnicodeDecodeError as error:
@@ -122,6 +144,13 @@ class Context:
             else:
                 end = self._carry_out(engine, order)
             child.send(self._sock, self._closing(message["id"], end))
+
+    def _own_entropy(self, given: bytes) -> bytes:
+        """An order may have been on its way when the sandbox was copied: then what is in it is in all copies."""
+        if not self._is_copied:
+            return given
+        self._is_copied = False
+        return blake2b(given + _urandom(64)).digest()
 
     def _carry_out(self, engine: Engine, order: _Order) -> Dict[str, Any]:
         self._begin(order)
@@ -233,11 +262,15 @@ def _survived(act: Callable[[], None]) -> None:
     try:
         act()
     except BaseException as error:
-        text = failures.format_error(error, _REASON_LIMIT)
-        try:
-            os.write(2, text.encode("utf-8", "backslashreplace"))
-        except OSError:
-            return  # the cell closed it
+        _tell(error)
+
+
+def _tell(error: BaseException) -> None:
+    text = failures.format_error(error, _REASON_LIMIT)
+    try:
+        os.write(2, text.encode("utf-8", "backslashreplace"))
+    except OSError:
+        return  # the cell closed it
 
 
 def _close(fd: int) -> None:

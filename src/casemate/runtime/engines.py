@@ -54,7 +54,10 @@ class Engine(Protocol):
         """
 
     def reseed(self, entropy: bytes) -> None:
-        """Draw other random numbers from now on, but where the user has set a seed. Called between cells."""
+        """Draw other random numbers from now on, but where the user has set a seed. Called between cells.
+
+        An engine that can do so in the midst of a cell, in a signal's handler, has a `reseed_now` as well.
+        """
 
     def idle(self, orders: socket.socket) -> None:
         """Let go on what runs between cells, until *orders* can be read; or return at once."""

@@ -270,6 +270,9 @@ class PythonEngine:
     def reseed(self, entropy: bytes) -> None:
         self._seeds.reseed(entropy)
 
+    def reseed_now(self, entropy: bytes) -> None:
+        self._seeds.reseed_now(entropy)
+
     def close(self) -> None:
         if self._has_loop:
             self._loop.close()

@@ -4,6 +4,7 @@ Whatever state was set up before the snapshot is the same in every clone. Only m
 are touched; what asks the kernel (`os.urandom`, `secrets`, `uuid4`) needs nothing.
 """
 
+import _thread
 import functools
 import sys
 from hashlib import blake2b
@@ -11,6 +12,7 @@ from typing import Any, Callable, FrozenSet, Optional, Set
 
 from .imports import when_imported
 
+SIGNAL = 51  # from the agent, to what runs in a copy of its sandbox; SIGRTMIN+17, which no program is known to use
 _SEEDS = {
     "random": ("random", "seed", "setstate"),
     "numpy": ("numpy.random", "seed", "set_state"),
@@ -48,6 +50,20 @@ class Seeds:
                 failure = error
         if failure is not None:
             raise failure
+
+    def reseed_now(self, entropy: bytes) -> None:
+        """As `reseed`, from a signal's handler: in the midst of whatever this thread does.
+
+        It may be in a function of numpy's that holds the generator's lock while it calls Python code (`shuffle`): to
+        wait for that here would be for ever, so another thread does.
+        """
+        lock = _numpys_lock()
+        if lock is None or lock.acquire(False):
+            if lock is not None:
+                lock.release()
+            self.reseed(entropy)
+        else:
+            _thread.start_new_thread(self.reseed, (entropy,))
 
     def _watch(self, word: str, names: Any, module: Any) -> None:
         for name in names:
@@ -89,6 +105,14 @@ def _numpy(entropy: bytes, but: FrozenSet[str]) -> None:
         digest = _derive(entropy, b"numpy")
         seed = [int.from_bytes(digest[i : i + 4], "little") for i in range(0, len(digest), 4)]
         _original(numpy_random.seed)(seed)
+
+
+def _numpys_lock() -> Any:
+    """Of the generator behind numpy.random's functions; None: there is none."""
+    found: Any = sys.modules.get("numpy.random.mtrand")
+    for name in ("_rand", "_bit_generator", "lock"):
+        found = getattr(found, name, None)
+    return found
 
 
 def _torch(entropy: bytes, but: FrozenSet[str]) -> None:

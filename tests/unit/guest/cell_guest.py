@@ -87,6 +87,10 @@ class Seen:
         return self.stream(1).decode()
 
     @property
+    def stderr(self) -> str:
+        return self.stream(2).decode()
+
+    @property
     def results(self) -> list[dict[str, Any]]:
         """Each announced result, whole."""
         found, data, at = [], self.stream(3), 0
@@ -155,11 +159,11 @@ class CellGuest:
         self.until(lambda: bool(ready or self.failures))
         assert not self.failures
 
-    def begin(self) -> None:
+    def begin(self, introduction: Introduction | None = None) -> None:
         """A host that knows nothing of an earlier one."""
         self.host = wire.Connection(wire.Side.HOST, nonce=os.urandom(16))
         self.host.synchronise(reopened=True)
-        self.host.hello(Introduction("guest", cwd="/tmp").hello())
+        self.host.hello((introduction or Introduction("guest", cwd="/tmp")).hello())
         self.channels: dict[int, Seen] = {}
 
     def turn(self, limit_s: float = 0.05) -> None:

@@ -102,6 +102,9 @@ class ProcessGroup:
     def add(self, pid: int) -> None:
         self.pid = pid
 
+    def pids(self) -> list[int]:
+        return [self.pid] if self.pid else []
+
     def kill(self) -> None:
         if self.pid:
             try:

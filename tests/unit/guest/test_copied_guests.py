@@ -1,0 +1,188 @@
+"""HELLO to a copy: what was there goes on under ids of its own, and draws numbers of its own; natively, no VM."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cell_guest import CellGuest, Seen
+
+from casemate.guest.context_process import RESEED_SIGNAL, ContextProcess
+from casemate.sandbox import Introduction
+
+# Not by a seed of the user's, which would stay. FLAG is a file that is there once the copy goes on.
+BEGIN = """
+import os, random, signal, subprocess, sys, threading, time
+expected = random.Random(1).random()
+random._inst.seed(1)
+
+def draw():
+    print(random.random() == expected, flush=True)
+
+def wait():
+    while not os.path.exists({flag!r}):
+        pass
+
+"""
+IN_ITS_LOOP = "BEGUN; wait(); draw()"
+ASLEEP = "BEGUN; select = __import__('select'); select.select([], [], [], 0.5); draw()"
+IN_A_THREAD = (
+    "BEGUN; thread = threading.Thread(target=lambda: (wait(), time.sleep(0.05), draw())); thread.start(); thread.join()"
+)
+
+
+@pytest.fixture
+def frozen() -> Iterator[list[int]]:
+    """Process groups that are stopped, as the freezer stops them: what is sent to them waits."""
+    pids: list[int] = []
+    yield pids
+    thaw(pids)
+
+
+def freeze(pids: list[int], *more: int) -> None:
+    for pid in more:
+        os.killpg(pid, signal.SIGSTOP)
+        pids.append(pid)
+
+
+def thaw(pids: list[int]) -> None:
+    while pids:
+        os.killpg(pids.pop(), signal.SIGCONT)
+
+
+def copy(guest: CellGuest, **what: Any) -> None:
+    """As in a copy: the conversation is a new one, and the first word in it is this HELLO."""
+    guest.begin(Introduction("copied", copy=True, **what))
+    guest.turn(0)
+
+
+def contexts(guest: CellGuest) -> dict[str, Any]:
+    found = guest.act("context", op="list").accepted
+    assert found is not None
+    return {info["context_id"]: info for info in found["contexts"]}
+
+
+def cells(guest: CellGuest) -> dict[str, Any]:
+    found = guest.act("cell", op="list").accepted
+    assert found is not None
+    return {cell["cell_id"]: cell for cell in found["cells"]}
+
+
+def execs(guest: CellGuest) -> dict[str, Any]:
+    found = guest.act("exec", op="list").accepted
+    assert found is not None
+    return {program["exec_id"]: program for program in found["execs"]}
+
+
+def code(seen: Seen) -> str | None:
+    return seen.denied.code if seen.denied is not None else None
+
+
+def test_execs_stay_detached_under_new_ids(guest: CellGuest, frozen: list[int]) -> None:
+    script = "echo before; read word; echo $word"
+    seen = guest.act("exec", op="start", exec_id="mine", argv=["sh", "-c", script], stdin=True, on_disconnect="kill")
+    guest.until(lambda: seen.stdout)
+    assert seen.accepted is not None
+    freeze(frozen, seen.accepted["pid"])
+    copy(guest)
+    (new,) = [known for known, program in execs(guest).items() if program["running"]]
+    assert new != "mine"
+    assert code(guest.act("exec", op="attach", exec_id="mine")) == "not-found"
+    looked = guest.act("exec", op="attach", exec_id=new)
+    guest.host.reset(looked.number, "left", "")  # its starter would have ended it so
+    joined = guest.act("exec", op="attach", exec_id=new)
+    thaw(frozen)
+    guest.host.send(joined.number, 1, b"after\n")
+    guest.until(lambda: joined.end is not None)
+    assert joined.stdout == "before\nafter\n"
+    assert joined.end is not None
+    assert joined.end["end"] == {"kind": "exited", "code": 0}
+    assert guest.act("exec", op="remove", exec_id=new).accepted == {}
+
+
+def test_cells_stay_under_new_ids_also_ended_ones(guest: CellGuest, frozen: list[int]) -> None:
+    guest.run("print('long ago')", cell_id="ended")
+    running = guest.begin_cell("print('begun'); word = input(); print('still', 1)", cell_id="running", stdin=b"x\n")
+    waiting = guest.begin_cell("print('last')", cell_id="waiting")
+    guest.until(lambda: running.stdout and waiting.answered)
+    freeze(frozen, contexts(guest)["default"]["pid"])
+    before = cells(guest)
+    copy(guest)
+    after = cells(guest)
+    assert len(after) == len(before)
+    assert not set(after) & set(before)
+    assert [cell["state"] for cell in after.values()] == [cell["state"] for cell in before.values()]
+    for known in ("ended", "running", "waiting"):
+        assert code(guest.act("cell", op="join", cell_id=known)) == "not-found"
+    names = list(after)[-3:]
+    thaw(frozen)
+    joined = [guest.join(name) for name in names]
+    guest.until(lambda: all(seen.over for seen in joined))
+    assert [seen.stdout for seen in joined] == ["long ago\n", "begun\nstill 1\n", "last\n"]
+
+
+def going_on_copied(guest: CellGuest, frozen: list[int], flag: Path, cell: str) -> str:
+    """What *cell*, which runs when its sandbox is copied, prints in the copy."""
+    running = guest.begin_cell(BEGIN.format(flag=str(flag)) + cell.replace("BEGUN", "print('begun', flush=True)"))
+    guest.until(lambda: running.stdout)
+    freeze(frozen, contexts(guest)["default"]["pid"])
+    copy(guest)
+    joined = guest.join(list(cells(guest))[-1])
+    flag.touch()
+    thaw(frozen)
+    guest.until(lambda: joined.over)
+    assert joined.kind == "ok", (joined.end, joined.stdout)
+    assert joined.stderr == ""
+    return joined.stdout.removeprefix("begun\n")
+
+
+@pytest.mark.parametrize("cell", [IN_ITS_LOOP, ASLEEP, IN_A_THREAD])
+def test_what_runs_in_a_context_draws_anew(guest: CellGuest, frozen: list[int], tmp_path: Path, cell: str) -> None:
+    assert going_on_copied(guest, frozen, tmp_path / "flag", cell) == "False\n"
+
+
+def test_without_the_signal_it_would_not(
+    guest: CellGuest, frozen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above can fail."""
+    monkeypatch.setattr(ContextProcess, "reseed", lambda self: None)
+    assert going_on_copied(guest, frozen, tmp_path / "flag", IN_ITS_LOOP) == "True\n"
+
+
+def test_the_users_seed_stays(guest: CellGuest, frozen: list[int], tmp_path: Path) -> None:
+    cell = "random.seed(1); BEGUN; wait(); draw()"
+    assert going_on_copied(guest, frozen, tmp_path / "flag", cell) == "True\n"
+    guest.act("context", op="restart", context_id="default")
+
+
+def test_the_next_cell_draws_anew(guest: CellGuest) -> None:
+    guest.run(BEGIN.format(flag=""))
+    copy(guest)
+    assert guest.run("draw()").stdout == "False\n"
+
+
+@pytest.mark.parametrize("others", ["signal.SIG_DFL", "signal.SIG_IGN"])
+def test_who_does_not_catch_it_is_not_sent_it(guest: CellGuest, frozen: list[int], tmp_path: Path, others: str) -> None:
+    cell = (
+        f"number = {RESEED_SIGNAL}; ours = signal.signal(number, {others}); BEGUN; wait(); signal.signal(number, ours)"
+    )
+    assert going_on_copied(guest, frozen, tmp_path / "flag", cell + "; draw()") == "True\n"
+    assert guest.run("draw()").stdout == "False\n"
+
+
+def test_a_program_that_a_cell_runs_is_left_alone(guest: CellGuest, frozen: list[int], tmp_path: Path) -> None:
+    cell = "BEGUN; print(subprocess.run(['sleep', '0.3']).returncode)"
+    assert going_on_copied(guest, frozen, tmp_path / "flag", cell) == "0\n"
+
+
+def test_the_environment_is_laid_over_the_old_one(guest: CellGuest) -> None:
+    guest.begin(Introduction("guest", env={"KEPT": "old", "CHANGED": "old"}, cwd="/usr"))
+    guest.turn(0)
+    copy(guest, env={"CHANGED": "new", "ADDED": "new"})
+    seen = guest.open("exec", op="start", exec_id="env", argv=["sh", "-c", "echo $KEPT $CHANGED $ADDED; pwd"])
+    guest.until(lambda: seen.over)
+    assert seen.stdout == "old new new\n/usr\n"
