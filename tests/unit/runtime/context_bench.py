@@ -24,6 +24,10 @@ LIMIT_S = 20.0
 _PACKET = 192 * 1024
 
 
+class Silent(AssertionError):
+    """Nothing came for too long. In a guest the agent ends such a context."""
+
+
 @dataclass
 class Seen:
     """What one cell did. `order` has ("stdout" | "stderr" | "result", …) as it came."""
@@ -155,9 +159,16 @@ class ContextBench:
         self._child.group.kill()
         self.close()
 
+    def read_streams(self, seen: Seen, limit_s: float = LIMIT_S) -> None:
+        """What it wrote last, also when it has ended since."""
+        while ready := select.select(list(self._pipes), [], [], limit_s)[0]:
+            if not self._read(ready[0], seen):
+                break
+
     def _step(self, seen: Seen, limit_s: float) -> None:
         ready = select.select([self.socket, *self._pipes], [], [], limit_s)[0]
-        assert ready, f"nothing happened; so far: {str(seen)[:2000]}"
+        if not ready:
+            raise Silent(f"nothing happened; so far: {str(seen)[:2000]}")
         if self.socket in ready:
             message = self._message()
             assert message.get("id") == self._serial, message
@@ -168,12 +179,16 @@ class ContextBench:
                 assert message["event"] == "end"
                 seen.end, seen.count, seen.message = message["end"], message["count"], message
             return
-        name = self._pipes[ready[0]]
-        data = os.read(ready[0], self.chunk)
-        assert data, f"{name} hung up"
+        assert self._read(ready[0], seen), f"{self._pipes[ready[0]]} hung up"
+
+    def _read(self, fd: int, seen: Seen) -> bool:
+        name, data = self._pipes[fd], os.read(fd, self.chunk)
+        if not data:
+            return False
         if seen.order and seen.order[-1][0] == name:
             data = seen.order.pop()[1] + data
         seen.order.append((name, data))
+        return True
 
     def _message(self) -> dict[str, Any]:
         assert select.select([self.socket], [], [], LIMIT_S)[0], "no message"
