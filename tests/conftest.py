@@ -25,6 +25,7 @@ LONGEST = (
     "rest_across_daemons",
     "guest_lies",
     "vm_images",
+    "remanence",
 )
 SOAK = bool(os.environ.get("CASEMATE_SOAK"))
 if not os.environ.get("CASEMATE_SEED"):  # here, so that the workers, which inherit it, draw the same
