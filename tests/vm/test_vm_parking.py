@@ -73,7 +73,9 @@ def test_a_timer_of_a_program_left_behind_fires_in_time(daemon: Daemon, no_trace
         never(lambda: is_parked(sandbox), 12.5 - (time.monotonic() - began))
         wait_parked(sandbox, 10)
         late_s = sandbox.files.stat("f").mtime_ns / 1e9 - float(sandbox.files.read("began")) - 12
-        assert -0.1 < late_s < 0.3
+        assert (
+            -0.1 < late_s < 2
+        )  # it was awake then, which a crowded host makes slow, and not first woken by who looked
 
 
 def test_not_while_it_works(daemon: Daemon, no_trace: None) -> None:
