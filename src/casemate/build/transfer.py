@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
-from typing import BinaryIO
+from functools import partial
+from typing import BinaryIO, TypeVar
 
 import anyio
 
@@ -26,6 +27,7 @@ from casemate.storage import images as rows
 PIECE_LIMIT_S = 60.0  # a client that says nothing for so long has left
 PIPE_BYTES = 1 << 20
 IMPORTS_AT_ONCE = 4
+T = TypeVar("T")
 
 
 class Transfer:
@@ -55,13 +57,7 @@ class Transfer:
                 kernel_release=version.artifacts["kernel_release"],
                 artifacts={part: (version.artifacts[part], sizes[part]) for part in bundles.PARTS},
             )
-            pieces = bundles.written(manifest, files)
-
-            async def in_thread() -> AsyncIterator[bytes]:
-                while (piece := await anyio.to_thread.run_sync(next, pieces, None)) is not None:
-                    yield piece
-
-            yield bundles.length(manifest), in_thread()
+            yield bundles.length(manifest), in_thread(bundles.written(manifest, files))
 
     # ----------------------------------------------------------------------------------- import
 
@@ -72,7 +68,8 @@ class Transfer:
         """
         if name is not None:
             check_name(name)
-        async with self._places, self._staged(pieces) as staged:
+        parse = partial(bundles.stage, store=self._host.workshop.store)
+        async with self._places, fed(pieces, parse, Staged.abandon) as staged:
             manifest = staged.manifest
             check_name(name or manifest.name)
             digests = {part: digest for part, (digest, _) in manifest.artifacts.items()}
@@ -90,34 +87,46 @@ class Transfer:
                     )
         raise AssertionError("unreachable")
 
-    @asynccontextmanager
-    async def _staged(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[Staged]:
-        """What came, with its digests right; given up at the end unless it entered the store."""
-        found: list[Staged] = []
-        failures: list[errors.CasemateError] = []
 
-        def parse(source: BinaryIO) -> None:
-            with source:  # closed early when it is no bundle, so that nobody waits to write the rest of it
-                try:
-                    found.append(bundles.stage(source, self._host.workshop.store))
-                except errors.CasemateError as error:
-                    failures.append(error)
+async def in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """*pieces*, each made in a worker thread."""
+    while (piece := await anyio.to_thread.run_sync(next, pieces, None)) is not None:
+        yield piece
 
-        read_end, write_end = _open_pipe()
-        try:
-            with read_end:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(anyio.to_thread.run_sync, parse, read_end)
-                    with write_end:
-                        if not await _feed(write_end, pieces):
-                            failures.insert(0, _stalled())
-            if failures:
-                raise failures[0]
-            yield found[0]
-        finally:
-            for staged in found:
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(staged.abandon)
+
+@asynccontextmanager
+async def fed(
+    pieces: AsyncIterator[bytes], parse: Callable[[BinaryIO], T], abandon: Callable[[T], None]
+) -> AsyncIterator[T]:
+    """What *parse* makes, in a worker thread, of what comes; in the end *abandon* is called with it, in one too.
+
+    Raises what *parse* raises, of our own errors; RequestError for a client that stalls.
+    """
+    found: list[T] = []
+    failures: list[errors.CasemateError] = []
+
+    def read(source: BinaryIO) -> None:
+        with source:  # closed early when it is no bundle, so that nobody waits to write the rest of it
+            try:
+                found.append(parse(source))
+            except errors.CasemateError as error:
+                failures.append(error)
+
+    read_end, write_end = _open_pipe()
+    try:
+        with read_end:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, read, read_end)
+                with write_end:
+                    if not await _feed(write_end, pieces):
+                        failures.insert(0, _stalled())
+        if failures:
+            raise failures[0]
+        yield found[0]
+    finally:
+        for one in found:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(abandon, one)
 
 
 def _open_pipe() -> tuple[BinaryIO, BinaryIO]:
