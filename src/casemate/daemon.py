@@ -154,6 +154,7 @@ async def open_service(
         here = host_id(settings.home)
         shape = Shape(settings.vcpus, settings.memory_mib, settings.disk_mib)
         driver = QemuDriver(settings, launcher, accelerator="tcg")
+        trail, index, folders = audit.Trail(database, here), Index(database, here), settings.home / "sandboxes"
         build_host = BuildHost(
             driver=driver,
             database=database,
@@ -164,13 +165,13 @@ async def open_service(
             vmm_builds=settings.home / "vmm",
             upkeep_report=settings.run / "upkeep.json",
             seal=seal,
+            trail=trail,
             verified=Identities(settings.run / "verified"),
             host_id=here,
             default_shape=shape,
             boot_timeout_s=settings.boot_timeout_s,
             shape_budget_mib=settings.shape_budget_mib,
         )
-        trail, index, folders = audit.Trail(database, here), Index(database, here), settings.home / "sandboxes"
         recovered = recovered_from(swept)
         suspended = await recover(recovered, sweepers(launcher, build_host), index, folders, trail)
         keys = Keys(database, here, trail)

@@ -30,6 +30,9 @@ class EventKind(StrEnum):
     SANDBOX_KILLED = "sandbox.killed"
     PROTOCOL_VIOLATION = "sandbox.protocol-violation"
     IMAGE_BUILT = "image.built"
+    SNAPSHOT_REMOVED = "snapshot.removed"  # what was kept of a sandbox
+    SNAPSHOT_EXPORTED = "snapshot.exported"
+    SNAPSHOT_IMPORTED = "snapshot.imported"
     POOL_SET = "pool.set"
     POOL_REMOVED = "pool.removed"
     REQUEST_REFUSED = "request.refused"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import anyio
 
 from casemate import errors
 from casemate.build.host import BUILT_IN, BuildHost
 from casemate.build.shapes import Shapes
-from casemate.sandbox import Here, Kit, Made, Snapshot, check_fit
+from casemate.sandbox import Kit, Made, Snapshot, check_fit
 from casemate.storage import VersionRow
 from casemate.storage import images as rows
 from casemate.vmm import Kernel
@@ -24,13 +22,7 @@ class Ground:
 
     async def check(self, made: Made, what: str) -> None:
         """Raises Unfit, about *what*, with every reason why what was *made* so cannot be restored here."""
-        builds, disks = await anyio.to_thread.run_sync(self._there, made)
-        here = Here(await self._host.driver.platform(), disks, builds)
-        check_fit(made, here, "suspended-sandbox", what)
-
-    def _there(self, made: Made) -> tuple[list[str], list[Path]]:
-        builds = [path.parent.name for path in self._host.vmm_builds.glob("*/usr")]
-        return builds, [disk for disk in (made.root, made.agent) if disk.is_file()]
+        check_fit(made, await self._host.here(made), "suspended-sandbox", what)
 
     async def snapshot(self, tenant: str, snapshot_id: str) -> Snapshot:
         """Also one that fits no more. Raises ImageBroken, SealBroken."""

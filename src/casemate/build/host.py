@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
+
+from casemate.audit import Trail
 from casemate.build.snapshot import Progress
 from casemate.images import Artifacts, Bootstrap, Identities, Workshop
-from casemate.sandbox import Seal, Shape
+from casemate.sandbox import Here, Made, Seal, Shape
 from casemate.storage import Database, VersionRow
 from casemate.vmm import Driver
 
 BUILT_IN = "system"  # the tenant that the images we come with belong to; everybody may use them
+BUILT_IN_NAMES = ("python", "python-full")
+OWNER = "local"  # the tenant of who runs this host
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,7 @@ class BuildHost:
     vmm_builds: Path  # vmm/<sha256>/
     upkeep_report: Path
     seal: Seal
+    trail: Trail
     verified: Identities
     host_id: str
     default_shape: Shape
@@ -44,3 +50,12 @@ class BuildHost:
             agent=self.workshop.agent(),
             kernel_release=stored["kernel_release"],
         )
+
+    async def here(self, made: Made) -> Here:
+        """This host, as what was *made* so sees it: the disks it stands on, and the VMM builds kept for such as it."""
+        builds, disks = await anyio.to_thread.run_sync(self._there, made)
+        return Here(await self.driver.platform(), disks, builds)
+
+    def _there(self, made: Made) -> tuple[list[str], list[Path]]:
+        builds = [path.parent.name for path in self.vmm_builds.glob("*/usr")]
+        return builds, [disk for disk in (made.root, made.agent) if disk.is_file()]

@@ -6,6 +6,7 @@ A plan is data: the same for a dry run and for the deed. What is in use is looke
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,10 @@ import anyio
 
 from casemate import errors
 from casemate.build.host import BuildHost
-from casemate.build.shapes import Shapes, Stored, said
+from casemate.build.own_shape import said
+from casemate.build.shapes import Shapes, Stored
 from casemate.build.snapshot import BUILDING
+from casemate.build.users import Users
 from casemate.host import remove_folder
 from casemate.sandbox import State, needed_by
 from casemate.storage import VersionRow
@@ -49,44 +52,75 @@ class Removal:
         Raises StateConflict while a sandbox stands on it, or, without *force*, when it is the active one.
         """
         async with self.turn:
-            await self._check_unused(version)
             if version.active and not force:
+                await self._check_unused(version)
                 raise errors.StateConflict(
                     f"image {version.reference} is what {version.name!r} means",
                     hint=f"casemate image rm --force {version.reference}, or make another version first",
                 )
-            gone: list[Item] = []
-            with self._shapes.retired(version):
-                for stored in await self._stored(version):
-                    if not await self._shapes.drop(version, stored):
-                        raise errors.StateConflict(f"image {version.reference} is just being used", hint="try again")
-                    gone.append(self._item(version, stored, WHY_REMOVED))
-                await self._host.database.write(rows.delete_version, version.id)
-            gone.append(Item("version", version.reference, WHY_REMOVED, 0))
-            if version.active:
-                await self._host.database.write(rows.activate_newest, version.image_id)
+            gone = await self._take_out(version, WHY_REMOVED)
             # Its root disk goes even if a build could use it again: room was asked for
             needed, root = await self._needed(()), {version.artifacts.get("root", "")}
             sweep = partial(self._sweep, needed, set(_digests(version)), root, False, WHY_REMOVED)
             return gone + await anyio.to_thread.run_sync(sweep)
 
+    async def _take_out(self, version: VersionRow, why: str) -> list[Item]:
+        """A version and its snapshots, but no artifacts. Raises StateConflict."""
+        await self._check_unused(version)
+        gone: list[Item] = []
+        with self._shapes.retired(version):
+            for stored in await self._stored(version):
+                if not await self._shapes.drop(version, stored):
+                    raise errors.StateConflict(f"image {version.reference} is just being used", hint="try again")
+                gone.append(self._item(version, stored, why))
+            await self._host.database.write(rows.delete_version, version.id)
+        if version.active:
+            await self._host.database.write(rows.activate_newest, version.image_id)
+        return [*gone, Item("version", version.reference, why, 0)]
+
+    async def prune_sessions(self, tenant: str | None, *, dry_run: bool) -> list[tuple[VersionRow, list[Item]]]:
+        """Of *tenant*'s sessions, of all with None: those that failed, and those that no name, no tag and nobody needs.
+
+        Older ones first; with *dry_run* what would go.
+        """
+        async with self.turn:
+            users = await self._host.database.read(Users.read)
+            gone = []
+            for version in await self._host.database.read(rows.all_versions):
+                why = _why_pruned(version)
+                if why is None or tenant not in (None, version.tenant) or users.has(version):
+                    continue
+                if dry_run:
+                    items = [self._item(version, stored, why) for stored in await self._stored(version)]
+                    gone.append((version, [*items, Item("version", version.reference, why, 0)]))
+                    continue
+                with suppress(errors.StateConflict):  # somebody has just asked for it
+                    gone.append((version, await self._take_out(version, why)))
+            return gone
+
     async def prune(self, *, dry_run: bool) -> list[Item]:
         """Old versions, snapshots that fit no more, artifacts nothing needs, and what a crash has left.
 
-        With *dry_run* what would go. What a sandbox stands on stays.
+        With *dry_run* what would go. What a sandbox stands on stays, and so does what was kept of one.
         """
         async with self.turn:
             versions = await self._host.database.read(rows.all_versions)
-            used = set(await self._shapes.users()) | self._shapes.lent
+            used, users = (
+                set(await self._shapes.users()) | self._shapes.lent,
+                await self._host.database.read(Users.read),
+            )
             gone: list[Item] = []
             for version in versions:
-                gone += await self._prune_version(version, used, dry_run=dry_run)
+                if not version.contains_session_state:
+                    gone += await self._prune_version(version, used, bool(users.of(version)), dry_run=dry_run)
             gone += await self._drop_leftovers(dry_run=dry_run)
             sweep = partial(self._sweep, await self._needed(gone), None, set(), dry_run, "nothing needs it")
             gone += await anyio.to_thread.run_sync(sweep)
             return gone + await self._drop_vmm_builds(gone, dry_run=dry_run)
 
-    async def _prune_version(self, version: VersionRow, used: set[str], *, dry_run: bool) -> list[Item]:
+    async def _prune_version(
+        self, version: VersionRow, used: set[str], is_needed: bool, *, dry_run: bool
+    ) -> list[Item]:
         old = not version.active and version.state in ("ready", "failed")
         if not old:
             return await self._prune_snapshots(version, used, None, dry_run=dry_run)
@@ -94,7 +128,7 @@ class Removal:
             with self._shapes.retired(version):
                 before = len(await self._stored(version))
                 gone = await self._prune_snapshots(version, used, "its version is not active", dry_run=dry_run)
-                if len(gone) < before:
+                if len(gone) < before or is_needed:
                     return gone
                 if not dry_run:
                     await self._host.database.write(rows.delete_version, version.id)
@@ -122,9 +156,18 @@ class Removal:
             return False
 
     async def _check_unused(self, version: VersionRow) -> None:
-        used = await self._shapes.users()
-        users = [row for stored in await self._stored(version) for row in used.get(stored.row.id, [])]
+        if version.state in ("pending", "building"):
+            raise errors.StateConflict(f"image {version.reference} is being made", hint="try again later")
+        found = await self._host.database.read(Users.read)
+        users, pools = found.of(version), found.pools_of(version) if version.contains_session_state else ()
         names = sorted({row.name or row.id for row in users if row.state != State.READY})
+        if pools and not names:
+            ids = [pool.id for pool in pools]
+            raise errors.StateConflict(
+                f"image {version.reference} is what pool {', '.join(ids[:10])} is made of",
+                hint=f"casemate pool rm {ids[0]}",
+                evidence={"pools": ids},
+            )
         if users and not names:
             raise errors.StateConflict(
                 f"image {version.reference} is kept ready by a pool ({len(users)} sandboxes)",
@@ -211,6 +254,16 @@ class Removal:
                 if not dry_run:
                     store.remove(digest)
         return gone
+
+
+def _why_pruned(version: VersionRow) -> str | None:
+    """Of a version as it is; None: not at all."""
+    if not version.contains_session_state:
+        return None
+    if version.state == "failed":
+        return "it failed"
+    loose = version.state == "ready" and not version.active and version.tag is None
+    return "not the active version, and without a tag" if loose else None
 
 
 def to_json(items: Iterable[Item], *, dry_run: bool) -> dict[str, Any]:

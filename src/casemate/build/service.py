@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
@@ -13,21 +13,23 @@ from typing import Any
 import anyio
 
 from casemate import errors
-from casemate.build.host import BUILT_IN, BuildHost
+from casemate.build.host import BUILT_IN, BUILT_IN_NAMES, OWNER, BuildHost
+from casemate.build.own_shape import chosen_shape
 from casemate.build.references import Reference
 from casemate.build.removal import Removal, to_json
+from casemate.build.session_transfer import SessionTransfer
+from casemate.build.sessions import Sessions, Takes
 from casemate.build.shapes import Shapes
 from casemate.build.snapshot import BUILDING, Progress
 from casemate.build.transfer import Transfer
 from casemate.build.upkeep import Upkeep
+from casemate.build.users import meant
 from casemate.build.verify import verified
 from casemate.host import remove_folder
 from casemate.sandbox import Shape, Snapshot
 from casemate.storage import VersionRow
 from casemate.storage import images as rows
 
-OWNER = "local"  # the tenant of who runs this host
-BUILT_IN_NAMES = ("python", "python-full")
 PARTS = ("kernel", "initrd", "root", "agent")
 
 
@@ -39,6 +41,8 @@ class Images:
         self.shapes = shapes
         self.removal = Removal(host, shapes)
         self.transfer = Transfer(host, self.removal)
+        self.sessions = Sessions(host, shapes, self.removal)
+        self.carriage = SessionTransfer(host, shapes, self.removal, self.sessions)
         self.upkeep = Upkeep(host, shapes, host.upkeep_report)
         self._building: dict[str, anyio.Lock] = {}
 
@@ -55,6 +59,26 @@ class Images:
         version = await self.version(tenant, ref)
         async with self.shapes.lend(version, shape, build=build, progress=progress) as snapshot:
             yield snapshot
+
+    async def shape_for(
+        self, tenant: str, ref: str, vcpus: int | None, memory_mib: int | None, disk_mib: int | None
+    ) -> Shape:
+        """The shape that a create of *ref* gets where it asks for this: what it does not ask for is as the settings
+        say, and of what was made of a sandbox as that was.
+
+        Raises NotFound, InvalidSpec for another shape than a session's own, StateConflict, ImageBroken.
+        """
+        version = await self.version(tenant, ref)
+        if version.contains_session_state:
+            return chosen_shape(version, await self.shapes.own_shape(version), (vcpus, memory_mib, disk_mib))
+        default = self._host.default_shape
+        return Shape(vcpus or default.vcpus, memory_mib or default.memory_mib, disk_mib or default.disk_mib)
+
+    async def keep(
+        self, tenant: str, ref: str, name: str, tag: str | None, *, sandboxes: Takes, actor: str
+    ) -> dict[str, Any]:
+        """See Sessions.keep."""
+        return await self.sessions.keep(tenant, ref, name, tag, sandboxes=sandboxes, actor=actor)
 
     async def build(self, tenant: str, name: str, force: bool, progress: Progress) -> dict[str, Any]:
         """Make image *name* usable: its artifacts, and a snapshot of the default shape; nothing twice.
@@ -97,8 +121,14 @@ class Images:
 
     @asynccontextmanager
     async def export(self, tenant: str, ref: str) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
-        """The bytes of a bundle and how many they are. Raises NotFound, StateConflict, ImageBroken."""
-        async with self.transfer.export(await self.version(tenant, ref)) as bundle:
+        """The bytes of a bundle and how many they are. Raises NotFound, InvalidSpec, StateConflict, ImageBroken."""
+        version = await self.version(tenant, ref)
+        if version.contains_session_state:
+            raise errors.InvalidSpec(
+                f"{version.reference} was made of a sandbox: its disk alone is not it",
+                hint=f"casemate snapshots export {version.reference}",
+            )
+        async with self.transfer.export(version) as bundle:
             yield bundle
 
     async def receive(self, tenant: str, name: str | None, pieces: AsyncIterator[bytes]) -> dict[str, Any]:
@@ -123,7 +153,7 @@ class Images:
         reference = Reference.parse(ref)
         for owner in (tenant, BUILT_IN):
             found = await self._host.database.read(rows.versions, owner)
-            if match := next(filter(reference.means, found), None):
+            if match := meant(found, reference):
                 return match
         raise errors.NotFound(
             f"there is no image {ref[:100]!r}", hint="see `casemate image ls`; build one with `casemate setup`"
@@ -146,8 +176,10 @@ class Images:
 
     async def _default_snapshot(self, version: VersionRow) -> Snapshot | None:
         try:
-            return await self.shapes.find(version, self._host.default_shape)
-        except (errors.NotFound, KeyError):  # a version whose artifacts are gone, or never came about
+            own = version.contains_session_state
+            shape = await self.shapes.own_shape(version) if own else self._host.default_shape
+            return await self.shapes.find(version, shape)
+        except (errors.NotFound, errors.StateConflict, errors.ImageBroken, KeyError):  # gone, or never came about
             return None
 
     async def _usable(self, name: str) -> VersionRow | None:
@@ -199,6 +231,9 @@ class Images:
             "created_at": version.created_at,
             "size_bytes": version.size_bytes,
             "digest": version.artifacts.get("root"),
+            "contains_session_state": version.contains_session_state,
+            "parent": version.parent,
+            "tag": version.tag,
             "snapshots": shown,
             "rebuilds": self.upkeep.of(version),
         }
@@ -206,11 +241,18 @@ class Images:
 
 async def forget_unfinished(host: BuildHost) -> list[str]:
     """Remove what an earlier daemon was in the middle of building; the folders' names."""
-    left = sorted(host.snapshots.glob(f"{BUILDING}*"))
+    unfinished = await host.database.read(
+        rows.unfinished_snapshots
+    )  # one may have its name, and no row says it is whole
+    left = sorted([*host.snapshots.glob(f"{BUILDING}*"), *_there(host.snapshots / name for name in unfinished)])
     for folder in left:
         await anyio.to_thread.run_sync(remove_folder, folder)
     await host.database.write(rows.fail_unfinished, "the daemon that built it died")
     return [folder.name for folder in left]
+
+
+def _there(folders: Iterable[Path]) -> list[Path]:
+    return [folder for folder in folders if folder.is_dir()]
 
 
 @asynccontextmanager

@@ -25,10 +25,11 @@ from anyio.abc import TaskGroup
 
 from casemate import errors
 from casemate.build.host import BuildHost
+from casemate.build.own_shape import chosen_shape, own_row, said, shape_of
 from casemate.build.snapshot import PREPARE_S, Place, Progress, Recipe, build_snapshot
 from casemate.build.underway import Underway
 from casemate.host import remove_folder
-from casemate.sandbox import Here, Misfit, Shape, Snapshot, sentences, unfit
+from casemate.sandbox import Here, Misfit, Shape, Snapshot, check_fit, sentences, unfit
 from casemate.storage import SandboxRow, SnapshotRow, VersionRow, sandboxes
 from casemate.storage import images as rows
 
@@ -105,7 +106,8 @@ class Shapes:
     ) -> AsyncIterator[Snapshot]:
         """The snapshot of that version and shape, which is not deleted while the block runs.
 
-        Raises SnapshotMissing without *build* where there is none; what building raises.
+        Raises SnapshotMissing without *build* where there is none; what building raises; of a session InvalidSpec for
+        another shape than its own, Unfit, ImageBroken.
         """
         snapshot = await self._lent_one(version, shape, build, progress)
         try:
@@ -152,6 +154,9 @@ class Shapes:
             if known := self._known_one(key):
                 self._lent[known.id] += 1  # nothing waits between looking and taking
                 return known
+            if version.contains_session_state:
+                await self._find_session(version, shape)
+                continue
             if not build and key not in self._underway:
                 await self._find_or_refuse(version, shape)
                 continue
@@ -224,6 +229,25 @@ class Shapes:
                 )
             self._known[version.id, shape] = found
 
+    async def own_shape(self, version: VersionRow) -> Shape:
+        """Of a session. Raises StateConflict, ImageBroken."""
+        return shape_of(own_row(version, await self._host.database.read(rows.snapshots_of, version.id)))
+
+    async def _find_session(self, version: VersionRow, shape: Shape) -> None:
+        """Known from here on, or refused: nobody can build it again."""
+        async with self._turn((version.id, shape)):
+            row = own_row(version, await self._host.database.read(rows.snapshots_of, version.id))
+            chosen_shape(version, shape_of(row), _numbers(shape))
+            snapshot, _ = await self.judged(version, row)
+            check_fit(snapshot.made, await self._host.here(snapshot.made), "session-snapshot", version.reference)
+            identity = await anyio.to_thread.run_sync(self._whole, snapshot)
+            if identity is None:
+                raise errors.ImageBroken(
+                    f"the snapshot of {version.reference} is not whole: a file of it is gone or was changed",
+                    hint="find out who can write in the home; what is left of it is of no use",
+                )
+            self._known[version.id, shape] = snapshot, identity
+
     @asynccontextmanager
     async def _turn(self, key: Key) -> AsyncIterator[None]:
         async with self._turns.setdefault(key, anyio.Lock()):
@@ -245,9 +269,12 @@ class Shapes:
 
     async def judged(self, version: VersionRow, row: SnapshotRow) -> tuple[Snapshot, list[Misfit]]:
         """The snapshot of *row*, and why it does not fit. Raises ImageBroken, SealBroken."""
+        read = partial(Snapshot.read, self._host.snapshots / row.id, self._host.seal, tenant=row.tenant)
+        if version.contains_session_state:
+            snapshot = await anyio.to_thread.run_sync(read)
+            return snapshot, unfit(snapshot.made, await self._host.here(snapshot.made), "session-snapshot")
         parts = await anyio.to_thread.run_sync(self._host.artifacts, version)
         here = Here(await self._host.driver.platform(), (parts.root, parts.agent), kernel_release=parts.kernel_release)
-        read = partial(Snapshot.read, self._host.snapshots / row.id, self._host.seal, tenant=row.tenant)
         snapshot = await anyio.to_thread.run_sync(read)
         return snapshot, unfit(snapshot.made, here, "image-snapshot")
 
@@ -351,7 +378,7 @@ class Shapes:
     async def prune_over_budget(self) -> list[str]:
         """Drop the extra shapes that were used longest ago, until the rest is within the budget; their ids.
 
-        Never the default shape, never one in use.
+        Never the default shape, never one in use, never what a tenant has kept of a sandbox.
         """
         async with self._pruning:
             return await self._prune_over_budget()
@@ -362,7 +389,7 @@ class Shapes:
             (version, stored)
             for version in versions
             for stored in await self.stored(version)
-            if stored.shape != self._host.default_shape
+            if stored.shape != self._host.default_shape and not version.contains_session_state
         ]
         over = sum(stored.size_bytes for _, stored in extra) - self._host.shape_budget_mib * MIB
         dropped = []
@@ -416,10 +443,6 @@ class Shapes:
         with anyio.CancelScope(shield=True):
             await self._host.database.write(rows.delete_snapshot, snapshot_id)
             await anyio.to_thread.run_sync(partial(remove_folder, self._host.snapshots / snapshot_id))
-
-
-def said(shape: Shape) -> str:
-    return f"{shape.vcpus} vCPU, {shape.memory_mib} MiB memory, {shape.disk_mib} MiB disk"
 
 
 def _numbers(shape: Shape) -> tuple[int, int, int]:

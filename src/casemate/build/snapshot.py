@@ -95,7 +95,7 @@ async def _build(place: Place, recipe: Recipe, progress: Progress) -> Snapshot:
         snapshot = _describe(snapshot_id, recipe, platform, snapshots / snapshot_id, digests)
         progress("prove", "starting a clone of it", 0.95)
         await _prove(driver, replace(snapshot, folder=folder), place.boot_timeout_s)
-        await anyio.to_thread.run_sync(_write_manifest, folder, snapshot, place.seal)
+        await anyio.to_thread.run_sync(write_manifest, folder, snapshot, place.seal)
         folder.rename(snapshot.folder)
     progress("done", f"snapshot {snapshot_id} in {time.monotonic() - started:.1f} s", 1.0)
     return snapshot
@@ -195,7 +195,7 @@ def _describe(
     )
 
 
-def _write_manifest(folder: Path, snapshot: Snapshot, seal: Seal) -> None:
+def write_manifest(folder: Path, snapshot: Snapshot, seal: Seal) -> None:
     path = folder / "manifest.json"
     with path.open("x") as file:
         json.dump(snapshot.manifest(seal), file, indent=1, sort_keys=True)

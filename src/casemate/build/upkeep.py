@@ -71,7 +71,7 @@ class Upkeep:
         """The default shape first: it is what most creates ask for."""
         found = []
         for version in await self._host.database.read(rows.all_versions):
-            if not (version.active and version.state == "ready"):
+            if not (version.active and version.state == "ready") or version.contains_session_state:
                 continue
             stored = await self._shapes.stored(version)
             for shape in dict.fromkeys(one.shape for one in stored):

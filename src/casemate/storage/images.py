@@ -236,6 +236,11 @@ def fail_unfinished(connection: sa.Connection, reason: str) -> int:
     return _change(connection, image_versions, unfinished, {"state": "failed", "log": reason})
 
 
+def unfinished_snapshots(connection: sa.Connection) -> list[str]:
+    """The ids of those that were being made."""
+    return list(connection.execute(sa.select(snapshots.c.id).where(snapshots.c.state == "building")).scalars())
+
+
 def put_snapshot(connection: sa.Connection, row: SnapshotRow) -> None:
     """Insert *row*; of one that is there only state and memory_bytes change."""
     changes = {"state": row.state, "memory_bytes": row.memory_bytes}

@@ -11,6 +11,7 @@ import anyio
 from tests.fakes.fake_vmm import PLATFORM, FakeDriver, FakeMachine
 
 from casemate import storage
+from casemate.audit import Trail
 from casemate.build import BuildHost, Images, open_images
 from casemate.images import Identities, Progress, Workshop
 from casemate.images.rootfs import Recipe
@@ -128,6 +129,7 @@ async def open_world(home: Path, *, shape_budget_mib: int = 4096, boot_timeout_s
         vmm_builds=home / "vmm",
         upkeep_report=home / "run" / "upkeep.json",
         seal=open_seal(home),
+        trail=Trail(database, "host"),
         verified=Identities(home / "run" / "verified"),
         host_id="host",
         default_shape=DEFAULT,

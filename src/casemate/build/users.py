@@ -1,0 +1,64 @@
+"""Who stands on which version: its sandboxes, suspended or not, the ready ones of pools, and pools themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from casemate.build.host import BUILT_IN
+from casemate.build.references import Reference
+from casemate.errors import InvalidSpec
+from casemate.storage import PoolRow, SandboxRow, VersionRow, pools, sandboxes
+from casemate.storage import images as rows
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """As of one moment, of all tenants. Made by ``read``."""
+
+    sandboxes: Mapping[int, Sequence[SandboxRow]]  # by the id of a version
+    pools: Mapping[int, Sequence[PoolRow]]
+
+    @classmethod
+    def read(cls, connection: sa.Connection) -> Users:
+        """An act of the database's."""
+        versions = rows.all_versions(connection)
+        made_of = {one.id: version.id for version in versions for one in rows.snapshots_of(connection, version.id)}
+        by_version: dict[int, list[SandboxRow]] = {}
+        for row in sandboxes.live(connection):
+            # A copy of a sandbox stands on a snapshot of its own, and on its version's kernel and disks all the same
+            named = _meant(versions, row.tenant, row.image)
+            for id in {made_of.get(row.snapshot_id), named.id if named else None} - {None}:
+                by_version.setdefault(id, []).append(row)  # type: ignore[arg-type]
+        by_pool: dict[int, list[PoolRow]] = {}
+        for pool in pools.listed(connection):
+            if version := _meant(versions, pool.tenant, pool.image):
+                by_pool.setdefault(version.id, []).append(pool)
+        return cls(by_version, by_pool)
+
+    def of(self, version: VersionRow) -> Sequence[SandboxRow]:
+        return self.sandboxes.get(version.id, ())
+
+    def pools_of(self, version: VersionRow) -> Sequence[PoolRow]:
+        return self.pools.get(version.id, ())
+
+    def has(self, version: VersionRow) -> bool:
+        return bool(self.of(version) or self.pools_of(version))
+
+
+def meant(versions: Iterable[VersionRow], reference: Reference) -> VersionRow | None:
+    """The newest of one tenant's *versions* that *reference* can mean."""
+    return max(filter(reference.means, versions), key=lambda version: version.number, default=None)
+
+
+def _meant(versions: Sequence[VersionRow], tenant: str, text: str) -> VersionRow | None:
+    try:
+        reference = Reference.parse(text)
+    except InvalidSpec:  # by a version of ours that took it
+        return None
+    for owner in (tenant, BUILT_IN):
+        if found := meant((version for version in versions if version.tenant == owner), reference):
+            return found
+    return None
