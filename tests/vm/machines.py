@@ -60,15 +60,15 @@ class Clone:
                     text = json.loads(item.body)["data"].get("text/plain", text)
         return output, Ran(item.end, text)
 
-    async def lose_stream(self) -> None:
-        """Close the stream under the link, and begin anew on a fresh one."""
+    async def lose_stream(self, introduction: Introduction | None = None) -> None:
+        """Close the stream under the link, and begin anew on a fresh one, with *introduction* or as who it was."""
         self._carrying.cancel()
         await self.link.ended.wait()
         stream = await self.machine.reopen_stream()
         self.link.begin(reopened=True)
         self._carrying = anyio.CancelScope()
         self.tasks.start_soon(_carry, self.link, stream, self._carrying)
-        await introduce(self.link, Introduction("again", fresh=False), ANSWER_S)
+        await introduce(self.link, introduction or Introduction("again", fresh=False), ANSWER_S)
 
 
 async def _carry(link: Link, stream: object, scope: anyio.CancelScope) -> None:

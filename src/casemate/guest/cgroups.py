@@ -122,6 +122,7 @@ class Groups:
         self._loop = loop
         self._user = os.path.join(root, "user") if root else None
         self._serial = 0
+        self.is_stopped = False
         self._dead: list[str] = []
         self._sweep: Timer | None = None
         if root and self._user:
@@ -161,6 +162,8 @@ class Groups:
             _write(self._user + "/pids.max", str(PIDS_MAX))
 
     def freeze(self, frozen: bool) -> None:
+        """Stop everything of the user's, soon; or let it go on. What is killed meanwhile dies."""
+        self.is_stopped = frozen
         if self._user is not None:
             _write(self._user + "/cgroup.freeze", "1" if frozen else "0")
 

@@ -14,13 +14,13 @@ from casemate.guest.timer_list import others_run
 PREPARE_LIMIT_S = 170.0
 WARM_LIMIT_S = 30.0
 FREEZE_LIMIT_S = 5.0
-_LOOK_AGAIN_S = 0.005
+_LOOK_AGAIN_S = 0.001  # the parent of a fork stands still meanwhile
 
 
 class ControlChannel(Conversation):
     """One act on the guest as a whole; accepted when it is done."""
 
-    _answered = False
+    _answered = _quiesces = False
 
     def begin(self, params: dict[str, Any]) -> None:
         op = text(params, "op")
@@ -37,6 +37,7 @@ class ControlChannel(Conversation):
             os.sync()
             self._done({})
         elif op == "quiesce":
+            self._quiesces = True
             self.server.groups.freeze(True)
             self._await_frozen(monotonic() + FREEZE_LIMIT_S)
         elif op == "thaw":
@@ -54,13 +55,18 @@ class ControlChannel(Conversation):
         return self.server.reactor
 
     def on_closed(self, lost: bool) -> None:
+        if self._quiesces and not self._answered:
+            self.server.groups.freeze(False)  # nobody is told that they are frozen, so nobody would thaw them
         self._answered = True
 
     def _await_frozen(self, until: float) -> None:
+        if self._answered:
+            return
         if self.server.groups.is_frozen():
             self._done({})
         elif monotonic() > until:
-            self._fail("user processes could not be frozen in time")
+            self.server.groups.freeze(False)
+            self._fail("user processes could not be frozen in time: the kernel holds one of them")
         else:
             self._reactor.call_later(_LOOK_AGAIN_S, lambda: self._await_frozen(until))
 

@@ -154,6 +154,8 @@ class Server:
         if hello.fresh:
             self._become(hello)
         self.connection.ready(ready)
+        if not hello.copy and self.groups.is_stopped:  # whoever had them frozen is gone, or this would be a copy
+            self.groups.freeze(False)
 
     def _become(self, hello: handshake.Hello) -> None:
         """Another's from now on. In a copy user processes are frozen: nothing here waits for one of them.

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from cell_guest import CellGuest, Seen
 
+from casemate.guest import control
+from casemate.guest.cgroups import Groups
 from casemate.guest.context_process import RESEED_SIGNAL, ContextProcess
 from casemate.sandbox import Introduction
 
@@ -186,3 +188,68 @@ def test_the_environment_is_laid_over_the_old_one(guest: CellGuest) -> None:
     seen = guest.open("exec", op="start", exec_id="env", argv=["sh", "-c", "echo $KEPT $CHANGED $ADDED; pwd"])
     guest.until(lambda: seen.over)
     assert seen.stdout == "old new new\n/usr\n"
+
+
+class Icy(Groups):
+    """Its processes are frozen when the test says so."""
+
+    def __init__(self) -> None:
+        self.acts: list[bool] = []
+        self.frozen = False
+
+    def freeze(self, frozen: bool) -> None:
+        self.is_stopped = frozen
+        self.acts.append(frozen)
+
+    def is_frozen(self) -> bool:
+        return self.frozen
+
+
+@pytest.fixture
+def icy(guest: CellGuest, monkeypatch: pytest.MonkeyPatch) -> Icy:
+    icy = Icy()
+    monkeypatch.setattr(guest.server, "groups", icy)
+    return icy
+
+
+def test_a_quiesce_that_fails_leaves_nothing_frozen(
+    guest: CellGuest, icy: Icy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "FREEZE_LIMIT_S", 0.1)
+    assert code(guest.act("control", op="quiesce")) == "guest-error"
+    assert icy.acts == [True, False]
+
+
+@pytest.mark.parametrize("how", ["reset", "lost"])
+def test_a_quiesce_nobody_waits_for_leaves_nothing_frozen(guest: CellGuest, icy: Icy, how: str) -> None:
+    seen = guest.open("control", op="quiesce")
+    guest.until(lambda: icy.acts)
+    if how == "lost":
+        guest.server.lose()
+        guest.begin()
+    else:
+        guest.host.reset(seen.number, "cancelled", "")
+    guest.let_pass(0.05)
+    icy.frozen = True
+    guest.let_pass(0.05)
+    assert icy.acts == [True, False]
+    assert seen.accepted is None
+
+
+def test_a_copy_stays_frozen_until_it_is_thawed(guest: CellGuest, icy: Icy) -> None:
+    icy.frozen = True
+    assert guest.act("control", op="quiesce").accepted == {}
+    copy(guest)
+    guest.let_pass(0.05)
+    assert icy.acts == [True]
+    assert guest.act("control", op="thaw").accepted == {}
+    assert icy.acts == [True, False]
+
+
+def test_the_host_that_comes_back_after_a_quiesce_finds_all_going_on(guest: CellGuest, icy: Icy) -> None:
+    icy.frozen = True
+    assert guest.act("control", op="quiesce").accepted == {}
+    guest.server.lose()
+    guest.begin(Introduction("guest", fresh=False))
+    guest.turn(0)
+    assert icy.acts == [True, False]
