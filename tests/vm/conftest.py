@@ -21,6 +21,7 @@ from machines import Clone, open_booted, open_clone, open_driver
 from vm_world import Daemon, built, home_like, start_daemon, stop_daemon
 
 from casemate.sdk import Sandbox
+from casemate.sdk.daemon import answers
 
 SETTINGS = {"CASEMATE_PARK_MARGIN_S": "5"}
 __all__ = ["any_machine", "built", "daemon", "home", "sandbox"]
@@ -47,10 +48,12 @@ def daemon_lives(request: pytest.FixtureRequest) -> Iterator[None]:
     if "daemon" not in request.fixturenames:
         return
     daemon: Daemon = request.getfixturevalue("daemon")
-    if (status := daemon.process.poll()) is not None:
+    if daemon.process.poll() is not None or not answers(daemon.home / "run/daemon.sock"):
         said = daemon.last_words()
+        daemon.process.kill()
+        status = daemon.process.wait()
         daemon.process = start_daemon(daemon.home, **SETTINGS).process
-        pytest.fail(f"the daemon ended with {status}; it said: {said}")
+        pytest.fail(f"the daemon ended with {status}, or took no calls; it said: {said}")
 
 
 @pytest.fixture

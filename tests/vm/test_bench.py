@@ -47,6 +47,7 @@ WITHOUT_FLOOR = (
 
 
 @pytest.mark.vm
+@pytest.mark.timeout(600)
 def test_every_row_is_measured_beside_its_floor(daemon: Daemon, tmp_path: Path, no_trace: None) -> None:
     report = run_bench(2, tmp_path / "bench.json")
     assert json.loads((tmp_path / "bench.json").read_text()) == report

@@ -24,6 +24,7 @@ from casemate.sdk.target import Connectable, Target
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 65.0  # a daemon drains within 60 s
+BUSY_S = 10.0  # how long its queue of connections may be full
 WINNER_S = 1.0  # how long the holder of the lock may take to listen, before it is taken for one that is ending
 COMMAND = (sys.executable, "-m", "casemate.daemon", "--on-demand")
 MAX_LOG_BYTES = 2**20
@@ -108,11 +109,18 @@ def answers(path: Path) -> bool:
 
 
 def find_listener(path: Path) -> int | None:
-    """The pid of who listens there, on the kernel's word. Raises DaemonUnavailable where we may not ask."""
+    """The pid of who listens there, on the kernel's word.
+
+    Raises DaemonUnavailable where we may not ask, and for one that has a full queue for BUSY_S.
+    """
     with _connectable(path) as name, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
+        probe.setblocking(False)
         try:
-            probe.connect(name)
+            _connect(probe, name)
+        except BlockingIOError as error:
+            raise DaemonUnavailable(
+                f"the daemon at {path} takes no connection", hint="it is there, but very busy", retry=Retry.SAFE
+            ) from error
         except PermissionError as error:
             raise DaemonUnavailable(
                 f"{path} is not yours to use", hint="run as the user whose daemon it is, or set CASEMATE_HOME"
@@ -121,6 +129,18 @@ def find_listener(path: Path) -> int | None:
             return None
         credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         return int(_UCRED.unpack(credentials)[0])
+
+
+def _connect(probe: socket.socket, name: str) -> None:
+    """Raises OSError; BlockingIOError when there was no room in the queue for BUSY_S. Source: connect(2), EAGAIN"""
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            return probe.connect(name)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 @contextlib.contextmanager

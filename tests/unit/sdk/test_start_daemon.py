@@ -7,14 +7,17 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from tests.fair import fair_clock
 
 from casemate import errors
+from casemate.sdk import daemon as starting
 from casemate.sdk.daemon import answers, ensure_daemon, start_daemon
 from casemate.sdk.target import Target, find_target
 
@@ -134,3 +137,20 @@ def test_a_grown_log_is_put_aside(home: Path) -> None:
 def test_where_the_daemon_is(env: dict[str, str], expected: Target) -> None:
     assert find_target(None, env) == expected
     assert json.dumps(str(expected))
+
+
+def test_one_with_a_full_queue_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "busy.sock"
+    with socket.socket(socket.AF_UNIX) as busy, ExitStack() as held:
+        busy.bind(str(path))
+        busy.listen(0)
+        held.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+        monkeypatch.setattr(starting, "BUSY_S", 0.1)
+        with pytest.raises(errors.DaemonUnavailable, match="takes no connection"):
+            answers(path)
+        monkeypatch.setattr(starting, "BUSY_S", 10.0)
+        with ThreadPoolExecutor() as threads:
+            asked = threads.submit(answers, path)
+            time.sleep(0.1)
+            busy.accept()[0].close()
+            assert asked.result(10)
