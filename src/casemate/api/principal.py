@@ -16,6 +16,7 @@ NOUNS: dict[str, str | None] = {
     "/v1/openapi.json": None,
     "/v1/sandboxes": "sandboxes",
     "/v1/images": "images",
+    "/v1/snapshots": "snapshots",
     "/v1/events": "events",
     "/v1/pools": "pools",
 }
@@ -42,6 +43,11 @@ class Principal:
             return True
         noun, _, act = scope.partition(":")
         return act == "read" and f"{noun}:write" in self.scopes
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether it acts for this host, and not just for a tenant on it."""
+        return self.tenant == LOCAL_TENANT and (self.local or self.may(ADMIN))
 
 
 def scope_of(method: str, path: str) -> str | None:

@@ -22,7 +22,7 @@ import structlog
 
 from casemate import errors
 from casemate.audit import EventKind
-from casemate.build.host import BUILT_IN, BUILT_IN_NAMES, OWNER, BuildHost
+from casemate.build.host import BUILT_IN, BUILT_IN_NAMES, BuildHost
 from casemate.build.own_shape import own_row
 from casemate.build.references import LATEST, Reference, check_name, check_tag
 from casemate.build.removal import Item, Removal, to_json
@@ -258,22 +258,24 @@ class Sessions:
 
     # ---------------------------------------------------------------------------------- letting go
 
-    async def remove(self, tenant: str, ref: str, *, actor: str) -> dict[str, Any]:
-        """Delete it. The host's owner may name anybody's by its id.
+    async def remove(self, tenant: str, ref: str, *, anybodys: bool = False, actor: str) -> dict[str, Any]:
+        """Delete it; with *anybodys*, for the host's owner, also another tenant's, by its id.
 
         Raises StateConflict, naming them, while sandboxes or pools stand on it.
         """
-        version = await self.version(tenant, ref, anybodys=tenant == OWNER)
+        version = await self.version(tenant, ref, anybodys=anybodys)
         gone = await self._removal.remove(version, force=True)
         await self._record(EventKind.SNAPSHOT_REMOVED, version, actor, gone)
         return to_json(gone, dry_run=False)
 
-    async def prune(self, tenant: str, *, dry_run: bool, actor: str) -> dict[str, Any]:
+    async def prune(
+        self, tenant: str, *, everybodys: bool = False, dry_run: bool = False, actor: str
+    ) -> dict[str, Any]:
         """Delete what failed, and what neither its name nor a tag means and nobody stands on; older ones first.
 
-        The host's owner prunes everybody's. With *dry_run* what would go.
+        *everybodys*: of all tenants, for the host's owner. With *dry_run* what would go.
         """
-        done = await self._removal.prune_sessions(None if tenant == OWNER else tenant, dry_run=dry_run)
+        done = await self._removal.prune_sessions(None if everybodys else tenant, dry_run=dry_run)
         for version, items in done:
             if not dry_run:
                 await self._record(EventKind.SNAPSHOT_REMOVED, version, actor, items)

@@ -31,6 +31,7 @@ VERBS = {
     "inspect": ("inspect", "inspect"),
     "top": ("top", "top"),
     "image": ("image", "app"),
+    "snapshots": ("snapshots", "app"),
     "pool": ("pool", "app"),
     "doctor": ("doctor", "doctor"),
     "config": ("config", "app"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from casemate.sdk._async.keys import AsyncKeys
     from casemate.sdk._async.pools import AsyncPools
     from casemate.sdk._async.sandbox import AsyncSandbox
+    from casemate.sdk._async.snapshots import AsyncSnapshots
     from casemate.sdk._sync.client import Client
     from casemate.sdk._sync.code import CodeCell, Contexts
     from casemate.sdk._sync.events import Events
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from casemate.sdk._sync.keys import Keys
     from casemate.sdk._sync.pools import Pools
     from casemate.sdk._sync.sandbox import Sandbox
+    from casemate.sdk._sync.snapshots import Snapshots
     from casemate.sdk.code import (
         CodeEnd,
         CodeOutOfMemory,
@@ -65,6 +67,7 @@ __all__ = [
     "AsyncKeys",
     "AsyncPools",
     "AsyncSandbox",
+    "AsyncSnapshots",
     "Client",
     "CodeCell",
     "CodeEnd",
@@ -101,6 +104,7 @@ __all__ = [
     "SandboxInfo",
     "SandboxStats",
     "Signaled",
+    "Snapshots",
     "SuspendedFacts",
     "Table",
     "TimedOut",
@@ -115,6 +119,7 @@ _HOMES = {
     "AsyncKeys": "_async.keys",
     "AsyncPools": "_async.pools",
     "AsyncSandbox": "_async.sandbox",
+    "AsyncSnapshots": "_async.snapshots",
     "Client": "_sync.client",
     "CodeCell": "_sync.code",
     "CodeEnd": "code",
@@ -140,6 +145,7 @@ _HOMES = {
     "Sandbox": "_sync.sandbox",
     "SandboxDied": "code",
     "SandboxStats": "stats",
+    "Snapshots": "_sync.snapshots",
     "Table": "code",
 }
 

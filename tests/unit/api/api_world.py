@@ -15,6 +15,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 from tests.fakes.fake_guest import Guest
+from tests.unit.api.fake_kept import FakeKept
 
 from casemate import errors, storage
 from casemate.api.auth import Doors
@@ -185,6 +186,9 @@ def _check_image(tenant: str, ref: str) -> None:
 
 
 class FakeImages:
+    def __init__(self, kept: FakeKept) -> None:
+        self.sessions = self.carriage = kept
+
     async def list(self, tenant: str) -> list[dict[str, Any]]:
         return [{"name": "python", "version": version, "labels": {"v": str(version)}} for version in (1, 2, 3)]
 
@@ -238,6 +242,7 @@ class World:
     keys: Keys
     doors: Doors
     app: Any
+    kept: FakeKept
     secret: str = ""
 
     async def key(self, tenant: str = "local", *scopes: str, expires_s: float | None = None) -> str:
@@ -287,10 +292,10 @@ async def open_world(folder: Path, database: storage.Database, *, limits: Limits
     keys = Keys(database, "h", trail)
     await keys.load()
     async with anyio.create_task_group() as tasks:
-        sandboxes = FakeSandboxes(tasks)
+        sandboxes, kept = FakeSandboxes(tasks), FakeKept()
         accepted, refused = Tally(trail, EventKind.AUTH_ACCEPTED), Tally(trail, EventKind.AUTH_REFUSED)
         entrance = Doors(keys, accepted, refused, **{"names": names_of("127.0.0.1", ()), **doors})
-        served = app(sandboxes, FakeImages(), lambda: {"status": "ok"}, entrance, trail)
+        served = app(sandboxes, FakeImages(kept), lambda: {"status": "ok"}, entrance, trail)
         with socket.socket(socket.AF_UNIX) as local, socket.socket() as remote:
             local.bind(str(path))
             remote.bind(("127.0.0.1", 0))
@@ -309,7 +314,9 @@ async def open_world(folder: Path, database: storage.Database, *, limits: Limits
             transport = httpx.AsyncHTTPTransport(uds=str(path))
             try:
                 async with httpx.AsyncClient(transport=transport, base_url="http://c", timeout=20) as client:
-                    yield World(client, sandboxes, str(path), remote.getsockname()[1], trail, keys, entrance, served)
+                    yield World(
+                        client, sandboxes, str(path), remote.getsockname()[1], trail, keys, entrance, served, kept
+                    )
             finally:
                 for server in servers:
                     server.should_exit = True

@@ -38,7 +38,7 @@ async def walk(world, client, ref, exec_id):
     """The answer of each route about one sandbox or image; killing comes last."""
     found = {}
     for method, path, declared in sorted(OWNED, key=lambda row: (row[0] == "DELETE", row[1])):
-        name = "mine" if path.startswith(("/v1/images", "/v1/pools")) else ref
+        name = "mine" if path.startswith(("/v1/images", "/v1/pools", "/v1/snapshots")) else ref
         url = path.replace("{ref}", name).replace("{exec_id}", exec_id)
         query = wish(declared.query) if declared else {}
         if method in ("POST", "PUT"):
@@ -79,7 +79,13 @@ def test_the_same_walk_finds_ones_own(serve):
         exec_id = await world.start(sandbox, "hang", on_disconnect="keep")
         async with world.over_tcp(await world.key("local", "*")) as client:
             lookups = {
-                "GET": ["/v1/sandboxes/{ref}", "/v1/sandboxes/{ref}/execs", "/v1/images/{ref}", "/v1/pools/{ref}"],
+                "GET": [
+                    "/v1/sandboxes/{ref}",
+                    "/v1/sandboxes/{ref}/execs",
+                    "/v1/images/{ref}",
+                    "/v1/pools/{ref}",
+                    "/v1/snapshots/{ref}",
+                ],
                 "POST": ["/v1/sandboxes/{ref}/execs/{exec_id}/signal"],
             }
             for method, paths in lookups.items():

@@ -111,13 +111,6 @@ async def test_another_sha256_than_was_said(tmp_path: Path) -> None:
         assert await world.images.sessions.listed(TENANT) == []
 
 
-async def test_only_the_owner_imports(tmp_path: Path) -> None:
-    data = await a_bundle(tmp_path / "there")
-    async with open_world(tmp_path / "here") as world:
-        with pytest.raises(errors.Forbidden):
-            await world.images.carriage.receive("somebody", None, sha256(data), in_pieces(data), actor="key")
-
-
 async def test_another_platform_is_refused_with_every_reason(tmp_path: Path) -> None:
     data = await a_bundle(tmp_path / "there")
     async with open_world(tmp_path / "here") as world:

@@ -116,12 +116,16 @@ async def test_the_hosts_owner_removes_by_id_what_he_cannot_name(tmp_path: Path)
     async with open_world(tmp_path) as world:
         await world.import_image()
         theirs = await keep(world, tenant="somebody")
+        sessions = world.images.sessions
         with pytest.raises(errors.NotFound):
-            await world.images.sessions.get(TENANT, theirs["snapshot"])
-        with pytest.raises(errors.NotFound):
-            await world.images.sessions.remove(TENANT, "work", actor="key")
-        await world.images.sessions.remove(TENANT, theirs["snapshot"], actor="key")
-        assert await world.images.sessions.listed("somebody") == []
+            await sessions.get(TENANT, theirs["snapshot"])
+        for ref, anybodys in (("work", True), (theirs["snapshot"], False)):
+            with pytest.raises(errors.NotFound):
+                await sessions.remove(TENANT, ref, anybodys=anybodys, actor="key")
+        report = await sessions.prune(TENANT, everybodys=True, dry_run=True, actor="key")
+        assert report["removed"] == []  # it is what its name means
+        await sessions.remove(TENANT, theirs["snapshot"], anybodys=True, actor="key")
+        assert await sessions.listed("somebody") == []
         assert folders(world) == []
 
 

@@ -23,6 +23,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from tests.unit.sdk import fake_snapshots
 
 from casemate import errors
 
@@ -413,6 +414,7 @@ class FakeDaemon:
             Route("/v1/images/{ref}/export", self.export),
             Route("/v1/images/{ref}/verify", self.verify, methods=["POST"]),
             Route("/v1/images/{name}/build", self.build, methods=["POST"]),
+            *fake_snapshots.ROUTES,
         ]
 
         async def ours(request: Request, raised: Exception) -> Response:

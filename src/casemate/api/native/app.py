@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -35,6 +35,7 @@ from casemate.api.native.operations import operation
 from casemate.api.native.pools import PoolResource
 from casemate.api.native.ports import Ports
 from casemate.api.native.sandboxes import SandboxResource
+from casemate.api.native.snapshots import KeptService, Snapshots
 from casemate.api.native.sockets import served
 from casemate.api.native.stats import StatsResource
 from casemate.api.native.terminals import Terminals
@@ -49,7 +50,7 @@ Health = Callable[[], dict[str, Any]]
 
 def app(
     sandboxes: Sandboxes,
-    images: ImageService,
+    images: Shelf,
     health: Health,
     doors: Doors,
     trail: Trail,
@@ -74,11 +75,12 @@ def routes_only() -> list[BaseRoute]:
     return _routes(nothing, nothing, About(nothing), nothing, nothing)
 
 
-def _routes(sandboxes: Sandboxes, images: ImageService, about: About, keys: Keys, trail: Trail) -> list[BaseRoute]:
+def _routes(sandboxes: Sandboxes, images: Shelf, about: About, keys: Keys, trail: Trail) -> list[BaseRoute]:
     boxes, execs, files = SandboxResource(sandboxes), Execs(sandboxes), Files(sandboxes)
     archives, ports, logs, terminals = Archives(sandboxes), Ports(sandboxes), Logs(sandboxes), Terminals(sandboxes)
     code, contexts, shelf, ring = Code(sandboxes), Contexts(sandboxes), Images(images), KeyResource(keys)
     events, stats, lives, pools = Events(trail), StatsResource(sandboxes), Lives(sandboxes), PoolResource(sandboxes)
+    kept = Snapshots(images)
     sandbox = "/v1/sandboxes/{ref}"
     routes: list[BaseRoute] = [
         _route("/v1/health", GET=about.health),
@@ -122,6 +124,11 @@ def _routes(sandboxes: Sandboxes, images: ImageService, about: About, keys: Keys
         _route("/v1/images/{ref}/export", GET=shelf.export),
         _route("/v1/images/{ref}/verify", POST=shelf.verify),
         _route("/v1/images/{name}/build", POST=shelf.build),
+        _route("/v1/snapshots", GET=kept.list),
+        _route("/v1/snapshots/import", POST=kept.receive),
+        _route("/v1/snapshots/prune", POST=kept.prune),
+        _route("/v1/snapshots/{ref}", GET=kept.get, DELETE=kept.remove),
+        _route("/v1/snapshots/{ref}/export", GET=kept.export),
         _route("/v1/pools", GET=pools.list, PUT=pools.put),
         _route("/v1/pools/{ref}", GET=pools.get, DELETE=pools.remove),
         _route("/metrics", GET=pools.metrics),
@@ -132,6 +139,10 @@ def _routes(sandboxes: Sandboxes, images: ImageService, about: About, keys: Keys
     ]
     about.routes = routes
     return routes
+
+
+class Shelf(ImageService, KeptService, Protocol):
+    """Images, and what was kept of sandboxes: ``build.Images``."""
 
 
 class About:

@@ -137,12 +137,12 @@ class Images:
     @operation("Import an image that was exported", query=ImportQuery, answer=ImageOut, status=201, takes=OCTETS)
     async def receive(self, request: Request) -> Response:
         query = read_query(request, ImportQuery)
-        async with aclosing(_pieces(request)) as pieces:
+        async with aclosing(pieces_of(request)) as pieces:
             image = await self._images.receive(principal(request).tenant, query.name, pieces)
         return JSONResponse(image, 201)
 
 
-async def _pieces(request: Request) -> AsyncGenerator[bytes, None]:
+async def pieces_of(request: Request) -> AsyncGenerator[bytes, None]:
     """The body as it comes. A client that leaves ends it: what was sent is then half a bundle, and refused as that."""
     try:
         async for piece in timely(request):

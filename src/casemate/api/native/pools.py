@@ -13,7 +13,7 @@ from casemate.api.auth import principal
 from casemate.api.native.operations import operation
 from casemate.api.native.paging import PageQuery, page
 from casemate.api.native.requests import Body, read_body, read_query
-from casemate.api.principal import ADMIN, LOCAL_TENANT, Principal
+from casemate.api.principal import Principal
 from casemate.errors import Forbidden
 from casemate.sandbox import SHARED, PoolSpec, Sandboxes
 
@@ -95,7 +95,7 @@ class PoolResource:
     @operation("Keep sandboxes of an image ready, or change how many", body=SetPool, answer=PoolOut)
     async def put(self, request: Request) -> Response:
         body, who = await read_body(request, SetPool), principal(request)
-        if body.shared and not _is_owner(who):
+        if body.shared and not who.is_owner:
             raise Forbidden("only the host's owner may keep a pool for everybody")
         spec = PoolSpec(
             image=body.image,
@@ -124,24 +124,19 @@ class PoolResource:
     @operation("Remove a pool; its ready sandboxes are ended, those in use live on", answer=PoolOut)
     async def remove(self, request: Request) -> Response:
         who, ref = principal(request), request.path_params["ref"]
-        gone = await self._sandboxes.pools.remove(who.tenant, ref, shared=_is_owner(who), actor=who.key_id)
+        gone = await self._sandboxes.pools.remove(who.tenant, ref, shared=who.is_owner, actor=who.key_id)
         return _said(_shown(gone, who))
 
     @operation("What sandboxes and pools did, in Prometheus' text format", gives=(TEXT,))
     async def metrics(self, request: Request) -> Response:
-        if not _is_owner(principal(request)):
+        if not principal(request).is_owner:
             raise Forbidden("only the host's owner may see what all tenants did")
         return Response(self._sandboxes.meters.text(), media_type=METRICS_TYPE)
 
 
 def _shown(pool: Mapping[str, Any], who: Principal) -> PoolOut:
-    hidden = COUNTED if pool["tenant"] == SHARED and not _is_owner(who) else ()
+    hidden = COUNTED if pool["tenant"] == SHARED and not who.is_owner else ()
     return PoolOut.model_validate({**pool, **dict.fromkeys(hidden)})
-
-
-def _is_owner(who: Principal) -> bool:
-    """Whether it acts for this host, and not just for a tenant on it."""
-    return who.tenant == LOCAL_TENANT and (who.local or who.may(ADMIN))
 
 
 def _said(body: BaseModel) -> Response:

@@ -16,6 +16,7 @@ from casemate.sdk.target import Connectable, Target, credential_of, find_target
 
 if TYPE_CHECKING:
     from casemate.sdk._async.pools import AsyncPools
+    from casemate.sdk._async.snapshots import AsyncSnapshots
     from casemate.sdk._async.websocket import AsyncSocket
     from casemate.sdk._sync import client as threaded
 
@@ -62,6 +63,12 @@ class AsyncClient:
         from casemate.sdk._async.pools import AsyncPools  # late: it needs this class
 
         return AsyncPools(self)
+
+    @property
+    def snapshots(self) -> AsyncSnapshots:
+        from casemate.sdk._async.snapshots import AsyncSnapshots
+
+        return AsyncSnapshots(self)
 
     @property
     def apart(self) -> threaded.Client:

@@ -18,6 +18,7 @@ from casemate.sdk.target import Connectable, Target, credential_of, find_target
 if TYPE_CHECKING:
     from casemate.sdk._sync import client as threaded
     from casemate.sdk._sync.pools import Pools
+    from casemate.sdk._sync.snapshots import Snapshots
     from casemate.sdk._sync.websocket import Socket
 
 CONNECT_S = 5.0
@@ -63,6 +64,12 @@ class Client:
         from casemate.sdk._sync.pools import Pools  # late: it needs this class
 
         return Pools(self)
+
+    @property
+    def snapshots(self) -> Snapshots:
+        from casemate.sdk._sync.snapshots import Snapshots
+
+        return Snapshots(self)
 
     @property
     def apart(self) -> threaded.Client:
