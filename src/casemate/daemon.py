@@ -196,6 +196,7 @@ async def open_service(
                 images.snapshot_for,
                 shape,
                 suspended,
+                snapshots=build_host.snapshots,
                 pools=pools,
                 refills_at_once=settings.pool_refills_at_once,
             ) as sandboxes:

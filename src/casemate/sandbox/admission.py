@@ -85,6 +85,11 @@ class Reservation:
         self.admission.release(Amount(self.held.memory_mib, 0))
         self.held = Amount(0, self.held.disk_mib)
 
+    def shrink(self, held: Amount) -> None:
+        """Give back what it turned out not to need."""
+        self.admission.release(self.held - held)
+        self.held = held
+
     async def take_memory(self, memory_mib: int) -> None:
         """Raises HostFull after ``admission_wait_s``; then nothing is taken."""
         await self.admission.wait_admitted(self.tenant, Amount(memory_mib, 0))
@@ -127,6 +132,11 @@ class Admission:
     def learn_ready(self, snapshot: str, private_mib: int) -> None:
         """The same of one that was warmed, which writes to more of its pages."""
         self._ready_mib[snapshot] = max(private_mib, self._ready_mib.get(snapshot, 0))
+
+    def forget(self, snapshot: str) -> None:
+        """There will be no more clones of *snapshot*."""
+        self._clone_mib.pop(snapshot, None)
+        self._ready_mib.pop(snapshot, None)
 
     @property
     def pressed(self) -> bool:

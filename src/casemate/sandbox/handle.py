@@ -7,12 +7,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import anyio
 
 from casemate import errors
 from casemate.sandbox.link import Link
 from casemate.sandbox.parking import Parking
+from casemate.sandbox.snapshot import Taken
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, StateReason
 from casemate.sandbox.states import Action, Reason, State, go
 from casemate.sandbox.usage import Usage
@@ -25,12 +27,16 @@ PASSING = (State.SUSPENDING, State.RESUMING)
 
 @dataclass(eq=False)
 class Wish:
-    """A suspend or a resume that was asked for; all who ask meanwhile share it."""
+    """A suspend or a resume that was asked for: all who ask meanwhile share it. Or a copy *into* a folder, for one."""
 
     action: Action
     actor: str
     cold: bool = False
     if_unused: bool = False  # refused when somebody uses it by the time that it begins
+    into: Path | None = None
+    taken: Taken | None = None  # what came of that
+    begun: bool = False
+    unwanted: asyncio.Event = field(default_factory=asyncio.Event)  # who asked for it waits for its end only
     failure: errors.CasemateError | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -55,7 +61,7 @@ class Handle:
     _machine: Machine | None = None
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _why: StateReason | None = None
-    _wish: Wish | None = None
+    _wishes: list[Wish] = field(default_factory=list)
     _wished: asyncio.Event = field(default_factory=asyncio.Event)
     _console: bytes = b""  # what it said last, as far as anybody has asked
     _console_written: int = 0  # all that its machine ever said
@@ -190,7 +196,7 @@ class Handle:
         Raises StateConflict, and what kept it from being resumed: then it stays suspended.
         """
         await self._settled()
-        while cold and not self.ended.is_set() and (wish := self._wish) and wish.action is Action.RESUME:
+        while cold and not self.ended.is_set() and (wish := self._pending(Action.RESUME)):
             if wish.cold:
                 break
             with suppress(errors.CasemateError):  # if somebody's warm one fails, it is booted anew
@@ -200,25 +206,58 @@ class Handle:
             await self._want(Wish(Action.RESUME, actor, cold))
         return self.info
 
+    async def take(self, into: Path, actor: str = "host") -> Taken:
+        """Its whole state of one moment is in the folder *into* when this returns; it goes on exactly as before.
+
+        A call as any other: see ``reach``. Cancelled or failed it goes on, too, and nobody writes *into* any more.
+        Raises StateConflict, and what kept it from being copied.
+        """
+        with self.usage.busy():
+            while True:
+                await self.awake()
+                wish = Wish(Action.SNAPSHOT, actor, into=into)
+                try:
+                    await self._want(wish)
+                except errors.StateConflict:
+                    if self.info.state not in (*PASSING, State.SUSPENDED):  # if it is, it was so before its turn came
+                        raise
+                except BaseException:
+                    await self._withdraw(wish)
+                    raise
+                else:
+                    assert wish.taken is not None, "it was granted"
+                    return wish.taken
+
+    async def _withdraw(self, wish: Wish) -> None:
+        wish.unwanted.set()
+        if not wish.begun:
+            self.forget_wish(wish)
+            return
+        with anyio.CancelScope(shield=True):
+            await wish.done.wait()
+
     async def wished(self) -> Wish:
         """What somebody wants of its supervisor, who grants or refuses it and says so by ``forget_wish``."""
-        while self._wish is None:
+        while not self._wishes:
             self._wished.clear()
             await self._wished.wait()
-        return self._wish
+        return self._wishes[0]
 
     def forget_wish(self, wish: Wish) -> None:
         """It is granted or refused; what somebody has asked for since stays."""
-        if self._wish is wish:
-            self._wish = None
+        if wish in self._wishes:
+            self._wishes.remove(wish)
+
+    def _pending(self, action: Action) -> Wish | None:
+        return next((wish for wish in self._wishes if wish.action is action), None)
 
     async def _want(self, wish: Wish) -> None:
-        if self._wish is not None and self._wish.action is wish.action:
-            self._wish.if_unused &= wish.if_unused
-            wish = self._wish
+        if wish.into is None and (same := self._pending(wish.action)) is not None:
+            same.if_unused &= wish.if_unused
+            wish = same
         else:
             go(self.info.state, wish.action, f"sandbox {self.info.id}")
-            self._wish = wish
+            self._wishes.append(wish)
             self._wished.set()
         async with anyio.create_task_group() as race:  # the wish stays, whoever stops waiting for it
 

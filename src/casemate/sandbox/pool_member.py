@@ -97,7 +97,8 @@ class MemberSupervisor:
     async def supervise(self, member: Member, shelf: Shelf) -> None:
         """From its making to its end, whoever has it by then. Raises nothing: ``member.failure`` has it."""
         try:
-            await self.supervisor.start(member, self.life_plan(), self.start_plan(shelf), member.settled.set)
+            start = self.start_plan(shelf, copy=member.snapshot.is_session)
+            await self.supervisor.start(member, self.life_plan(), start, member.settled.set)
         except errors.CasemateError as error:
             member.failure = member.failure or error
         except Exception as fault:
@@ -118,9 +119,9 @@ class MemberSupervisor:
         reserve, *rest = self.starter.life_plan()
         return (Step(f"pool-{reserve.name}", self._reserve, f"pool-{reserve.undo}"), *map(_of_a_member, rest))
 
-    def start_plan(self, shelf: Shelf) -> tuple[Step[Member], ...]:
+    def start_plan(self, shelf: Shelf, *, copy: bool = False) -> tuple[Step[Member], ...]:
         """The boot list under names of its own, a rest, and then what the claim does."""
-        *boot, run = self.starter.start_plan()
+        *boot, run = self.starter.start_plan(copy=copy)
 
         @asynccontextmanager
         async def wait(member: Member) -> AsyncIterator[None]:
@@ -226,7 +227,8 @@ class MemberSupervisor:
         spec, limit_s = member.handle.spec, self.starter.agent_timeout_s
         async with anyio.create_task_group() as beside:
             beside.start_soon(self.starter.records.trail.settle)
-            introduction = Introduction(member.id, spec.env, spec.user, spec.cwd)
+            copy = member.snapshot.is_session
+            introduction = Introduction(member.id, spec.env, spec.user, spec.cwd, copy=copy)
             await introduce(member.link, introduction, limit_s, awake=True)
         yield
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import structlog
@@ -13,7 +15,8 @@ from anyio.abc import TaskGroup
 from prometheus_client.core import Metric
 
 from casemate import errors
-from casemate.sandbox.admission import Relief
+from casemate.sandbox.admission import Amount, Relief
+from casemate.sandbox.copying import Copier, Copy, amount_of, stored_amount
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.ids import new_id
 from casemate.sandbox.index import Index
@@ -24,17 +27,20 @@ from casemate.sandbox.pool_spec import PoolSpec
 from casemate.sandbox.pools import Pools
 from casemate.sandbox.relief import IdleSuspender
 from casemate.sandbox.resuming import adopted
-from casemate.sandbox.snapshot import FindSnapshot, Progress, Snapshot
+from casemate.sandbox.snapshot import FindSnapshot, Progress, Snapshot, SnapshotKind
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape
-from casemate.sandbox.starting import stopping
+from casemate.sandbox.starting import ours, stopping
 from casemate.sandbox.states import Reason, State
 from casemate.sandbox.supervisor import Supervisor
+from casemate.sandbox.templates import Templates
 
 log = structlog.get_logger()
 RESTABLE = (State.RUNNING, State.RESUMING)
 SUSPENDS_AT_ONCE = 2  # they share a disk, and the last one has to be done in time
 SUSPEND_S = 35.0  # of the time to drain in; whoever was not stored by then is ended
 DRAIN_S = 45.0  # of the 60 s a daemon has to stop in; the rest is for its connections and the launcher
+MAX_FORKS = 64  # at once
+END_S = 60.0
 REMEMBER_S = 86_400  # a terminated sandbox is listed for a day
 
 
@@ -48,6 +54,7 @@ class Sandboxes:
         find_snapshot: FindSnapshot,
         default_shape: Shape,
         tasks: TaskGroup,
+        snapshots: Path,
         refills_at_once: int = 1,
     ) -> None:
         self._supervisor = supervisor
@@ -58,6 +65,8 @@ class Sandboxes:
         self._traffic = Traffic()
         self._live = self._traffic.live
         self._draining = False
+        self._copier = Copier(snapshots, supervisor.suspender.seal, supervisor.records.trail)
+        self.templates = Templates(snapshots, supervisor.starter.admission, tasks)
         self.meters = Meters()
         self.meters.watch(self._families)
         members = MemberSupervisor(supervisor)
@@ -169,10 +178,88 @@ class Sandboxes:
         """See Handle.keep_alive. Raises NotFound too."""
         return await self.get(tenant, ref).keep_alive(for_s)
 
+    async def take(
+        self,
+        tenant: str,
+        ref: str,
+        *,
+        image: str,
+        kind: SnapshotKind = "user",
+        snapshot_id: str | None = None,
+        durable: bool = True,
+        actor: str = "host",
+    ) -> Snapshot:
+        """The sandbox's present state as a snapshot of its tenant's, of *image*; the sandbox goes on as before.
+
+        Cancelled or failed: nothing of it stays. Raises NotFound, StateConflict, HostFull, HostError, VmmError,
+        GuestError.
+        """
+        self._check_serving()
+        handle, wanted = self.get(tenant, ref), Copy(snapshot_id or new_id(), image, kind, durable, actor)
+        async with self._supervisor.starter.admission.reserved_for(tenant, await self._most_of(handle)):
+            return await self._copier.copy(handle, wanted, {"image": image})
+
+    async def fork(
+        self,
+        tenant: str,
+        ref: str,
+        count: int,
+        *,
+        actor: str = "host",
+        labels: Mapping[str, str] | None = None,
+        on_progress: Progress | None = None,
+    ) -> Sequence[Handle]:
+        """*count* running copies of a sandbox at its present moment, all or none; it goes on as before.
+
+        Each is another sandbox: of its spec, but without a name, with *labels* beside its own and a life that begins
+        now. Cancelled or failed: the copies are ended. Raises InvalidSpec, and as take and create.
+        """
+        if not 1 <= count <= MAX_FORKS:
+            raise errors.InvalidSpec(f"count is {count}; it must be from 1 to {MAX_FORKS}")
+        self._check_serving()
+        parent, progress = self.get(tenant, ref), on_progress or _nobody_listens
+        spec = replace(parent.spec, name=None, attached=False, labels={**parent.spec.labels, **(labels or {})})
+        wanted = Copy(new_id(), parent.info.image, "fork", False, actor)
+        async with self.templates.being_made(wanted.id, tenant, await self._most_of(parent)) as template:
+            progress("copy", f"copying sandbox {parent.info.id}", 0.0)
+            snapshot = await self._copier.copy(parent, wanted, {"count": count})
+            self.templates.measured(template, await anyio.to_thread.run_sync(stored_amount, snapshot.folder))
+            return await self._start_all(parent, spec, snapshot, count, actor, progress)
+
+    async def _start_all(
+        self, parent: Handle, spec: SandboxSpec, snapshot: Snapshot, count: int, actor: str, progress: Progress
+    ) -> Sequence[Handle]:
+        copies: dict[str, Handle] = {}
+
+        async def start() -> None:
+            handle = await self._start(parent.info.tenant, spec, snapshot, actor, forked_from=parent.info.id)
+            copies[handle.info.id] = handle
+            progress("start", f"{len(copies)} of {count} run", len(copies) / count)
+
+        try:
+            async with anyio.create_task_group() as starting:
+                for _ in range(count):
+                    starting.start_soon(start)
+        except BaseException as error:
+            for handle in copies.values():
+                handle.ask_stop(Reason.BOOT_FAILED, "another copy of the same fork could not be started")
+            with anyio.CancelScope(shield=True), anyio.move_on_after(END_S):
+                for handle in copies.values():
+                    await handle.ended.wait()
+            if (failure := ours(error)) is not None:
+                raise failure from error
+            raise
+        return [*copies.values()]
+
+    async def _most_of(self, handle: Handle) -> Amount:
+        place = self._supervisor.place_of(handle)
+        return await anyio.to_thread.run_sync(amount_of, handle, place.disk)
+
     def adopt(self, info: SandboxInfo) -> Handle:
         """A sandbox that an earlier daemon suspended is live again, and rests."""
         handle = adopted(info, self._supervisor.records.folders)
         self._live[info.id] = handle
+        self.templates.hold(info.snapshot, info.id)
         self._tasks.start_soon(self._look_after, handle)
         return handle
 
@@ -180,7 +267,7 @@ class Sandboxes:
         try:
             await self._supervisor.look_after(handle)
         finally:
-            self._live.pop(handle.info.id, None)
+            self._leave(handle)
 
     def count_live(self) -> int:
         """Those that a daemon has to be there for: the suspended ones wait for the next one, too."""
@@ -219,12 +306,17 @@ class Sandboxes:
         default = self._default_shape
         return Shape(vcpus or default.vcpus, memory_mib or default.memory_mib, disk_mib or default.disk_mib)
 
-    async def _start(self, tenant: str, spec: SandboxSpec, snapshot: Snapshot, actor: str) -> Handle:
+    async def _start(
+        self, tenant: str, spec: SandboxSpec, snapshot: Snapshot, actor: str, *, forked_from: str | None = None
+    ) -> Handle:
         if self._draining:  # since it asked for its snapshot
             raise stopping()
-        handle = Handle(self._new_info(tenant, spec, snapshot), spec, actor)
-        self._live[handle.info.id] = handle
-        self.pools.count_use(handle, snapshot)
+        info = replace(self._new_info(tenant, spec, snapshot), forked_from=forked_from)
+        handle = Handle(info, spec, actor)
+        self._live[info.id] = handle
+        self.templates.hold(snapshot.id, info.id)
+        if forked_from is None:
+            self.pools.count_use(handle, snapshot)
         try:
             await self._tasks.start(self._supervise, handle, snapshot)
             self.meters.restores.observe((handle.info.timings.restore_ms or 0.0) / 1000)
@@ -237,8 +329,13 @@ class Sandboxes:
         try:
             await self._supervisor.supervise(handle, snapshot, task_status=task_status)
         finally:
-            self._live.pop(handle.info.id, None)
+            self._leave(handle)
             self.pools.end_use(handle)
+
+    def _leave(self, handle: Handle) -> None:
+        self._live.pop(handle.info.id, None)
+        if handle.info.state is State.TERMINATED:  # else it waits for the next daemon, and needs what it stands on
+            self.templates.let_go(handle.info.snapshot, handle.info.id)
 
     def _families(self) -> Iterable[Metric]:
         states = Counter(handle.info.state for handle in self._live.values())
@@ -281,6 +378,9 @@ class Sandboxes:
         )
 
 
+def _nobody_listens(step: str, message: str, fraction: float | None) -> None: ...
+
+
 @asynccontextmanager
 async def open_sandboxes(
     supervisor: Supervisor,
@@ -289,17 +389,19 @@ async def open_sandboxes(
     default_shape: Shape,
     suspended: Sequence[SandboxInfo] = (),
     *,
+    snapshots: Path,
     pools: Iterable[tuple[str, PoolSpec]] = (),
     refills_at_once: int = 1,
 ) -> AsyncIterator[Sandboxes]:
     """What an earlier daemon left has been swept before (``recover``), the *suspended* ones are adopted.
 
-    *pools*: those of the configuration, and whose each is. At the end every sandbox is terminated, but those that
-    are suspended stay so.
+    *snapshots*: the folder of those. *pools*: those of the configuration, and whose each is. At the end every sandbox
+    is terminated, but those that are suspended stay so.
     """
     await index.forget(time.time() - REMEMBER_S)
     async with anyio.create_task_group() as tasks:
-        sandboxes = Sandboxes(supervisor, index, find_snapshot, default_shape, tasks, refills_at_once)
+        sandboxes = Sandboxes(supervisor, index, find_snapshot, default_shape, tasks, snapshots, refills_at_once)
+        await sandboxes.templates.load(suspended)
         for info in suspended:
             sandboxes.adopt(info)
         admission = supervisor.starter.admission

@@ -71,7 +71,7 @@ class Snapshot:
     generation: int = GENERATION  # of its agent
     kind: SnapshotKind = "image"
     parent_sandbox: str | None = None  # whose state a session is
-    taken: TakenFacts | None = None
+    taken: TakenFacts | None = None  # how that was
 
     @property
     def is_session(self) -> bool:
@@ -164,6 +164,15 @@ class Snapshot:
             parent_sandbox=body.get("parent_sandbox"),
             taken=taken,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The state of a living sandbox in *folder*: memory, state, disk. Not sealed, and maybe not on the disk yet."""
+
+    folder: Path
+    facts: TakenFacts
+    made_of: Snapshot  # what its machine stood on
 
 
 def kind_said(folder: Path) -> SnapshotKind | None:

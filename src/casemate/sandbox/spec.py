@@ -170,6 +170,7 @@ class SandboxInfo:
     park_after_s: float | None = None
     auto_resume: bool = True
     suspended: SuspendedFacts | None = None  # only while it is suspended
+    forked_from: str | None = None  # the sandbox whose copy it began as
 
     def terminated(self, reason: StateReason) -> SandboxInfo:
         """The same sandbox after an end nobody was there to record."""

@@ -55,7 +55,8 @@ class Starter:
             Step("record", self._record_beside, undo="settle-record"),
         )
 
-    def start_plan(self) -> tuple[Step[Boot], ...]:
+    def start_plan(self, *, copy: bool = False) -> tuple[Step[Boot], ...]:
+        """*copy*: of a sandbox that was somebody's, whose processes wait for the hand-shake."""
         return (
             Step("turn", self.turn),
             Step("disk", self._disk),  # removed with its folder
@@ -64,6 +65,7 @@ class Starter:
             Step("link", self._connect, undo="close-link"),
             Step("unpause", self.unpause),
             Step("handshake", self._introduce),
+            *((Step("thaw", self._thaw),) if copy else ()),
             Step("ping", self.ping),
             Step("run", self._run, undo="terminate"),
         )
@@ -150,12 +152,13 @@ class Starter:
 
     @asynccontextmanager
     async def _restore(self, boot: Boot) -> AsyncIterator[None]:
-        disks = (boot.snapshot.root, boot.snapshot.agent)
-        here = Here(await self.driver.platform(), disks)
-        check_fit(boot.snapshot.made, here, "image-snapshot", f"snapshot {boot.snapshot.id}")
-        spec = boot.snapshot.machine(boot.id, boot.place.disk)
+        snapshot = boot.snapshot
+        build = snapshot.platform.vmm_sha256 if snapshot.is_session else None  # it is kept for as long as that is
+        here = Here(await self.driver.platform(), (snapshot.root, snapshot.agent), (build,) if build else ())
+        check_fit(snapshot.made, here, snapshot.sealed_as, f"snapshot {snapshot.id}")
+        spec = snapshot.machine(boot.id, boot.place.disk)
         await boot.intended.wait()  # the deed; if the intent cannot be made durable this is cancelled
-        async with self.driver.restore(spec, boot.snapshot.files) as boot._machine:
+        async with self.driver.restore(spec, snapshot.files, vmm_sha256=build) as boot._machine:
             yield
 
     @asynccontextmanager
@@ -176,6 +179,8 @@ class Starter:
     @asynccontextmanager
     async def _connect(self, boot: Boot) -> AsyncIterator[None]:
         boot._link = Link(boot.id, silence_s=self.agent_timeout_s)
+        if boot.snapshot.is_session:  # its agent is in the middle of another conversation
+            boot._link.begin(reopened=True)
         async with self.carried(boot):
             yield
 
@@ -199,7 +204,14 @@ class Starter:
     @asynccontextmanager
     async def _introduce(self, boot: Boot) -> AsyncIterator[None]:
         spec = boot.handle.spec
-        await introduce(boot.link, Introduction(boot.id, spec.env, spec.user, spec.cwd), self.agent_timeout_s)
+        introduction = Introduction(boot.id, spec.env, spec.user, spec.cwd, copy=boot.snapshot.is_session)
+        await introduce(boot.link, introduction, self.agent_timeout_s)
+        yield
+
+    @asynccontextmanager
+    async def _thaw(self, boot: Boot) -> AsyncIterator[None]:
+        """Its user's processes run from here on: it has proved that it is another one."""
+        await thaw(boot.link, self.agent_timeout_s)
         yield
 
     @asynccontextmanager
@@ -308,6 +320,12 @@ async def introduce(link: Link, introduction: Introduction, timeout_s: float, *,
     ready = await link.handshake(introduction.hello(), timeout_s=timeout_s)
     # not the wall's time now: it may have been set back, and an honest guest is no liar for that
     introduction.check(ready, sent_ns, sent_ns + time.monotonic_ns() - sent_at)
+
+
+async def thaw(link: Link, timeout_s: float) -> None:
+    """Let the user's processes of a guest go on. Raises AgentSilent, GuestError."""
+    async with link.open("control", {"op": "thaw"}, timeout_s=timeout_s, urgent=True):
+        pass
 
 
 def since(start: float) -> float:

@@ -9,6 +9,7 @@ Everybody else holds a Handle and may only ask.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from casemate.sandbox.starting import Starter, end, first_of, given_up, ours
 from casemate.sandbox.states import Action, Reason, State
 from casemate.sandbox.suspended import Place
 from casemate.sandbox.suspending import LIMIT_S, Saving, Suspender
+from casemate.sandbox.taking import Taking
+from casemate.sandbox.taking import plan as taking_plan
 
 log = structlog.get_logger()
 WATCH_EVERY_S = 1.0
@@ -58,7 +61,8 @@ class Supervisor:
         Raises, before started, what kept it from running; after that nothing: the end is in the info.
         """
         boot = Boot(handle, self.place_of(handle), _snapshot=snapshot)
-        await self.start(boot, self.starter.life_plan(), self.starter.start_plan(), task_status.started)
+        start = self.starter.start_plan(copy=snapshot.is_session)
+        await self.start(boot, self.starter.life_plan(), start, task_status.started)
 
     async def start(
         self, boot: BootT, life: Sequence[Step[BootT]], start: Sequence[Step[BootT]], started: Callable[[], object]
@@ -128,6 +132,8 @@ class Supervisor:
             if wish.action is Action.RESUME:
                 boot.handle.forget_wish(wish)
                 wish.grant()
+            elif wish.action is Action.SNAPSHOT:
+                await self._take(boot, wish)
             elif await self._suspend(boot, wish):
                 return None
 
@@ -194,6 +200,39 @@ class Supervisor:
         wish.refuse(failure)
         return False
 
+    async def _take(self, boot: Boot, wish: Wish) -> None:
+        """It goes on either way, and who asked for it is told. Given up when its end is asked for, or nobody waits."""
+        handle = boot.handle
+        assert wish.into is not None, "nothing else is taken"
+        wish.begun, taking = True, Taking(boot, wish.into, self.starter.agent_timeout_s)
+        failure: errors.CasemateError | None = given_up(handle) if handle.stopping else None
+        try:
+            with anyio.fail_after(LIMIT_S):
+                async with anyio.create_task_group() as race:
+                    race.start_soon(_cancel_when, handle._stop, race.cancel_scope)
+                    race.start_soon(_cancel_when, wish.unwanted, race.cancel_scope)
+                    await handle.parking.wake()
+                    async with carried_out(taking_plan(), taking, self.reach):
+                        pass
+                    wish.taken = taking.taken()
+                    race.cancel_scope.cancel()
+        except TimeoutError:
+            failure = errors.HostError(
+                f"sandbox {boot.id} could not be copied within {LIMIT_S:g} s", hint="see casemate doctor"
+            )
+        except (errors.CasemateError, BaseExceptionGroup) as error:
+            failure = ours(error)
+            if failure is None:
+                raise
+        finally:
+            handle.forget_wish(wish)
+            if wish.taken is None:
+                wish.refuse(failure or errors.StateConflict(f"sandbox {boot.id} ended before it was copied"))
+            else:
+                wish.grant()
+        if isinstance(failure, errors.ProtocolViolation):
+            handle.ask_stop(Reason.PROTOCOL_VIOLATION, failure.message)
+
     # ------------------------------------------------------------------------------ while it is suspended
 
     async def _rest_and_resume(self, boot: Boot) -> None:
@@ -244,7 +283,10 @@ class Supervisor:
                     wishes.append(wish)
                     break
                 handle.forget_wish(wish)
-                wish.grant()
+                if wish.action is Action.SUSPEND:
+                    wish.grant()
+                else:  # it comes again, when it has had it resumed
+                    wish.refuse(errors.StateConflict(f"sandbox {boot.id} was suspended before it was copied"))
             race.cancel_scope.cancel()
 
         async def until_stopped() -> None:
@@ -296,6 +338,11 @@ def _kept_if_sealed(boot: Boot) -> Iterator[None]:
     except BaseException:
         boot.kept = boot.kept or boot.sealed
         raise
+
+
+async def _cancel_when(event: asyncio.Event, scope: anyio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 async def _until_too_old(handle: Handle) -> None:

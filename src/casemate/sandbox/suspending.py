@@ -100,19 +100,14 @@ class Suspender:
     @asynccontextmanager
     async def _sync(self, saving: Saving) -> AsyncIterator[None]:
         """So that a boot from the disk alone finds what was written without fsync, too."""
-        link = saving.boot.link
-        try:
-            async with link.open("control", {"op": "sync"}, timeout_s=SYNC_S):
-                pass
-        except (errors.GuestError, errors.RequestError) as error:
-            if link.failure is not None:
-                raise
-            log.warning("a guest did not write its files in time", sandbox=saving.boot.id, error=str(error))
+        await write_files(saving.boot)
         yield
 
     @asynccontextmanager
     async def _folder(self, saving: Saving) -> AsyncIterator[None]:
-        place = saving.boot.place
+        boot, place = saving.boot, saving.boot.place
+        if boot.own_memory is None and boot.snapshot.kind == "fork":  # made for who lives no longer than this daemon
+            await anyio.to_thread.run_sync(boot.snapshot.sync)
         await anyio.to_thread.run_sync(place.begin)
         try:
             yield
@@ -191,6 +186,17 @@ class Suspender:
             await anyio.to_thread.run_sync(boot.place.seal, found.sealed(self.seal))
         boot.sealed = True
         yield
+
+
+async def write_files(boot: Boot) -> None:
+    """Have the guest write its files to its disk; one that does not in time is left alone. Raises GuestError."""
+    try:
+        async with boot.link.open("control", {"op": "sync"}, timeout_s=SYNC_S):
+            pass
+    except (errors.GuestError, errors.RequestError) as error:
+        if boot.link.failure is not None:
+            raise
+        log.warning("a guest did not write its files in time", sandbox=boot.id, error=str(error))
 
 
 def _synced_digest(path: Path) -> str:

@@ -91,6 +91,7 @@ async def open_world(
     snapshot_folder, folders = folder / "snapshot", folder / "sandboxes"
     snapshot_folder.mkdir()
     folders.mkdir()
+    (folder / "snapshots").mkdir()
     for name in ("memory", "state", "disk", "root", "agent"):
         (snapshot_folder / name).write_bytes(name.encode())
     root, agent = snapshot_folder / "root", snapshot_folder / "agent"
@@ -114,7 +115,7 @@ async def open_world(
         driver = driver or FakeDriver()
         starter, seal = Starter(driver, records, admission, agent_timeout_s), Seal(bytes(32))
         supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, FakeGround(snapshot)), reach)
-        async with open_sandboxes(supervisor, index, find, SHAPE) as sandboxes:
+        async with open_sandboxes(supervisor, index, find, SHAPE, snapshots=folder / "snapshots") as sandboxes:
             worlds.append(World(sandboxes, index, folders, admission, driver, snapshot))
             yield worlds[0]
     finally:

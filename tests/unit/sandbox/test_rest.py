@@ -234,7 +234,7 @@ def test_idle_it_is_suspended_where_that_is_asked_for() -> None:
         assert (wish.action.value, wish.actor) == ("suspend", "idle")
         world.handle.forget_wish(wish)
         wish.refuse(errors.HostFull("no room"))
-        await never(lambda: world.handle._wish, 1)  # it is not tried again at once
+        await never(lambda: world.handle._wishes, 1)  # it is not tried again at once
         assert not world.handle.stopping
 
     scenario(act, park_after_s=None, idle_timeout_s=0.3, on_idle="suspend")
