@@ -16,19 +16,25 @@ import pytest
 from machines import ANSWER_S, Clone, open_clone, open_driver
 from vm_world import Daemon
 
-from casemate.errors import NotFound
-from casemate.sandbox import Introduction, cells, execs, new_id
+from casemate.errors import GuestError, NotFound
+from casemate.sandbox import Introduction, cells, contexts, execs, new_id
 
 pytestmark = pytest.mark.vm
 
 BEGUN = """
-import os, random, threading, time
-expected = random.Random(1).random()
-random._inst.seed(1)
+import os, random, numpy, threading
+expected = random.Random(1).random(), numpy.random.RandomState(1).rand()
+random._inst.seed(1); numpy.random.mtrand._rand.seed(1)
 kept = 'kept'
-print('begun', flush=True)
-while not os.path.exists('/tmp/go'): pass
-print(random.random() == expected)
+forked = not os.fork()
+if not forked: print('begun', flush=True)
+def draw():
+    while not os.path.exists('/tmp/go'): pass
+    print([drawn == would for drawn, would in zip((random.random(), numpy.random.rand()), expected)], flush=True)
+thread = threading.Thread(target=draw)
+thread.start(); thread.join()
+if forked: os._exit(0)
+os.wait()[1]
 """
 
 
@@ -109,12 +115,81 @@ def test_a_copy_goes_on_as_another(daemon: Daemon, tmp_path: Path, no_trace: Non
             async with cells.join(clone.link, running.cell_id) as joined:
                 while not isinstance(item := await joined.read(), cells.CellEnded):
                     output += item.data if isinstance(item, execs.Output) else b""
-            assert output == b"begun\nFalse\n"
+            assert output == b"begun\n" + 2 * b"[False, False]\n"
             assert (await clone.run_code("kept"))[1].text == "'kept'"
             output, end = await rest_of(clone, now["echo one; read word; echo $word"], b"three\n")
             assert (output, end) == (b"one\nthree\n", execs.Exited(0))
             output, end = await rest_of(clone, now["echo two; read word; echo got $word"], b"four\n")
             assert output.replace(b"\r", b"") == b"two\nfour\ngot four\n"
             assert end == execs.Exited(0)
+
+    anyio.run(run)
+
+
+BOMB = "import os\nprint('begun', flush=True)\nwhile True:\n try: os.fork()\n except OSError: pass"
+
+
+def test_whatever_runs_is_frozen_and_holds_up_nobody(daemon: Daemon, tmp_path: Path, no_trace: None) -> None:
+    """Stopped, unread, overdue or multiplying: HELLO waits for none of them, and what is killed dies frozen."""
+
+    async def run() -> None:
+        async with open_driver(daemon.home) as driver, open_clone(driver, daemon.home, tmp_path) as clone:
+            spare = await clone.run_code("import os; os.getpid()")
+            async with (
+                started(clone, "sh", "-c", "echo stopped; kill -STOP $$; echo went on"),
+                started(clone, "sh", "-c", "echo late; sleep 60; true", timeout_s=9.0),
+                started(clone, "sh", "-c", "echo killed; sleep 60; true"),
+                started(clone, "yes"),  # nobody reads on: it waits for room in its pipe
+                started(clone, "python3", "-c", BOMB, user="root"),
+            ):
+                quiesced_ms = await control(clone, "quiesce")
+                began = time.monotonic()
+                await begin_copy(clone)
+                hello_ms = (time.monotonic() - began) * 1000
+            now = await ids(clone)
+            assert len(now) == 5
+            await execs.send_signal(clone.link, now["echo killed; sleep 60; true"], "KILL")
+            output, end = await rest_of(clone, now["echo killed; sleep 60; true"])
+            assert (output, end) == (b"killed\n", execs.Signaled(9))
+            output, end = await rest_of(clone, now["echo late; sleep 60; true"])
+            assert (output, end) == (b"late\n", execs.TimedOut(9.0))
+            await contexts.remove(clone.link, "default")
+            print(f"quiesce {quiesced_ms:.1f} ms, HELLO {hello_ms:.1f} ms, {await processes(clone)} processes")
+            await execs.send_signal(clone.link, now[BOMB], "STOP")
+            thawed_ms = await control(clone, "thaw")
+            print(f"thaw {thawed_ms:.1f} ms")
+            stopped = now["echo stopped; kill -STOP $$; echo went on"]
+            await execs.send_signal(clone.link, stopped, "CONT")
+            assert await rest_of(clone, stopped) == (b"stopped\nwent on\n", execs.Exited(0))
+            assert spare[1].text is not None
+
+    anyio.run(run)
+
+
+async def processes(clone: Clone) -> int:
+    async with clone.link.open("control", {"op": "stats"}, timeout_s=ANSWER_S) as channel:
+        channel.finish()
+        return int(channel.accepted["user"]["processes"])
+
+
+def test_what_the_kernel_holds_is_said_and_the_others_go_on(daemon: Daemon, tmp_path: Path, no_trace: None) -> None:
+    """A write to a file system that stands still can't be frozen: then nothing is."""
+    hold = "dd if=/dev/zero of=/tmp/fs bs=1M count=8 && mkfs.ext4 -q /tmp/fs && mkdir /tmp/m && mount /tmp/fs /tmp/m"
+    write = "echo begun; fsfreeze -f /tmp/m; touch /tmp/m/x; echo went on"
+
+    async def run() -> None:
+        async with open_driver(daemon.home) as driver, open_clone(driver, daemon.home, tmp_path) as clone:
+            made = await clone.run("sh", "-c", f"({hold}) 2>&1", user="root")
+            if made[1].end != execs.Exited(0):
+                pytest.skip(f"this image makes no file systems: {made[0].decode()}")
+            async with started(clone, "sh", "-c", write, user="root") as held:
+                await anyio.sleep(0.5)
+                with pytest.raises(GuestError, match="frozen in time"):
+                    await control(clone, "quiesce")
+                assert (await clone.run("echo", "others"))[0] == b"others\n"
+                await clone.run("fsfreeze", "-u", "/tmp/m", user="root")
+                assert await rest_of(clone, held.exec_id) == (b"begun\nwent on\n", execs.Exited(0))
+            await control(clone, "quiesce")
+            await control(clone, "thaw")
 
     anyio.run(run)

@@ -424,6 +424,7 @@ class Context:
         self._is_ready = self._was_ready = True
         if self._process is not None:
             self._process.is_reseeded_by_signal = message.get("reseed_signal") == RESEED_SIGNAL
+            self._process.twisters = cell_ends.count(message.get("twisters", 0))
         self._cancel_kill_timer()
         self._answer()
         self._go_on()

@@ -20,6 +20,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, Protocol
 
+from casemate.guest import twisters
 from casemate.guest.cell_log import STDERR, STDOUT
 from casemate.guest.peer import PeerGone, PeerLied
 from casemate.guest.zygote import Child, Job, Loop, Zygote
@@ -64,6 +65,7 @@ class ContextProcess:
         self.status: int | None = None  # once it was reaped
         self.lie: str | None = None
         self.was_killed = self.is_reseeded_by_signal = False
+        self.twisters = 0  # where they are told in its memory
         self._pipes: dict[int, int] = {}
         self._watched: set[int] = set()
         self._reading = True
@@ -120,14 +122,19 @@ class ContextProcess:
     def reseed(self) -> None:
         """Have its generators seeded anew as soon as it runs, with those of the processes it has forked.
 
-        Called while all of them are frozen: the signal is there when they go on. One who does not catch it would die of
-        it, so the kernel is asked; another program of the same number is nobody of ours.
+        Called while all of them are frozen. What draws before the signal's handler has come finds its twister filled
+        anew already. One who does not catch the signal would die of it, so the kernel is asked; another program that
+        uses the same number is nobody of ours.
         """
-        if not self.is_reseeded_by_signal or self.status is not None:
+        if self.status is not None:
             return
         program = _program_of(self.pid)
         for pid in islice(self.child.group.pids(), _RESEEDED_AT_MOST):
-            if _program_of(pid) == program and _is_in_mask(pid, "SigCgt:", RESEED_SIGNAL):
+            if _program_of(pid) != program:
+                continue
+            if self.twisters:
+                twisters.refill(pid, self.twisters)
+            if self.is_reseeded_by_signal and _is_in_mask(pid, "SigCgt:", RESEED_SIGNAL):
                 with suppress(ProcessLookupError):
                     os.kill(pid, RESEED_SIGNAL)
 

@@ -2,7 +2,7 @@
 
     agent ─▶ {"op": "cell", "id", "code" | "code_fd", "stdin_fd"?, "limits"?, "seed"?, "env"?}
              {"op": "complete", "id", "code" | "code_fd", "cursor"}
-    agent ◀─ {"event": "ready", "about", "reseed_signal"} or {"event": "failed", "reason"};
+    agent ◀─ {"event": "ready", "about", "reseed_signal", "twisters"} or {"event": "failed", "reason"};
              then for each order any number of
              {"event": "result", "id", "body" | "size" and a memory file}, and one
              {"event": "end", "id", "end", "count", "left_out"?}
@@ -71,7 +71,8 @@ def main() -> None:
         reason = "%s can't be started: %s: %s" % (language, type(error).__name__, error)
         return child.send(sock, {"event": "failed", "reason": reason[:_REASON_LIMIT]})
     context.reseed_on_signal(engine)
-    child.send(sock, {"event": "ready", "about": engine.about, "reseed_signal": reseed.SIGNAL})
+    more = {"reseed_signal": reseed.SIGNAL, "twisters": getattr(engine, "twisters", 0)}
+    child.send(sock, {"event": "ready", "about": engine.about, **more})
     try:
         context.serve(engine)
     finally:

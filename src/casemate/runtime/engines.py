@@ -56,7 +56,8 @@ class Engine(Protocol):
     def reseed(self, entropy: bytes) -> None:
         """Draw other random numbers from now on, but where the user has set a seed. Called between cells.
 
-        An engine that can do so in the midst of a cell, in a signal's handler, has a `reseed_now` as well.
+        An engine that can do so in the midst of a cell, in a signal's handler, has a `reseed_now` as well; and the
+        address `twisters`, if the agent may do so itself while this process is frozen.
         """
 
     def idle(self, orders: socket.socket) -> None:

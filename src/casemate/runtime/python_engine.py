@@ -63,6 +63,7 @@ class PythonEngine:
         else:
             self._history = History(self._names, self._shell.user_ns_hidden, self._shell.history_manager.input_hist_raw)
         self._seeds = Seeds()
+        self.twisters = self._seeds.twisters.address
         when_imported("matplotlib.pyplot", plots.take_over(self._display))
 
     def _begin_plainly(self) -> Dict[str, Any]:

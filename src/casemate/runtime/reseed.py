@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import Any, Callable, FrozenSet, Optional, Set
 
 from .imports import when_imported
+from .twisters import Twisters
 
 SIGNAL = 51  # from the agent, to what runs in a copy of its sandbox; SIGRTMIN+17, which no program is known to use
 _SEEDS = {
@@ -34,6 +35,7 @@ class Seeds:
 
     def __init__(self) -> None:
         self._set: Set[str] = set()
+        self.twisters = Twisters()
         for word, (module, *names) in _SEEDS.items():
             when_imported(module, functools.partial(self._watch, word, names))
 
@@ -70,18 +72,29 @@ class Seeds:
             original = getattr(module, name, None)
             if original is not None:
                 setattr(module, name, self._observed(word, original))
+        self.twisters.add(word, module)
 
     def _observed(self, word: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def observed(*args: Any, **kwargs: Any) -> Any:
-            answer = original(*args, **kwargs)
-            if any(given is not None for given in (*args, *kwargs.values())):
-                self._set.add(word)
-            else:
-                self._set.discard(word)  # seed(): the user asks for randomness
+            was = word in self._set
+            is_given = any(given is not None for given in (*args, *kwargs.values()))
+            if is_given:  # noted first: what is copied between the two may have the old numbers, not lose its seed
+                self._note(word, True)
+            try:
+                answer = original(*args, **kwargs)
+            except BaseException:
+                self._note(word, was)
+                raise
+            if not is_given:  # seed(): the user asks for randomness
+                self._note(word, False)
             return answer
 
         return observed
+
+    def _note(self, word: str, is_users: bool) -> None:
+        (self._set.add if is_users else self._set.discard)(word)
+        self.twisters.leave_to_user(word, is_users)
 
 
 def _original(seed: Callable[..., Any]) -> Callable[..., Any]:

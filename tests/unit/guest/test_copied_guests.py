@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from cell_guest import CellGuest, Seen
 
-from casemate.guest import control
+from casemate.guest import context_process, control, twisters
 from casemate.guest.cgroups import Groups
-from casemate.guest.context_process import RESEED_SIGNAL, ContextProcess
+from casemate.guest.context_process import RESEED_SIGNAL
 from casemate.sandbox import Introduction
 
 # Not by a seed of the user's, which would stay. FLAG is a file that is there once the copy goes on.
@@ -32,9 +32,7 @@ def wait():
 """
 IN_ITS_LOOP = "BEGUN; wait(); draw()"
 ASLEEP = "BEGUN; select = __import__('select'); select.select([], [], [], 0.5); draw()"
-IN_A_THREAD = (
-    "BEGUN; thread = threading.Thread(target=lambda: (wait(), time.sleep(0.05), draw())); thread.start(); thread.join()"
-)
+IN_A_THREAD = "BEGUN; thread = threading.Thread(target=lambda: (wait(), draw())); thread.start(); thread.join()"
 
 
 @pytest.fixture
@@ -147,12 +145,17 @@ def test_what_runs_in_a_context_draws_anew(guest: CellGuest, frozen: list[int], 
     assert going_on_copied(guest, frozen, tmp_path / "flag", cell) == "False\n"
 
 
-def test_without_the_signal_it_would_not(
-    guest: CellGuest, frozen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ways", ["signal", "twisters", ""])
+def test_each_way_does_it_and_without_both_nothing_would(
+    guest: CellGuest, frozen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ways: str
 ) -> None:
-    """The test above can fail."""
-    monkeypatch.setattr(ContextProcess, "reseed", lambda self: None)
-    assert going_on_copied(guest, frozen, tmp_path / "flag", IN_ITS_LOOP) == "True\n"
+    """So the test above can fail."""
+    if ways != "signal":
+        monkeypatch.setattr(context_process, "_is_in_mask", lambda *_: False)
+    if ways != "twisters":
+        monkeypatch.setattr(twisters, "refill", lambda *_: None)
+    expected = "False\n" if ways else "True\n"
+    assert going_on_copied(guest, frozen, tmp_path / "flag", IN_ITS_LOOP) == expected
 
 
 def test_the_users_seed_stays(guest: CellGuest, frozen: list[int], tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_who_does_not_catch_it_is_not_sent_it(guest: CellGuest, frozen: list[int
     cell = (
         f"number = {RESEED_SIGNAL}; ours = signal.signal(number, {others}); BEGUN; wait(); signal.signal(number, ours)"
     )
-    assert going_on_copied(guest, frozen, tmp_path / "flag", cell + "; draw()") == "True\n"
+    assert going_on_copied(guest, frozen, tmp_path / "flag", cell + "; draw()") == "False\n"
     assert guest.run("draw()").stdout == "False\n"
 
 
