@@ -18,6 +18,7 @@ from vm_world import Daemon
 
 from casemate.errors import GuestError, NotFound
 from casemate.sandbox import Introduction, cells, contexts, execs, new_id
+from casemate.sandbox.warmth import warm
 
 pytestmark = pytest.mark.vm
 
@@ -116,7 +117,11 @@ def test_a_copy_goes_on_as_another(daemon: Daemon, tmp_path: Path, no_trace: Non
                 while not isinstance(item := await joined.read(), cells.CellEnded):
                     output += item.data if isinstance(item, execs.Output) else b""
             assert output == b"begun\n" + 2 * b"[False, False]\n"
+            await warm(clone.link, copied.guest_id, copy=True)  # as a member of a pool
             assert (await clone.run_code("kept"))[1].text == "'kept'"
+            assert (await clone.run("sh", "-c", "echo $WORD"))[0] == b"new\n"
+            assert [found.state for found in await cells.listed(clone.link)] == ["ended", "ended"]
+            now = await ids(clone)
             output, end = await rest_of(clone, now["echo one; read word; echo $word"], b"three\n")
             assert (output, end) == (b"one\nthree\n", execs.Exited(0))
             output, end = await rest_of(clone, now["echo two; read word; echo got $word"], b"four\n")

@@ -38,6 +38,8 @@ class JavaScriptEngine:
         self._serial = 0
         self._cells = 0
         self._stops = 0
+        self._is_saying = False
+        self._late_entropy: Optional[bytes] = None
         self._stdin = os.memfd_create("stdin")
         self._orders, self._answers, self._stop = self._start(path)
         self.about = {"language": "javascript", "version": self._wait_ready()}
@@ -127,10 +129,19 @@ class JavaScriptEngine:
 
     def _order(self, order: Dict[str, Any]) -> int:
         self._serial += 1
-        self._say({**order, "id": self._serial})
-        return self._serial
+        number = self._serial  # reseed_now may come in between
+        self._say({**order, "id": number})
+        return number
 
     def _say(self, order: Dict[str, Any]) -> None:
+        self._is_saying = True
+        self._send(order)
+        self._is_saying = False
+        if self._late_entropy is not None:
+            entropy, self._late_entropy = self._late_entropy, None
+            self.reseed(entropy)
+
+    def _send(self, order: Dict[str, Any]) -> None:
         try:
             self._orders.sendall(json.dumps(order).encode() + b"\n")
         except OSError:
@@ -172,6 +183,13 @@ class JavaScriptEngine:
 
     def reseed(self, entropy: bytes) -> None:
         self._order({"op": "reseed", "entropy": entropy[:32].ljust(32, b"\0").hex()})
+
+    def reseed_now(self, entropy: bytes) -> None:
+        """In a signal's handler. Node hears of it between two turns of its loop: a cell that awaits draws anew then."""
+        if self._is_saying:
+            self._late_entropy = entropy  # an order is halfway out
+        else:
+            self.reseed(entropy)
 
     def close(self) -> None:
         self._companion.end()

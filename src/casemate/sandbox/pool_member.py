@@ -150,7 +150,7 @@ class MemberSupervisor:
     @asynccontextmanager
     async def _warm(self, member: Member) -> AsyncIterator[None]:
         self.starter.end_turn(member)
-        await warm(member.link, member.id)
+        await warm(member.link, member.id, copy=member.snapshot.is_session)
         yield
 
     @asynccontextmanager

@@ -21,22 +21,24 @@ WARM_S = 30.0
 TURNS = 2  # the first translates and copies pages, the second finds what that has left out
 
 
-async def warm(link: Link, guest_id: str) -> None:
+async def warm(link: Link, guest_id: str, *, copy: bool = False) -> None:
     """A zygote's fork, cells and programs as a user's are run, new spares, and the hand-shake of a claim.
 
-    No trace is left: the hand-shake makes the agent forget what was run.
+    No trace is left: the hand-shake makes the agent forget what was run. In a *copy* of a living sandbox nothing is
+    forgotten, so no cell is run there: those that have ended are its user's to read.
 
     Raises GuestError, AgentSilent, ProtocolViolation.
     """
     await _control(link, "warm")
-    with suppress(NotSupported):  # an image without Python
-        await _run_cells(link)
+    if not copy:
+        with suppress(NotSupported):  # an image without Python
+            await _run_cells(link)
     with suppress(ExecRefused):  # an image without it
         for _ in range(TURNS):
             await _run(link, "/bin/true")
     await _control(link, "restock")
     for _ in range(TURNS):
-        await introduce(link, Introduction(guest_id), WARM_S)
+        await introduce(link, Introduction(guest_id, copy=copy), WARM_S)
 
 
 async def _control(link: Link, op: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from context_bench import ContextBench
+from context_bench import ContextBench, Seen
 from tests.fair import fair_clock
 from zygote_bench import Bench
 
@@ -270,6 +270,24 @@ def test_completion(js: ContextBench) -> None:
     }
     assert "deep" in js.complete("variable_of_mine.field_two.")["matches"]
     assert js.complete("(() => { throw 1 })().")["matches"] == []
+
+
+def test_a_cell_that_awaits_draws_anew_in_a_copy(js: ContextBench) -> None:
+    js.run("Math.random()", seed="01" * 64)
+    would = js.run("Math.random()", seed="01" * 64).text
+    js.run("0", seed="01" * 64)
+    js.order("console.log('begun'); await new Promise((done) => setTimeout(done, 500)); console.log(Math.random())")
+    seen = Seen()
+    while not seen.stdout:
+        js.read_something(seen)
+    os.kill(js.pid, js.ready["reseed_signal"])
+    rest = js.read_to_end()
+    assert (rest.kind, rest.stderr) == ("ok", "")
+    assert rest.stdout.strip() not in ("", would)
+    once = js.run(
+        "Math.random()", seed="01" * 64
+    ).text  # may have been on its way when it was copied: so not as it says
+    assert once != would
 
 
 def test_random_numbers_differ_after_another_seed(js: ContextBench) -> None:
