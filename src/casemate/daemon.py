@@ -194,7 +194,6 @@ async def open_service(
                 supervisor,
                 index,
                 images.snapshot_for,
-                shape,
                 suspended,
                 snapshots=build_host.snapshots,
                 pools=pools,

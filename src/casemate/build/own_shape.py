@@ -25,15 +25,13 @@ def shape_of(row: SnapshotRow) -> Shape:
     return Shape(row.vcpus, row.memory_mib, row.disk_mib)
 
 
-def chosen_shape(version: VersionRow, own: Shape, asked: Sequence[int | None]) -> Shape:
-    """*own*, where no other number is asked for. Raises InvalidSpec."""
-    numbers = (own.vcpus, own.memory_mib, own.disk_mib)
-    if any(wanted not in (None, has) for wanted, has in zip(asked, numbers, strict=True)):
+def check_own_shape(version: VersionRow, own: Shape, asked: Shape) -> None:
+    """Raises InvalidSpec where another one is asked for."""
+    if asked != own:
         raise errors.InvalidSpec(
             f"{version.reference} is a sandbox as it was, with {said(own)}: it has no other shape",
             hint="ask for no shape, or for this one",
         )
-    return own
 
 
 def said(shape: Shape) -> str:

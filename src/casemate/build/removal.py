@@ -21,7 +21,7 @@ from casemate.build.shapes import Shapes, Stored
 from casemate.build.snapshot import BUILDING
 from casemate.build.users import Users
 from casemate.host import remove_folder
-from casemate.sandbox import State, needed_by
+from casemate.sandbox import State, kind_said, needed_by
 from casemate.storage import VersionRow
 from casemate.storage import images as rows
 
@@ -190,8 +190,8 @@ class Removal:
     # ------------------------------------------------------------------- what lies there for nobody
 
     async def _drop_leftovers(self, *, dry_run: bool) -> list[Item]:
-        """Folders of snapshots that no row knows."""
-        folders = await anyio.to_thread.run_sync(_folders, self._host.snapshots)
+        """Folders of snapshots that no row knows; not what forks stand on, which goes with the last of them."""
+        folders = await anyio.to_thread.run_sync(partial(_folders, self._host.snapshots, forks=False))
         if self._shapes.building:  # one of these folders may get its row in a moment
             return []
         known = {
@@ -218,9 +218,14 @@ class Removal:
             for stored in await self._stored(version):
                 if self._item(version, stored, "").name not in names:
                     needed |= (await anyio.to_thread.run_sync(needed_by, stored.folder / "manifest.json"))[0]
-        for manifest in await anyio.to_thread.run_sync(suspended, self._host.sandboxes):
+        for manifest in await anyio.to_thread.run_sync(self._of_sandboxes):
             needed |= (await anyio.to_thread.run_sync(needed_by, manifest))[0]
         return needed
+
+    def _of_sandboxes(self) -> list[Path]:
+        """The manifests of what sandboxes that live have stored: suspended ones, and what forks stand on. Blocks."""
+        forks = _folders(self._host.snapshots, forks=True)
+        return [*suspended(self._host.sandboxes), *(folder / "manifest.json" for folder in forks)]
 
     async def _drop_vmm_builds(self, gone: Iterable[Item], *, dry_run: bool) -> list[Item]:
         """VMM builds that are not the installed one, and that nothing stored was made with."""
@@ -287,8 +292,10 @@ def _remove_build(folder: Path) -> None:
     remove_folder(dying)
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(BUILDING))
+def _folders(root: Path, *, forks: bool) -> list[Path]:
+    """Of snapshots that are whole: those that *forks* made, or all others."""
+    found = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(BUILDING))
+    return [folder for folder in found if (kind_said(folder) == "fork") == forks]
 
 
 def _size(folder: Path) -> int:

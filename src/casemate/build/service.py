@@ -14,7 +14,7 @@ import anyio
 
 from casemate import errors
 from casemate.build.host import BUILT_IN, BUILT_IN_NAMES, OWNER, BuildHost
-from casemate.build.own_shape import chosen_shape
+from casemate.build.own_shape import check_own_shape
 from casemate.build.references import Reference
 from casemate.build.removal import Removal, to_json
 from casemate.build.session_transfer import SessionTransfer
@@ -26,7 +26,7 @@ from casemate.build.upkeep import Upkeep
 from casemate.build.users import meant
 from casemate.build.verify import verified
 from casemate.host import remove_folder
-from casemate.sandbox import Shape, Snapshot
+from casemate.sandbox import Shape, ShapeWish, Snapshot
 from casemate.storage import VersionRow
 from casemate.storage import images as rows
 
@@ -50,13 +50,15 @@ class Images:
 
     @asynccontextmanager
     async def snapshot_for(
-        self, tenant: str, ref: str, shape: Shape, *, build: bool = True, progress: Progress | None = None
+        self, tenant: str, ref: str, shape: Shape | ShapeWish, *, build: bool = True, progress: Progress | None = None
     ) -> AsyncIterator[Snapshot]:
         """The snapshot of image *ref* in that shape for this host, built when there is none; kept for the block.
 
-        Raises NotFound for the image; SnapshotMissing without *build*; what building raises.
+        Raises NotFound for the image; SnapshotMissing without *build*; what building and ``shape_for`` raise.
         """
         version = await self.version(tenant, ref)
+        if isinstance(shape, ShapeWish):
+            shape = await self._shape_of(version, shape)
         async with self.shapes.lend(version, shape, build=build, progress=progress) as snapshot:
             yield snapshot
 
@@ -68,11 +70,7 @@ class Images:
 
         Raises NotFound, InvalidSpec for another shape than a session's own, StateConflict, ImageBroken.
         """
-        version = await self.version(tenant, ref)
-        if version.contains_session_state:
-            return chosen_shape(version, await self.shapes.own_shape(version), (vcpus, memory_mib, disk_mib))
-        default = self._host.default_shape
-        return Shape(vcpus or default.vcpus, memory_mib or default.memory_mib, disk_mib or default.disk_mib)
+        return await self._shape_of(await self.version(tenant, ref), ShapeWish(vcpus, memory_mib, disk_mib))
 
     async def keep(
         self, tenant: str, ref: str, name: str, tag: str | None, *, sandboxes: Takes, actor: str
@@ -173,6 +171,13 @@ class Images:
         return body
 
     # -------------------------------------------------------------------------------- the steps
+
+    async def _shape_of(self, version: VersionRow, wish: ShapeWish) -> Shape:
+        if not version.contains_session_state:
+            return wish.filled(self._host.default_shape)
+        own = await self.shapes.own_shape(version)
+        check_own_shape(version, own, wish.filled(own))
+        return own
 
     async def _default_snapshot(self, version: VersionRow) -> Snapshot | None:
         try:

@@ -25,7 +25,7 @@ from anyio.abc import TaskGroup
 
 from casemate import errors
 from casemate.build.host import BuildHost
-from casemate.build.own_shape import chosen_shape, own_row, said, shape_of
+from casemate.build.own_shape import check_own_shape, own_row, said, shape_of
 from casemate.build.snapshot import PREPARE_S, Place, Progress, Recipe, build_snapshot
 from casemate.build.underway import Underway
 from casemate.host import remove_folder
@@ -237,7 +237,7 @@ class Shapes:
         """Known from here on, or refused: nobody can build it again."""
         async with self._turn((version.id, shape)):
             row = own_row(version, await self._host.database.read(rows.snapshots_of, version.id))
-            chosen_shape(version, shape_of(row), _numbers(shape))
+            check_own_shape(version, shape_of(row), shape)
             snapshot, _ = await self.judged(version, row)
             check_fit(snapshot.made, await self._host.here(snapshot.made), "session-snapshot", version.reference)
             identity = await anyio.to_thread.run_sync(self._whole, snapshot)

@@ -14,8 +14,8 @@ from casemate.sandbox.recover import Recovered, Sweeper, recover
 from casemate.sandbox.resuming import Kit, Resumer
 from casemate.sandbox.seal import Seal, open_seal
 from casemate.sandbox.service import Sandboxes, open_sandboxes
-from casemate.sandbox.snapshot import Snapshot, machine_spec, needed_by
-from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, StateReason
+from casemate.sandbox.snapshot import Snapshot, kind_said, machine_spec, needed_by
+from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape, ShapeWish, StateReason
 from casemate.sandbox.starting import Starter, introduce
 from casemate.sandbox.states import Reason, State
 from casemate.sandbox.supervisor import Supervisor
@@ -46,6 +46,7 @@ __all__ = [
     "Sandboxes",
     "Seal",
     "Shape",
+    "ShapeWish",
     "Snapshot",
     "State",
     "StateReason",
@@ -56,6 +57,7 @@ __all__ = [
     "is_id",
     "is_name",
     "machine_spec",
+    "kind_said",
     "needed_by",
     "new_id",
     "open_sandboxes",

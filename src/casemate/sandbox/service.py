@@ -28,7 +28,7 @@ from casemate.sandbox.pools import Pools
 from casemate.sandbox.relief import IdleSuspender
 from casemate.sandbox.resuming import adopted
 from casemate.sandbox.snapshot import FindSnapshot, Progress, Snapshot, SnapshotKind
-from casemate.sandbox.spec import SandboxInfo, SandboxSpec, Shape
+from casemate.sandbox.spec import SandboxInfo, SandboxSpec, ShapeWish
 from casemate.sandbox.starting import ours, stopping
 from casemate.sandbox.states import Reason, State
 from casemate.sandbox.supervisor import Supervisor
@@ -52,7 +52,6 @@ class Sandboxes:
         supervisor: Supervisor,
         index: Index,
         find_snapshot: FindSnapshot,
-        default_shape: Shape,
         tasks: TaskGroup,
         snapshots: Path,
         refills_at_once: int = 1,
@@ -60,7 +59,6 @@ class Sandboxes:
         self._supervisor = supervisor
         self._index = index
         self._find_snapshot = find_snapshot
-        self._default_shape = default_shape
         self._tasks = tasks
         self._traffic = Traffic()
         self._live = self._traffic.live
@@ -84,8 +82,8 @@ class Sandboxes:
         ``create_timeout_s``, HostFull, HostError, VmmError, GuestError.
         """
         self._check_serving()
-        shape = self.shape_of(spec.vcpus, spec.memory_mib, spec.disk_mib)
-        async with self._find_snapshot(tenant, spec.image, shape, build=spec.build, progress=progress) as snapshot:
+        wish = ShapeWish(spec.vcpus, spec.memory_mib, spec.disk_mib)
+        async with self._find_snapshot(tenant, spec.image, wish, build=spec.build, progress=progress) as snapshot:
             self._check_serving()  # a build takes a while
             try:
                 with self._counted(), anyio.fail_after(spec.create_timeout_s):
@@ -301,11 +299,6 @@ class Sandboxes:
         handle.ask_stop(Reason.DAEMON_STOPPED, "the daemon was stopped")
         await handle.ended.wait()
 
-    def shape_of(self, vcpus: int | None, memory_mib: int | None, disk_mib: int | None) -> Shape:
-        """What is not said is as the settings say."""
-        default = self._default_shape
-        return Shape(vcpus or default.vcpus, memory_mib or default.memory_mib, disk_mib or default.disk_mib)
-
     async def _start(
         self, tenant: str, spec: SandboxSpec, snapshot: Snapshot, actor: str, *, forked_from: str | None = None
     ) -> Handle:
@@ -386,7 +379,6 @@ async def open_sandboxes(
     supervisor: Supervisor,
     index: Index,
     find_snapshot: FindSnapshot,
-    default_shape: Shape,
     suspended: Sequence[SandboxInfo] = (),
     *,
     snapshots: Path,
@@ -400,7 +392,7 @@ async def open_sandboxes(
     """
     await index.forget(time.time() - REMEMBER_S)
     async with anyio.create_task_group() as tasks:
-        sandboxes = Sandboxes(supervisor, index, find_snapshot, default_shape, tasks, snapshots, refills_at_once)
+        sandboxes = Sandboxes(supervisor, index, find_snapshot, tasks, snapshots, refills_at_once)
         await sandboxes.templates.load(suspended)
         for info in suspended:
             sandboxes.adopt(info)

@@ -28,7 +28,7 @@ from casemate.images import digest_of
 from casemate.sandbox.digests import digest_of_sparse
 from casemate.sandbox.fitness import Made
 from casemate.sandbox.seal import Kind, Seal
-from casemate.sandbox.spec import Shape
+from casemate.sandbox.spec import Shape, ShapeWish
 from casemate.vmm import Drive, MachineSpec, Platform, SnapshotFiles
 from casemate.wire import GENERATION
 
@@ -227,5 +227,5 @@ class FindSnapshot(Protocol):
     """Lends the snapshot of an image in a shape for a block; builds one where there is none, if it may."""
 
     def __call__(
-        self, tenant: str, ref: str, shape: Shape, *, build: bool, progress: Progress | None
+        self, tenant: str, ref: str, shape: Shape | ShapeWish, *, build: bool, progress: Progress | None
     ) -> AbstractAsyncContextManager[Snapshot]: ...

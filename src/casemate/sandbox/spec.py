@@ -29,6 +29,20 @@ class Shape:
     disk_mib: int
 
 
+@dataclass(frozen=True, slots=True)
+class ShapeWish:
+    """What of a shape is asked for; the rest is as the image or the settings have it."""
+
+    vcpus: int | None = None
+    memory_mib: int | None = None
+    disk_mib: int | None = None
+
+    def filled(self, default: Shape) -> Shape:
+        return Shape(
+            self.vcpus or default.vcpus, self.memory_mib or default.memory_mib, self.disk_mib or default.disk_mib
+        )
+
+
 def check_shape(vcpus: int | None, memory_mib: int | None, disk_mib: int | None) -> None:
     """Raises InvalidSpec for what no machine is made with; None is what the settings say."""
     _within("vcpus", vcpus, 1, 32)

@@ -33,6 +33,7 @@ from casemate.sandbox import (
     SandboxInfo,
     SandboxSpec,
     Shape,
+    ShapeWish,
     State,
     StateReason,
     new_id,
@@ -95,9 +96,6 @@ class FakeSandboxes:
     lives: list[tuple[object, str]] = field(default_factory=list)  # what was asked for, and by whom or of whom
     news: int = 0  # how often a create tells of its progress
     fail_with: errors.CasemateError | None = None
-
-    def shape_of(self, vcpus: int | None, memory_mib: int | None, disk_mib: int | None) -> Shape:
-        return Shape(vcpus or 1, memory_mib or 512, disk_mib or 1024)
 
     async def create(
         self,
@@ -188,6 +186,11 @@ def _check_image(tenant: str, ref: str) -> None:
 class FakeImages:
     def __init__(self, kept: FakeKept) -> None:
         self.sessions = self.carriage = kept
+
+    async def shape_for(
+        self, tenant: str, ref: str, vcpus: int | None, memory_mib: int | None, disk_mib: int | None
+    ) -> Shape:
+        return ShapeWish(vcpus, memory_mib, disk_mib).filled(Shape(1, 512, 1024))
 
     async def list(self, tenant: str) -> list[dict[str, Any]]:
         return [{"name": "python", "version": version, "labels": {"v": str(version)}} for version in (1, 2, 3)]

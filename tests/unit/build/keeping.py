@@ -16,7 +16,7 @@ from casemate.build.snapshot import FOLDER_MODE
 from casemate.images import digest_of
 from casemate.sandbox import Shape, Snapshot
 from casemate.sandbox.digests import digest_of_memory
-from casemate.sandbox.snapshot import TakenFacts
+from casemate.sandbox.snapshot import SnapshotKind, TakenFacts
 
 MIB = 1 << 20
 FACTS = TakenFacts(at=1.0, pause_ms=12.5, frozen_ms=30.0, took_ms=400.0, dirty_bytes=4096)
@@ -36,6 +36,7 @@ class OneSandbox:
     before: Callable[[], Awaitable[None]] = nothing
     after: Callable[[], Awaitable[None]] = nothing
     content: bytes = b"a variable"
+    kind: SnapshotKind = "user"
     asked: list[dict[str, Any]] = field(default_factory=list)
 
     def get(self, tenant: str, ref: str) -> Any:
@@ -73,7 +74,7 @@ class OneSandbox:
             agent=host.workshop.agent(),
             digests=digests | {"state": digest_of(folder / "state")},
             tenant=self.tenant,
-            kind="user",
+            kind=self.kind,
             parent_sandbox="sandbox",
             taken=FACTS,
         )

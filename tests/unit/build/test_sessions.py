@@ -237,6 +237,17 @@ async def test_a_pool_of_it_is_named(tmp_path: Path) -> None:
         assert "snapshot.removed" in await events(world)
 
 
+async def test_what_forks_stand_on_is_not_the_prunings_to_remove(tmp_path: Path) -> None:
+    """It goes with the last copy; and for as long the disks it was made with stay, whatever becomes of the image."""
+    async with open_world(tmp_path) as world:
+        await world.import_image()
+        template = await OneSandbox(world, kind="fork").written("a-template", "python@1")
+        await world.images.remove(TENANT, "python", True)
+        assert (await world.images.prune(TENANT, False))["removed"] == []
+        assert template.folder.is_dir()
+        assert all(disk.is_file() for disk in (template.root, template.agent))
+
+
 async def test_a_copy_keeps_the_version_it_came_from(tmp_path: Path) -> None:
     """It stands on a snapshot of its own, and on the kernel and the disks of its version all the same."""
     async with open_world(tmp_path) as world:

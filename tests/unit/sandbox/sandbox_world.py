@@ -22,6 +22,7 @@ from casemate.sandbox import (
     Sandboxes,
     Seal,
     Shape,
+    ShapeWish,
     Snapshot,
     Starter,
     Supervisor,
@@ -102,9 +103,10 @@ async def open_world(
 
     @asynccontextmanager
     async def find(
-        _tenant: str, _image: str, shape: Shape, *, build: bool, progress: object
+        _tenant: str, _image: str, shape: Shape | ShapeWish, *, build: bool, progress: object
     ) -> AsyncIterator[Snapshot]:
         await anyio.lowlevel.checkpoint()
+        shape = shape.filled(SHAPE) if isinstance(shape, ShapeWish) else shape
         found = worlds[0].snapshot if worlds else snapshot
         yield found if shape == SHAPE else replace(found, id=f"{found.id}-{shape.memory_mib}", shape=shape)
 
@@ -115,7 +117,7 @@ async def open_world(
         driver = driver or FakeDriver()
         starter, seal = Starter(driver, records, admission, agent_timeout_s), Seal(bytes(32))
         supervisor = Supervisor(starter, Suspender(records, seal), Resumer(starter, seal, FakeGround(snapshot)), reach)
-        async with open_sandboxes(supervisor, index, find, SHAPE, snapshots=folder / "snapshots") as sandboxes:
+        async with open_sandboxes(supervisor, index, find, snapshots=folder / "snapshots") as sandboxes:
             worlds.append(World(sandboxes, index, folders, admission, driver, snapshot))
             yield worlds[0]
     finally:

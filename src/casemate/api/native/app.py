@@ -32,7 +32,7 @@ from casemate.api.native.lives import Lives
 from casemate.api.native.logs import Logs
 from casemate.api.native.openapi import document
 from casemate.api.native.operations import operation
-from casemate.api.native.pools import PoolResource
+from casemate.api.native.pools import PoolResource, ShapeService
 from casemate.api.native.ports import Ports
 from casemate.api.native.sandboxes import SandboxResource
 from casemate.api.native.snapshots import KeptService, Snapshots
@@ -79,7 +79,12 @@ def _routes(sandboxes: Sandboxes, images: Shelf, about: About, keys: Keys, trail
     boxes, execs, files = SandboxResource(sandboxes), Execs(sandboxes), Files(sandboxes)
     archives, ports, logs, terminals = Archives(sandboxes), Ports(sandboxes), Logs(sandboxes), Terminals(sandboxes)
     code, contexts, shelf, ring = Code(sandboxes), Contexts(sandboxes), Images(images), KeyResource(keys)
-    events, stats, lives, pools = Events(trail), StatsResource(sandboxes), Lives(sandboxes), PoolResource(sandboxes)
+    events, stats, lives, pools = (
+        Events(trail),
+        StatsResource(sandboxes),
+        Lives(sandboxes),
+        PoolResource(sandboxes, images),
+    )
     kept = Snapshots(images)
     sandbox = "/v1/sandboxes/{ref}"
     routes: list[BaseRoute] = [
@@ -141,7 +146,7 @@ def _routes(sandboxes: Sandboxes, images: Shelf, about: About, keys: Keys, trail
     return routes
 
 
-class Shelf(ImageService, KeptService, Protocol):
+class Shelf(ImageService, KeptService, ShapeService, Protocol):
     """Images, and what was kept of sandboxes: ``build.Images``."""
 
 

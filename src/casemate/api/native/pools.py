@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from casemate.api.native.paging import PageQuery, page
 from casemate.api.native.requests import Body, read_body, read_query
 from casemate.api.principal import Principal
 from casemate.errors import Forbidden
-from casemate.sandbox import SHARED, PoolSpec, Sandboxes
+from casemate.sandbox import SHARED, PoolSpec, Sandboxes, Shape
 
 TEXT = "text/plain"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -88,25 +88,34 @@ class PoolList(BaseModel):
     next: str | None
 
 
+class ShapeService(Protocol):
+    """Knows what shape an image has where none is asked for: ``build.Images``."""
+
+    async def shape_for(
+        self, tenant: str, ref: str, vcpus: int | None, memory_mib: int | None, disk_mib: int | None
+    ) -> Shape: ...
+
+
 class PoolResource:
-    def __init__(self, sandboxes: Sandboxes) -> None:
+    def __init__(self, sandboxes: Sandboxes, shelf: ShapeService) -> None:
         self._sandboxes = sandboxes
+        self._shelf = shelf
 
     @operation("Keep sandboxes of an image ready, or change how many", body=SetPool, answer=PoolOut)
     async def put(self, request: Request) -> Response:
         body, who = await read_body(request, SetPool), principal(request)
         if body.shared and not who.is_owner:
             raise Forbidden("only the host's owner may keep a pool for everybody")
+        tenant = SHARED if body.shared else who.tenant
         spec = PoolSpec(
             image=body.image,
-            shape=self._sandboxes.shape_of(body.vcpus, body.memory_mib, body.disk_mib),
+            shape=await self._shelf.shape_for(tenant, body.image, body.vcpus, body.memory_mib, body.disk_mib),
             min_ready=body.min_ready,
             max_ready=body.max_ready,
             target_utilization=body.target_utilization,
             network=body.network,
             schedule=body.schedule,
         )
-        tenant = SHARED if body.shared else who.tenant
         return _said(_shown(await self._sandboxes.pools.put(tenant, spec, actor=who.key_id), who))
 
     @operation("List the pools, oldest first", query=PageQuery, answer=PoolList)
