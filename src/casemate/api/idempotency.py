@@ -30,7 +30,7 @@ from casemate.errors import CasemateError, IdempotencyConflict, InvalidSpec
 from casemate.storage import AnswerRow, Database, answers
 
 KEPT_S = 86_400.0
-MAX_KEPT_BYTES = 65_536
+MAX_KEPT_BYTES = 262_144  # 64 copies of a sandbox, each with its attestation, are half of it
 WAIT_S = 90.0  # for the same request under way; a create takes at most its create_timeout_s, 60 s by default
 STREAMS = ("application/x-ndjson", "application/octet-stream")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -170,6 +170,26 @@ class FakeSandboxes:
         handle.info = replace(handle.info, state=State.RUNNING, suspended=None)
         return handle.info
 
+    async def fork(
+        self,
+        tenant: str,
+        ref: str,
+        count: int,
+        *,
+        actor: str = "host",
+        labels: Mapping[str, str] | None = None,
+        on_progress: Callable[[str, str, float | None], None] | None = None,
+    ) -> Sequence[Handle]:
+        parent = self.get(tenant, ref)
+        if not 1 <= count <= 64:
+            raise errors.InvalidSpec(f"count is {count}")
+        self.lives.append(("fork", actor))
+        spec = replace(parent.spec, name=None, labels={**parent.info.labels, **(labels or {})})
+        copies = [await self.create(tenant, spec, actor=actor, progress=on_progress) for _ in range(count)]
+        for copy in copies:
+            copy.info = replace(copy.info, forked_from=parent.info.id)
+        return copies
+
     async def keep_alive(self, tenant: str, ref: str, for_s: float) -> SandboxInfo:
         self.lives.append((for_s, self.get(tenant, ref).info.id))
         return self.get(tenant, ref).info
@@ -183,14 +203,37 @@ def _check_image(tenant: str, ref: str) -> None:
         raise errors.NotFound(f"there is no image {ref[:80]!r}")
 
 
+@dataclass
 class FakeImages:
-    def __init__(self, kept: FakeKept) -> None:
-        self.sessions = self.carriage = kept
+    """``hold`` keeps a snapshot under way."""
+
+    sessions: FakeKept
+    hold: anyio.Event | None = None
+    kept: list[tuple[object, ...]] = field(default_factory=list)
+    cancelled: int = 0
+
+    @property
+    def carriage(self) -> FakeKept:
+        return self.sessions
 
     async def shape_for(
         self, tenant: str, ref: str, vcpus: int | None, memory_mib: int | None, disk_mib: int | None
     ) -> Shape:
         return ShapeWish(vcpus, memory_mib, disk_mib).filled(Shape(1, 512, 1024))
+
+    async def keep(
+        self, tenant: str, ref: str, name: str, tag: str | None, *, sandboxes: FakeSandboxes, actor: str
+    ) -> dict[str, Any]:
+        sandbox = sandboxes.get(tenant, ref).info
+        if self.hold:
+            try:
+                await self.hold.wait()
+            except BaseException:
+                self.cancelled += 1
+                raise
+        self.kept.append((sandbox.id, name, tag, actor))
+        version = {"name": name, "version": len(self.kept), "tag": tag, "contains_session_state": True}
+        return version | {"parent": sandbox.image, "pause_ms": 12.5, "frozen_ms": 30.25, "took_ms": 400.5}
 
     async def list(self, tenant: str) -> list[dict[str, Any]]:
         return [{"name": "python", "version": version, "labels": {"v": str(version)}} for version in (1, 2, 3)]
@@ -239,14 +282,18 @@ class World:
 
     client: httpx.AsyncClient
     sandboxes: FakeSandboxes
+    images: FakeImages
     path: str
     port: int
     trail: Trail
     keys: Keys
     doors: Doors
     app: Any
-    kept: FakeKept
     secret: str = ""
+
+    @property
+    def kept(self) -> FakeKept:
+        return self.images.sessions
 
     async def key(self, tenant: str = "local", *scopes: str, expires_s: float | None = None) -> str:
         made = {"tenant": tenant, "scopes": scopes or ("*",), "expires_s": expires_s}
@@ -295,10 +342,10 @@ async def open_world(folder: Path, database: storage.Database, *, limits: Limits
     keys = Keys(database, "h", trail)
     await keys.load()
     async with anyio.create_task_group() as tasks:
-        sandboxes, kept = FakeSandboxes(tasks), FakeKept()
+        sandboxes, images = FakeSandboxes(tasks), FakeImages(FakeKept())
         accepted, refused = Tally(trail, EventKind.AUTH_ACCEPTED), Tally(trail, EventKind.AUTH_REFUSED)
         entrance = Doors(keys, accepted, refused, **{"names": names_of("127.0.0.1", ()), **doors})
-        served = app(sandboxes, FakeImages(kept), lambda: {"status": "ok"}, entrance, trail)
+        served = app(sandboxes, images, lambda: {"status": "ok"}, entrance, trail)
         with socket.socket(socket.AF_UNIX) as local, socket.socket() as remote:
             local.bind(str(path))
             remote.bind(("127.0.0.1", 0))
@@ -317,9 +364,8 @@ async def open_world(folder: Path, database: storage.Database, *, limits: Limits
             transport = httpx.AsyncHTTPTransport(uds=str(path))
             try:
                 async with httpx.AsyncClient(transport=transport, base_url="http://c", timeout=20) as client:
-                    yield World(
-                        client, sandboxes, str(path), remote.getsockname()[1], trail, keys, entrance, served, kept
-                    )
+                    port = remote.getsockname()[1]
+                    yield World(client, sandboxes, images, str(path), port, trail, keys, entrance, served)
             finally:
                 for server in servers:
                     server.should_exit = True

@@ -12,6 +12,7 @@ FIELDS = {
     "id", "name", "image", "state", "state_reason", "isolation", "accelerator", "vcpus", "memory_mib",
     "disk_mib", "labels", "created_at", "updated_at", "idle_timeout_s", "on_idle", "max_duration_s",
     "network", "attached", "timings", "pid", "attestation", "park_after_s", "auto_resume", "suspended", "parked",
+    "forked_from",
 }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from casemate.api.native.contexts import Contexts
 from casemate.api.native.events import Events
 from casemate.api.native.execs import Execs
 from casemate.api.native.files import Files
+from casemate.api.native.forks import Forks, Keeper
 from casemate.api.native.images import Images, ImageService
 from casemate.api.native.keys import KeyResource
 from casemate.api.native.lives import Lives
@@ -86,6 +87,7 @@ def _routes(sandboxes: Sandboxes, images: Shelf, about: About, keys: Keys, trail
         PoolResource(sandboxes, images),
     )
     kept = Snapshots(images)
+    forks = Forks(sandboxes, images)
     sandbox = "/v1/sandboxes/{ref}"
     routes: list[BaseRoute] = [
         _route("/v1/health", GET=about.health),
@@ -97,6 +99,8 @@ def _routes(sandboxes: Sandboxes, images: Shelf, about: About, keys: Keys, trail
         _route(f"{sandbox}/suspend", POST=lives.suspend),
         _route(f"{sandbox}/resume", POST=lives.resume),
         _route(f"{sandbox}/keep-alive", POST=lives.keep_alive),
+        _route(f"{sandbox}/fork", POST=forks.fork),
+        _route(f"{sandbox}/snapshot", POST=forks.snapshot),
         _route(f"{sandbox}/execs", GET=execs.list, POST=execs.start),
         _route(f"{sandbox}/execs/{{exec_id}}/output", GET=execs.output),
         _route(f"{sandbox}/execs/{{exec_id}}/stdin", POST=execs.stdin),
@@ -146,7 +150,7 @@ def _routes(sandboxes: Sandboxes, images: Shelf, about: About, keys: Keys, trail
     return routes
 
 
-class Shelf(ImageService, KeptService, ShapeService, Protocol):
+class Shelf(ImageService, KeptService, ShapeService, Keeper, Protocol):
     """Images, and what was kept of sandboxes: ``build.Images``."""
 
 

@@ -158,6 +158,7 @@ class SandboxOut(BaseModel):
     auto_resume: bool
     suspended: SuspendedOut | None
     parked: bool
+    forked_from: str | None
 
 
 class SandboxList(BaseModel):
