@@ -26,6 +26,8 @@ VERBS = {
     "ps": ("ps", "ps"),
     "suspend": ("suspend", "suspend"),
     "resume": ("resume", "resume"),
+    "fork": ("fork", "fork"),
+    "snapshot": ("snapshot", "snapshot"),
     "keep-alive": ("keep_alive", "keep_alive"),
     "kill": ("kill", "kill"),
     "inspect": ("inspect", "inspect"),

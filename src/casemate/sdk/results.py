@@ -186,7 +186,10 @@ class SuspendedFacts:
 
 @dataclass(frozen=True, slots=True)
 class SandboxInfo:
-    """A sandbox as the daemon described it at one moment. *parked*: frozen until the next call; its clocks go on."""
+    """A sandbox as the daemon described it at one moment.
+
+    *parked*: frozen until the next call; its clocks go on. *forked_from*: the id of what it is a copy of.
+    """
 
     id: str
     name: str | None
@@ -212,6 +215,7 @@ class SandboxInfo:
     auto_resume: bool
     suspended: SuspendedFacts | None
     parked: bool
+    forked_from: str | None
     raw: Mapping[str, Any] = field(repr=False, compare=False)
 
     @classmethod
@@ -221,6 +225,7 @@ class SandboxInfo:
             "state_reason": StateReason(**_known(StateReason, reason)) if reason else None,
             "timings": Timings(**_known(Timings, timings)),
             "suspended": SuspendedFacts(**_known(SuspendedFacts, stored)) if stored else None,
+            "forked_from": body.get("forked_from"),  # a daemon that cannot fork does not say it
             "raw": body,
         }
         return cls(**_known(cls, {**body, **parsed}))

@@ -162,6 +162,29 @@ class FakeDaemon:
         box.info |= {"state": "running", "suspended": None}
         return JSONResponse(box.info)
 
+    async def fork(self, request: Request) -> Response:
+        self.requests.append(request)
+        parent, body = self._box(request), await request.json()
+        self.starts.append(body)
+        if not 1 <= body["count"] <= 64:
+            raise errors.InvalidSpec(f"count is {body['count']}", hint="1 to 64")
+        labels = {**parent.info["labels"], **(body["labels"] or {})}
+        copies = []
+        for _ in range(body["count"]):
+            copy = self._new({**parent.info, "image": "python", "name": None, "labels": labels})
+            copy.info["forked_from"] = parent.info["id"]
+            copies.append(copy.info)
+        if not body["progress"]:
+            return JSONResponse({"sandboxes": copies}, 201)
+        news = {"event": "progress", "step": "fork", "message": "1 of 1", "fraction": 1.0}
+        return Response(_line(news) + _line({"sandboxes": copies}), 201, media_type="application/x-ndjson")
+
+    async def snapshot(self, request: Request) -> Response:
+        box, body = self._box(request), await request.json()
+        self.starts.append(body)
+        version = {"name": body["name"], "version": 3, "tag": body["tag"], "parent": box.info["image"]}
+        return JSONResponse(version | {"pause_ms": 12.4, "frozen_ms": 30.2, "took_ms": 400.6}, 201)
+
     async def keep_alive(self, request: Request) -> Response:
         self.starts.append(await request.json())
         return JSONResponse(self._box(request).info)
@@ -387,6 +410,8 @@ class FakeDaemon:
             Route(box, self.delete, methods=["DELETE"]),
             Route(f"{box}/suspend", self.suspend, methods=["POST"]),
             Route(f"{box}/resume", self.resume, methods=["POST"]),
+            Route(f"{box}/fork", self.fork, methods=["POST"]),
+            Route(f"{box}/snapshot", self.snapshot, methods=["POST"]),
             Route(f"{box}/keep-alive", self.keep_alive, methods=["POST"]),
             Route(f"{box}/execs", self.start, methods=["POST"]),
             Route(f"{box}/execs", self.execs),

@@ -64,6 +64,10 @@ class AsyncClient:
 
         return AsyncPools(self)
 
+    def another(self) -> AsyncClient:
+        """A client of its own for the same daemon."""
+        return AsyncClient(self._url, api_key=self._api_key)
+
     @property
     def snapshots(self) -> AsyncSnapshots:
         from casemate.sdk._async.snapshots import AsyncSnapshots

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -28,9 +29,10 @@ Progress = Callable[[str, str, float | None], object]
 class AsyncSandbox:
     """A microVM of its own for code nobody has reviewed. As a context manager it is killed at the end."""
 
-    def __init__(self, client: AsyncClient, info: SandboxInfo, held: AsyncExitStack) -> None:
-        """Use ``create`` or ``connect``."""
+    def __init__(self, client: AsyncClient, info: SandboxInfo, held: AsyncExitStack, *, own: bool) -> None:
+        """Use ``create`` or ``connect``. *own*: nobody else uses the client, which *held* closes."""
         self._client = client
+        self._own = own
         self._info = info
         self._held = held
         self._path = f"/v1/sandboxes/{info.id}"
@@ -112,7 +114,7 @@ class AsyncSandbox:
                 found = await spoken.call(
                     "POST", "/v1/sandboxes", body=body, answer_s=answer_s, again=True, idempotency_key=uuid4().hex
                 )
-            return cls(spoken, SandboxInfo.from_json(found), held.pop_all())
+            return cls(spoken, SandboxInfo.from_json(found), held.pop_all(), own=client is None)
         raise AssertionError("unreachable")
 
     @classmethod
@@ -123,7 +125,7 @@ class AsyncSandbox:
         async with AsyncExitStack() as held:
             spoken = await _one_of(held, client, url, api_key)
             found = await spoken.call("GET", f"/v1/sandboxes/{quote(ref, safe='')}")
-            return cls(spoken, SandboxInfo.from_json(found), held.pop_all())
+            return cls(spoken, SandboxInfo.from_json(found), held.pop_all(), own=client is None)
         raise AssertionError("unreachable")
 
     @classmethod
@@ -189,6 +191,47 @@ class AsyncSandbox:
     async def keep_alive(self, for_s: float) -> SandboxInfo:
         """For so long it is not idle, whatever it does: neither parked nor suspended nor killed for that."""
         return await self._lives("keep-alive", {"for_s": for_s}, ANSWER_S)
+
+    async def fork(
+        self, count: int = 1, *, labels: Mapping[str, str] | None = None, progress: Progress | None = None
+    ) -> builtins.list[Self]:
+        """*count* running copies (1 to 64) of it as it is at this moment: all of them, or none.
+
+        It stands still while its memory is saved, and goes on as before. Each copy has its variables, files and
+        processes, and another id, host name and randomness; no name. *labels* beside its own. They are sandboxes like
+        any other: each is killed by its own ``kill`` or at the end of its own block. *progress* as for create.
+        Raises InvalidSpec for the count, StateConflict unless it runs or may be resumed, HostFull, VmmError,
+        GuestError.
+        """
+        body = {"count": count, "labels": None if labels is None else dict(labels), "progress": progress is not None}
+        path = f"{self._path}/fork"
+        if progress is not None:
+            async with self._client.lines("POST", path, body=body, answer_s=STORE_LIMIT_S) as events:
+                found = await _made(events, progress)
+        else:
+            found = await self._client.call(
+                "POST", path, body=body, answer_s=STORE_LIMIT_S, again=True, idempotency_key=uuid4().hex
+            )
+        return [await self._copy(body) for body in found["sandboxes"]]
+
+    async def _copy(self, found: Mapping[str, Any]) -> Self:
+        async with AsyncExitStack() as held:
+            client = await held.enter_async_context(self._client.another()) if self._own else self._client
+            return type(self)(client, SandboxInfo.from_json(found), held.pop_all(), own=self._own)
+        raise AssertionError("unreachable")
+
+    async def snapshot(self, name: str, tag: str | None = None) -> dict[str, Any]:
+        """Keep it as it is at this moment as the next version of image *name*, which may be a new one.
+
+        ``create`` takes it as ``name``, ``name@version`` or ``name:tag``, also tomorrow; what runs here goes on there.
+        The image is its tenant's alone and holds all that memory and disk hold, secrets too. The answer is the
+        version, with ``pause_ms`` (it stood still), ``frozen_ms`` (its programs did) and ``took_ms``.
+        Raises InvalidSpec for name or tag, StateConflict unless it runs or may be resumed, HostFull, VmmError,
+        GuestError.
+        """
+        body, key = {"name": name, "tag": tag}, uuid4().hex
+        path, limit_s = f"{self._path}/snapshot", STORE_LIMIT_S
+        return await self._client.call("POST", path, body=body, answer_s=limit_s, again=True, idempotency_key=key)
 
     async def _lives(self, act: str, body: Mapping[str, Any], answer_s: float) -> SandboxInfo:
         path, key = f"{self._path}/{act}", uuid4().hex

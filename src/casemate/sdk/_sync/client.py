@@ -65,6 +65,10 @@ class Client:
 
         return Pools(self)
 
+    def another(self) -> Client:
+        """A client of its own for the same daemon."""
+        return Client(self._url, api_key=self._api_key)
+
     @property
     def snapshots(self) -> Snapshots:
         from casemate.sdk._sync.snapshots import Snapshots

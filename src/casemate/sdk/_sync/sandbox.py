@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -29,9 +30,10 @@ Progress = Callable[[str, str, float | None], object]
 class Sandbox:
     """A microVM of its own for code nobody has reviewed. As a context manager it is killed at the end."""
 
-    def __init__(self, client: Client, info: SandboxInfo, held: ExitStack) -> None:
-        """Use ``create`` or ``connect``."""
+    def __init__(self, client: Client, info: SandboxInfo, held: ExitStack, *, own: bool) -> None:
+        """Use ``create`` or ``connect``. *own*: nobody else uses the client, which *held* closes."""
         self._client = client
+        self._own = own
         self._info = info
         self._held = held
         self._path = f"/v1/sandboxes/{info.id}"
@@ -113,7 +115,7 @@ class Sandbox:
                 found = spoken.call(
                     "POST", "/v1/sandboxes", body=body, answer_s=answer_s, again=True, idempotency_key=uuid4().hex
                 )
-            return cls(spoken, SandboxInfo.from_json(found), held.pop_all())
+            return cls(spoken, SandboxInfo.from_json(found), held.pop_all(), own=client is None)
         raise AssertionError("unreachable")
 
     @classmethod
@@ -124,7 +126,7 @@ class Sandbox:
         with ExitStack() as held:
             spoken = _one_of(held, client, url, api_key)
             found = spoken.call("GET", f"/v1/sandboxes/{quote(ref, safe='')}")
-            return cls(spoken, SandboxInfo.from_json(found), held.pop_all())
+            return cls(spoken, SandboxInfo.from_json(found), held.pop_all(), own=client is None)
         raise AssertionError("unreachable")
 
     @classmethod
@@ -190,6 +192,47 @@ class Sandbox:
     def keep_alive(self, for_s: float) -> SandboxInfo:
         """For so long it is not idle, whatever it does: neither parked nor suspended nor killed for that."""
         return self._lives("keep-alive", {"for_s": for_s}, ANSWER_S)
+
+    def fork(
+        self, count: int = 1, *, labels: Mapping[str, str] | None = None, progress: Progress | None = None
+    ) -> builtins.list[Self]:
+        """*count* running copies (1 to 64) of it as it is at this moment: all of them, or none.
+
+        It stands still while its memory is saved, and goes on as before. Each copy has its variables, files and
+        processes, and another id, host name and randomness; no name. *labels* beside its own. They are sandboxes like
+        any other: each is killed by its own ``kill`` or at the end of its own block. *progress* as for create.
+        Raises InvalidSpec for the count, StateConflict unless it runs or may be resumed, HostFull, VmmError,
+        GuestError.
+        """
+        body = {"count": count, "labels": None if labels is None else dict(labels), "progress": progress is not None}
+        path = f"{self._path}/fork"
+        if progress is not None:
+            with self._client.lines("POST", path, body=body, answer_s=STORE_LIMIT_S) as events:
+                found = _made(events, progress)
+        else:
+            found = self._client.call(
+                "POST", path, body=body, answer_s=STORE_LIMIT_S, again=True, idempotency_key=uuid4().hex
+            )
+        return [self._copy(body) for body in found["sandboxes"]]
+
+    def _copy(self, found: Mapping[str, Any]) -> Self:
+        with ExitStack() as held:
+            client = held.enter_context(self._client.another()) if self._own else self._client
+            return type(self)(client, SandboxInfo.from_json(found), held.pop_all(), own=self._own)
+        raise AssertionError("unreachable")
+
+    def snapshot(self, name: str, tag: str | None = None) -> dict[str, Any]:
+        """Keep it as it is at this moment as the next version of image *name*, which may be a new one.
+
+        ``create`` takes it as ``name``, ``name@version`` or ``name:tag``, also tomorrow; what runs here goes on there.
+        The image is its tenant's alone and holds all that memory and disk hold, secrets too. The answer is the
+        version, with ``pause_ms`` (it stood still), ``frozen_ms`` (its programs did) and ``took_ms``.
+        Raises InvalidSpec for name or tag, StateConflict unless it runs or may be resumed, HostFull, VmmError,
+        GuestError.
+        """
+        body, key = {"name": name, "tag": tag}, uuid4().hex
+        path, limit_s = f"{self._path}/snapshot", STORE_LIMIT_S
+        return self._client.call("POST", path, body=body, answer_s=limit_s, again=True, idempotency_key=key)
 
     def _lives(self, act: str, body: Mapping[str, Any], answer_s: float) -> SandboxInfo:
         path, key = f"{self._path}/{act}", uuid4().hex
