@@ -16,6 +16,7 @@ from casemate.errors import InvalidSpec, RequestError
 
 PIECE_BYTES = 1 << 20
 STDIN, STDOUT = 0, 1
+SECRET_MODE = 0o600  # what a sandbox had in memory is nobody else's on this host
 
 
 def export_image(ref: str, output: str | None) -> None:
@@ -51,7 +52,7 @@ def export_snapshot(ref: str, output: str | None, *, base: bool) -> dict[str, An
         size_bytes = int(client.snapshots.get(ref)["own_bytes"])
         tell = held.enter_context(first_use())
         pieces = held.enter_context(client.snapshots.export(ref, base=base))
-        _write(_told(tell, "export", _hashed(pieces, sha256), size_bytes), output)
+        _write(_told(tell, "export", _hashed(pieces, sha256), size_bytes), output, SECRET_MODE)
     if output == "-":
         print(f"{sha256.hexdigest()}  -", file=sys.stderr)
         return None
@@ -73,14 +74,14 @@ def _output(ref: str, output: str | None, verb: str) -> str:
     return output
 
 
-def _write(pieces: Iterable[bytes], output: str) -> None:
+def _write(pieces: Iterable[bytes], output: str, mode: int = 0o666) -> None:
     from casemate.cli.attach import write_all
 
     if output == "-":
         for piece in pieces:
             write_all(STDOUT, piece)
         return
-    with _whole(Path(output)) as file:
+    with _whole(Path(output), mode) as file:
         for piece in pieces:
             file.write(piece)
 
@@ -104,10 +105,10 @@ def _hashed(pieces: Iterable[bytes], sha256: hashlib._Hash) -> Iterator[bytes]:
         yield piece
 
 
-def _whole(path: Path) -> Any:
+def _whole(path: Path, mode: int) -> Any:
     if not path.parent.is_dir():
         raise RequestError(f"{path.parent}: there is no such folder", hint=f"mkdir -p {path.parent}")
-    return new_file(path)
+    return new_file(path, mode)
 
 
 def _told(tell: Tell | None, what: str, pieces: Iterable[bytes], size_bytes: int) -> Iterator[bytes]:

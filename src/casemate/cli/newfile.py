@@ -10,13 +10,13 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[tempfile._TemporaryFileWrapper[bytes]]:
-    """A file that is at *path* once it is whole; a failure leaves what was there."""
+def new_file(path: Path, mode: int = 0o666) -> Iterator[tempfile._TemporaryFileWrapper[bytes]]:
+    """A file that is at *path* once it is whole, of *mode* as the umask lets it; a failure leaves what was there."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             yield file
             file.flush()
-            os.chmod(file.name, 0o666 & ~_umask())
+            os.chmod(file.name, mode & ~_umask())
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)

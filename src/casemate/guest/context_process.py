@@ -112,7 +112,7 @@ class ContextProcess:
         if self.status is not None:
             return True  # its number may be another's by now
         try:
-            if _is_in_mask(self.pid, "SigIgn:", signal.SIGINT):
+            if _is_in_mask(self.pid, b"SigIgn:", signal.SIGINT):
                 return False
             os.killpg(self.pid, signal.SIGINT)
         except ProcessLookupError:
@@ -134,9 +134,15 @@ class ContextProcess:
                 continue
             if self.twisters:
                 twisters.refill(pid, self.twisters)
-            if self.is_reseeded_by_signal and _is_in_mask(pid, "SigCgt:", RESEED_SIGNAL):
+            if self.is_reseeded_by_signal and self._takes_signal(pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, RESEED_SIGNAL)
+
+    def _takes_signal(self, pid: int) -> bool:
+        """A child that blocks it may be between vfork and exec, where it forgets its handlers and then lets it in."""
+        return _is_in_mask(pid, b"SigCgt:", RESEED_SIGNAL) and (
+            pid == self.pid or not _is_in_mask(pid, b"SigBlk:", RESEED_SIGNAL)
+        )
 
     def oom_kills(self) -> int:
         return self.child.group.usage().oom_kills
@@ -305,11 +311,11 @@ def _readable_bytes(fd: int) -> int:
     return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0"))[0])
 
 
-def _is_in_mask(pid: int, mask: str, number: int) -> bool:
+def _is_in_mask(pid: int, mask: bytes, number: int) -> bool:
     """Whether signal *number* is in that line of the process' status; False when it is gone."""
     try:
-        with open(f"/proc/{pid}/status") as status:
-            found = next((line.split()[1] for line in status if line.startswith(mask)), "0")
+        with open(f"/proc/{pid}/status", "rb") as status:  # its name in there need not be text
+            found = next((line.split()[1] for line in status if line.startswith(mask)), b"0")
     except (FileNotFoundError, ProcessLookupError):
         return False
     return bool(int(found, 16) >> (number - 1) & 1)

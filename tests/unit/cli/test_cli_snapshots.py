@@ -58,6 +58,7 @@ def test_what_an_export_prints_is_what_an_import_takes(fake: FakeDaemon, tmp_pat
     done = snapshots("export", "work:good", "-o", "x.tar")
     assert done.stdout.decode() == f"{DIGEST}  x.tar\n"
     assert (tmp_path / "x.tar").read_bytes() == BUNDLE
+    assert (tmp_path / "x.tar").stat().st_mode & 0o777 == 0o600  # it has secrets
     assert subprocess.run(["sha256sum", "-c"], input=done.stdout, capture_output=True, check=False).returncode == 0
     piped = snapshots("export", "work")
     assert (piped.stdout, piped.stderr) == (BUNDLE, f"{DIGEST}  -\n".encode())

@@ -184,6 +184,31 @@ def test_a_program_that_a_cell_runs_is_left_alone(guest: CellGuest, frozen: list
     assert going_on_copied(guest, frozen, tmp_path / "flag", cell) == "0\n"
 
 
+def test_whatever_name_a_process_gives_itself(guest: CellGuest, frozen: list[int], tmp_path: Path) -> None:
+    """The kernel cuts it after 15 bytes, also within a letter."""
+    cell = "open('/proc/self/comm', 'w').write('x' * 14 + 'é'); BEGUN; wait(); draw()"
+    assert going_on_copied(guest, frozen, tmp_path / "flag", cell) == "False\n"
+
+
+def test_a_child_that_blocks_it_is_not_sent_it(guest: CellGuest, frozen: list[int], tmp_path: Path) -> None:
+    """As one on its way into a program does: it forgets its handlers first, and then lets signals in."""
+    child = f"""
+read, write = os.pipe()
+signal.pthread_sigmask(signal.SIG_BLOCK, [{RESEED_SIGNAL}])
+if not (pid := os.fork()):
+    os.write(write, b"x")
+    wait()
+    signal.signal({RESEED_SIGNAL}, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [{RESEED_SIGNAL}])
+    os._exit(0)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [{RESEED_SIGNAL}])
+os.read(read, 1)
+BEGUN
+print(os.waitpid(pid, 0)[1])
+"""
+    assert going_on_copied(guest, frozen, tmp_path / "flag", child) == "0\n"
+
+
 def test_the_environment_is_laid_over_the_old_one(guest: CellGuest) -> None:
     guest.begin(Introduction("guest", env={"KEPT": "old", "CHANGED": "old"}, cwd="/usr"))
     guest.turn(0)
