@@ -25,7 +25,7 @@ from casemate.build.transfer import IMPORTS_AT_ONCE, fed, in_thread
 from casemate.host import own_folder
 from casemate.images.bundle import enter
 from casemate.images.store import DIGEST
-from casemate.sandbox import Here, Made, Snapshot, check_fit, new_id
+from casemate.sandbox import Here, Made, Snapshot, check_fit, new_id, refusals_named
 from casemate.storage import VersionRow
 from casemate.storage import images as rows
 
@@ -54,8 +54,8 @@ class SessionTransfer:
         row = own_row(version, await self._host.database.read(rows.snapshots_of, version.id))
         snapshot = await self._shapes.stored_one(row.id, (version.tenant,))  # whole, and sealed by us
         with ExitStack() as held:
-            opened = await anyio.to_thread.run_sync(self._open, version, snapshot, base, held)
-            manifest, pieces = opened
+            with refusals_named(f"the files of {version.reference}"):
+                manifest, pieces = await anyio.to_thread.run_sync(self._open, version, snapshot, base, held)
             await self._host.trail.record(
                 EventKind.SNAPSHOT_EXPORTED, tenant=version.tenant, actor=actor, subject=version.reference
             )
@@ -105,13 +105,8 @@ class SessionTransfer:
         if name is not None:
             check_new_name(name)
         snapshot_id, here = new_id(), await self._here()
-        async with self._places, own_folder(self._host.snapshots / f"{BUILDING}{snapshot_id}", FOLDER_MODE) as folder:
-            inbox = Inbox(folder, self._host.workshop.store, sha256, partial(self._check, name=name, here=here))
-            async with fed(pieces, partial(bundles.read, inbox=inbox), Arrived.abandon) as arrived:
-                read = partial(self._snapshot, arrived.manifest, tenant, snapshot_id)
-                await anyio.to_thread.run_sync(_check_digests, read(folder, name="unnamed@1"))
-                with anyio.CancelScope(shield=True):  # all of it or nothing
-                    version = await self._enter(arrived, tenant, name or arrived.manifest.name, folder, read)
+        with refusals_named("the import of a snapshot"):
+            version = await self._taken_in(tenant, name, sha256, pieces, snapshot_id, here)
         await self._host.trail.record(
             EventKind.SNAPSHOT_IMPORTED,
             tenant=tenant,
@@ -120,6 +115,18 @@ class SessionTransfer:
             detail={"sha256": sha256, "parent": version.parent},
         )
         return await self._sessions.describe(version)
+
+    async def _taken_in(
+        self, tenant: str, name: str | None, sha256: str, pieces: AsyncIterator[bytes], snapshot_id: str, here: Here
+    ) -> VersionRow:
+        async with self._places, own_folder(self._host.snapshots / f"{BUILDING}{snapshot_id}", FOLDER_MODE) as folder:
+            inbox = Inbox(folder, self._host.workshop.store, sha256, partial(self._check, name=name, here=here))
+            async with fed(pieces, partial(bundles.read, inbox=inbox), Arrived.abandon) as arrived:
+                read = partial(self._snapshot, arrived.manifest, tenant, snapshot_id)
+                await anyio.to_thread.run_sync(_check_digests, read(folder, name="unnamed@1"))
+                with anyio.CancelScope(shield=True):  # all of it or nothing
+                    return await self._enter(arrived, tenant, name or arrived.manifest.name, folder, read)
+        raise AssertionError("unreachable")
 
     async def _here(self) -> Here:
         nothing = Path("/nonexistent")

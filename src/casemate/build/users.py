@@ -24,8 +24,7 @@ class Users:
     @classmethod
     def read(cls, connection: sa.Connection) -> Users:
         """An act of the database's."""
-        versions = rows.all_versions(connection)
-        made_of = {one.id: version.id for version in versions for one in rows.snapshots_of(connection, version.id)}
+        versions, made_of = rows.all_versions(connection), rows.version_by_snapshot(connection)
         by_version: dict[int, list[SandboxRow]] = {}
         for row in sandboxes.live(connection):
             # A copy of a sandbox stands on a snapshot of its own, and on its version's kernel and disks all the same

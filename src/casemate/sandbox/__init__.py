@@ -8,6 +8,7 @@ from casemate.sandbox.handle import Handle
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.ids import is_id, is_name, new_id
 from casemate.sandbox.link import Link
+from casemate.sandbox.plan import refusals_named
 from casemate.sandbox.pool_spec import SHARED, PoolSpec, pools_of
 from casemate.sandbox.records import Records
 from casemate.sandbox.recover import Recovered, Sweeper, recover
@@ -65,6 +66,7 @@ __all__ = [
     "parse_fault",
     "pools_of",
     "recover",
+    "refusals_named",
     "sentences",
     "unfit",
 ]

@@ -134,9 +134,10 @@ async def _hush(taking: Taking) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _pause(taking: Taking) -> AsyncIterator[None]:
     machine = taking.boot.machine
-    await machine.pause()
     taking.paused_at = time.perf_counter()
     try:
+        with anyio.CancelScope(shield=True):  # what a VMM was told to do it does, whoever waits for its answer
+            await machine.pause()
         yield
     finally:
         with anyio.CancelScope(shield=True):
@@ -153,7 +154,8 @@ async def _drain(taking: Taking) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _save_state(taking: Taking) -> AsyncIterator[None]:
-    await taking.boot.machine.save_state(taking.into / "state")
+    with anyio.CancelScope(shield=True):  # one that was booted stops again at the end of it
+        await taking.boot.machine.save_state(taking.into / "state")
     yield
 
 

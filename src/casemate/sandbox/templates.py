@@ -18,6 +18,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
+from casemate.errors import LeakedResource
 from casemate.host import own, remove_folder
 from casemate.sandbox.admission import Admission, Amount, Reservation
 from casemate.sandbox.copying import stored_amount
@@ -109,6 +110,8 @@ class Templates:
                 self._known[template.id] = template
                 task_status.started()
                 await template.unused.wait()
+        except LeakedResource as error:  # it is nobody's any more; the sandboxes of this daemon run on
+            log.error("what a fork has left could not be removed", snapshot=template.id, error=str(error))
         finally:
             self._known.pop(template.id, None)
 

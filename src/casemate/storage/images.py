@@ -257,6 +257,11 @@ def snapshots_of(connection: sa.Connection, version_id: int) -> list[SnapshotRow
     return [SnapshotRow(**row) for row in connection.execute(query).mappings()]
 
 
+def version_by_snapshot(connection: sa.Connection) -> dict[str, int]:
+    """The id of each snapshot's version, of all tenants."""
+    return {row.id: row.version_id for row in connection.execute(sa.select(snapshots.c.id, snapshots.c.version_id))}
+
+
 def _change(
     connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool], changes: Mapping[str, Any]
 ) -> int:

@@ -188,7 +188,7 @@ async def test_a_disk_that_fills_while_it_is_entered_leaves_nothing(
 
         with monkeypatch.context() as patch:
             patch.setattr("casemate.build.session_transfer.write_manifest", full)
-            with pytest.raises(OSError, match="No space"):
+            with pytest.raises(errors.HostFull):
                 await received(world, data)
         assert [name for name in traces(world) if name not in before] in ([], [world.bench.agent().name])
         assert [one["state"] for one in await world.images.sessions.listed(TENANT)] == ["failed"]

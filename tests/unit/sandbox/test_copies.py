@@ -16,7 +16,8 @@ from sandbox_world import TENANT, World, open_world
 from test_suspend_resume import Failing, answers, following, lone, moments
 
 from casemate import errors
-from casemate.sandbox import Amount, Handle, Seal, Snapshot, State, starting
+from casemate.host import remove_folder
+from casemate.sandbox import Amount, Handle, Seal, Snapshot, State, starting, templates
 from casemate.sandbox.plan import Moment, Reach, undone
 from casemate.sandbox.taking import plan
 from casemate.sandbox.templates import Templates
@@ -140,6 +141,7 @@ def test_the_vmm_of_the_parent_dies_in_the_middle(tmp_path: Path, step: str, no_
             assert machine is not None
             with suppress(ProcessLookupError):
                 os.kill(machine.pid, signal.SIGKILL)
+                os.waitid(os.P_PID, machine.pid, os.WEXITED | os.WNOWAIT)  # else a fork might be done before
 
     async def main(world: World) -> None:
         parent = await lone(world)
@@ -345,3 +347,69 @@ def test_what_is_made_of_it_is_thawed_when_it_was_introduced(tmp_path: Path, no_
         kept.folder.rmdir()
 
     run(tmp_path, main, reach)
+
+
+@pytest.mark.parametrize("command", ["pause", "save_state"])
+def test_who_asked_gives_up_while_the_vmm_is_at_it(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, no_trace: None
+) -> None:
+    """A command that was given is carried out, whoever waits for its answer."""
+
+    async def main(world: World) -> None:
+        parent = await lone(world)
+        machine = world.driver.latest
+        assert machine is not None
+        done, at_it, ends = getattr(machine, command), anyio.Event(), list[str]()
+
+        async def slow(*given: Path) -> None:
+            await done(*given)
+            at_it.set()
+            await anyio.sleep(0.1)
+            ends.append("answered")
+
+        monkeypatch.setattr(machine, command, slow)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(world.sandboxes.fork, TENANT, parent.info.id, 1)
+            await at_it.wait()
+            tasks.cancel_scope.cancel()
+        assert ends == ["answered"]
+        await answers(parent)
+        assert not parent.stopping
+        await parent.kill()
+
+    run(tmp_path, main)
+
+
+def test_what_cannot_be_removed_ends_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_trace: None
+) -> None:
+    """The next start sweeps it; its room stays reserved until then."""
+
+    async def main(world: World) -> None:
+        parent = await lone(world)
+        alone = world.admission.reserved
+        (copy,) = await world.sandboxes.fork(TENANT, parent.info.id, 1)
+        template = copy.info.snapshot
+        with monkeypatch.context() as broken:
+            broken.setattr(templates, "remove_folder", refuse)
+            await copy.kill()
+            with anyio.fail_after(10):
+                while world.sandboxes.templates.is_used(template):
+                    await anyio.sleep(0.001)
+        assert stored(tmp_path) == [template]
+        left = world.admission.reserved - alone
+        assert left.disk_mib > 0
+        await answers(parent)
+        (again,) = await world.sandboxes.fork(TENANT, parent.info.id, 1)
+        await answers(again)
+        await kill_all(world)
+        await settled(world, left)
+        assert stored(tmp_path) == [template]
+        remove_folder(tmp_path / "snapshots" / template)
+        world.admission.release(left)
+
+    run(tmp_path, main)
+
+
+def refuse(_: Path) -> None:
+    raise OSError(5, "the disk is broken")
