@@ -1,7 +1,8 @@
 """Makes a copied process draw random numbers of its own.
 
 Whatever state was set up before the snapshot is the same in every clone. Only modules that are loaded
-are touched; what asks the kernel (`os.urandom`, `secrets`, `uuid4`) needs nothing.
+are touched, and one may be in the midst of its import; what asks the kernel (`os.urandom`, `secrets`, `uuid4`) needs
+nothing.
 """
 
 import _thread
@@ -59,7 +60,7 @@ class Seeds:
         It may be in a function of numpy's that holds the generator's lock while it calls Python code (`shuffle`): to
         wait for that here would be for ever, so another thread does.
         """
-        lock = _numpys_lock()
+        lock = _numpys("_bit_generator", "lock")
         if lock is None or lock.acquire(False):
             if lock is not None:
                 lock.release()
@@ -108,22 +109,21 @@ def _derive(entropy: bytes, purpose: bytes) -> bytes:
 
 def _random(entropy: bytes, but: FrozenSet[str]) -> None:
     random: Any = sys.modules.get("random")
-    if random is not None and "random" not in but:
+    if random is not None and "random" not in but and hasattr(random, "seed"):
         _original(random.seed)(_derive(entropy, b"random"))
 
 
 def _numpy(entropy: bytes, but: FrozenSet[str]) -> None:
-    numpy_random: Any = sys.modules.get("numpy.random")
-    if numpy_random is not None and "numpy" not in but:
+    seed: Any = getattr(sys.modules.get("numpy.random"), "seed", None) or _numpys("seed")
+    if seed is not None and "numpy" not in but:
         digest = _derive(entropy, b"numpy")
-        seed = [int.from_bytes(digest[i : i + 4], "little") for i in range(0, len(digest), 4)]
-        _original(numpy_random.seed)(seed)
+        _original(seed)([int.from_bytes(digest[i : i + 4], "little") for i in range(0, len(digest), 4)])
 
 
-def _numpys_lock() -> Any:
-    """Of the generator behind numpy.random's functions; None: there is none."""
+def _numpys(*names: str) -> Any:
+    """Of the generator behind numpy.random's functions, that is there before they are; None: there is none."""
     found: Any = sys.modules.get("numpy.random.mtrand")
-    for name in ("_rand", "_bit_generator", "lock"):
+    for name in ("_rand", *names):
         found = getattr(found, name, None)
     return found
 
@@ -142,8 +142,8 @@ def _standard_library(entropy: bytes, but: FrozenSet[str]) -> None:
     tempfile: Any = sys.modules.get("tempfile")
     if tempfile is not None:
         tempfile._name_sequence = None
-    ssl = sys.modules.get("ssl")
-    if ssl is not None:
+    ssl: Any = sys.modules.get("ssl")
+    if hasattr(ssl, "RAND_add"):
         ssl.RAND_add(_derive(entropy, b"ssl"), 64.0)
 
 

@@ -118,3 +118,24 @@ def test_what_a_cell_has_put_in_place_of_a_seed_ends_nothing(fresh_context: Cont
     seen = fresh_context.run("len(seeded)", seed="ab" * 64)
     assert (seen.text, seen.end) == ("1", {"kind": "ok"})
     assert "Error" in seen.stderr or "Exit" in seen.stderr
+
+
+IN_AN_IMPORT = """
+import numpy, os, random, ssl, sys, types
+numpy.random.mtrand._rand.seed(1)
+whole = {name: sys.modules[name] for name in ('random', 'numpy.random', 'ssl')}
+sys.modules.update({name: types.ModuleType(name) for name in whole})
+os.kill(os.getpid(), %d)
+sys.modules.update(whole)
+numpy.random.rand() == numpy.random.RandomState(1).rand()
+"""
+
+
+def test_what_is_only_being_imported_is_reseeded_as_far_as_it_is_there(bench: Bench) -> None:
+    """As when a sandbox is copied meanwhile: the generator of numpy is made long before its module is whole."""
+    if "missing" in str(bench.zygote.about["modules"]["numpy"]):
+        pytest.skip(f"{bench.python} has no numpy")
+    context = ContextBench(bench)
+    seen = context.run(IN_AN_IMPORT % context.ready["reseed_signal"])
+    assert (seen.text, seen.stderr) == ("False", "")
+    context.kill()
