@@ -25,6 +25,8 @@ STATE_FOLDER = "/run/casemate/identity"
 RNDADDENTROPY = 0x40085203  # random(4)
 RNDRESEEDCRNG = 0x5207
 _ENTROPY_BYTES = range(32, 513)
+_HOSTS = b"127.0.0.1 localhost\n::1 localhost\n"
+_READ_AT_MOST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +89,12 @@ class Machine:
         time.clock_settime_ns(time.CLOCK_REALTIME, wall_clock_ns)
 
     def set_identity(self, hello: Hello, boot_id: str) -> None:
+        before, was = _read("hosts") if hello.copy else _HOSTS, socket.gethostname()
         socket.sethostname(hello.hostname)
-        _write("machine-id", hello.machine_id + "\n")
-        _write("boot_id", boot_id + "\n")
-        _write("hostname", hello.hostname + "\n")
-        _write("hosts", f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {hello.hostname}\n")
+        _write("machine-id", f"{hello.machine_id}\n".encode())
+        _write("boot_id", f"{boot_id}\n".encode())
+        _write("hostname", f"{hello.hostname}\n".encode())
+        _write("hosts", hosts(hello.hostname, before, was))
 
 
 class Handshake:
@@ -126,6 +129,13 @@ class Handshake:
         }
 
 
+def hosts(hostname: str, before: bytes = _HOSTS, was: str = "") -> bytes:
+    """/etc/hosts: what is in it but for the line that says who it *was*, and who it is now."""
+    own = b"127.0.1.1 %s"
+    kept = [line for line in before.splitlines() if line != own % os.fsencode(was)]
+    return b"".join(line + b"\n" for line in (*kept, own % hostname.encode()))
+
+
 def _new_uuid() -> str:
     """A random UUID (version 4): drawn after the reseed, so no two clones share one."""
     number = int.from_bytes(os.urandom(16), "big") & ~(0xF << 76 | 0x3 << 62) | 4 << 76 | 2 << 62
@@ -133,9 +143,18 @@ def _new_uuid() -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def _write(name: str, content: str) -> None:
+def _read(name: str) -> bytes:
+    """What a user may have written; nothing where there is no such file any more."""
+    try:
+        with open(f"{STATE_FOLDER}/{name}", "rb") as file:
+            return file.read(_READ_AT_MOST)
+    except FileNotFoundError:
+        return b""
+
+
+def _write(name: str, content: bytes) -> None:
     fd = os.open(f"{STATE_FOLDER}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        os.write(fd, content.encode())
+        os.write(fd, content)
     finally:
         os.close(fd)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from casemate.errors import InvalidSpec, ProtocolViolation
-from casemate.guest.handshake import Handshake, Hello, parse
+from casemate.guest.handshake import Handshake, Hello, hosts, parse
 from casemate.sandbox import Introduction
 
 
@@ -69,6 +69,15 @@ def test_a_second_one_on_a_reopened_stream_keeps_the_identity() -> None:
     again = shaken.apply(parse(replace(Introduction("guest"), fresh=False).hello()))
     assert again["boot_id"] == first["boot_id"]
     assert [act for act in machine.acts if act.startswith("identity")] == ["identity guest"]
+
+
+def test_a_copy_keeps_the_hosts_its_user_has_named() -> None:
+    fresh = hosts("first")
+    assert fresh == b"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 first\n"
+    copied = hosts("second", fresh + b"10.0.0.1 database \xff", "first")
+    assert copied == b"127.0.0.1 localhost\n::1 localhost\n10.0.0.1 database \xff\n127.0.1.1 second\n"
+    assert hosts("third", copied, "second").count(b"127.0.1.1") == 1
+    assert hosts("third", copied, "\udcff").count(b"127.0.1.1") == 2  # as the kernel has a name that is no text
 
 
 @pytest.mark.parametrize(
