@@ -104,6 +104,24 @@ def test_execs_stay_detached_under_new_ids(guest: CellGuest, frozen: list[int]) 
     assert guest.act("exec", op="remove", exec_id=new).accepted == {}
 
 
+def test_one_that_was_about_to_start_does_or_is_forgotten(guest: CellGuest) -> None:
+    """It is copied between the order and the child's answer; whoever ordered it is in the other one."""
+    before = set(execs(guest))
+    for exec_id, program in (("there", "true"), ("not there", "/no/such/program")):
+        guest.open("exec", op="start", exec_id=exec_id, argv=[program])
+    while chunk := guest.host.outgoing():
+        guest.server.receive(chunk)
+    copy(guest)
+
+    def settled() -> bool:
+        found = execs(guest)
+        return len(found) == len(before) + 1 and not any(program["running"] for program in found.values())
+
+    guest.until(settled)
+    assert not {"there", "not there"} & set(execs(guest))
+    assert all(program["argv"] != ["/no/such/program"] for program in execs(guest).values())
+
+
 def test_cells_stay_under_new_ids_also_ended_ones(guest: CellGuest, frozen: list[int]) -> None:
     guest.run("print('long ago')", cell_id="ended")
     running = guest.begin_cell("print('begun'); word = input(); print('still', 1)", cell_id="running", stdin=b"x\n")
