@@ -16,7 +16,7 @@ import pytest
 from machines import ANSWER_S, Clone, open_clone, open_driver
 from vm_world import Daemon
 
-from casemate.errors import NotFound, RequestError
+from casemate.errors import NotFound, StateConflict
 from casemate.sandbox import Introduction, cells, contexts, execs, new_id
 from casemate.sandbox.warmth import warm
 
@@ -219,7 +219,7 @@ def test_what_the_kernel_holds_is_said_and_the_others_go_on(daemon: Daemon, tmp_
                 (pid,) = [str(found["pid"]) for found in await execs.listed(clone.link) if found["running"]]
                 while b") D " not in (await clone.run("cat", f"/proc/{pid}/stat"))[0]:
                     pass
-                with pytest.raises(RequestError, match="frozen in time"):
+                with pytest.raises(StateConflict, match=f"{pid} python3"):
                     await control(clone, "quiesce")
                 assert (await clone.run("echo", "others"))[0] == b"others\n"
                 await freeze_disk(FITHAW)

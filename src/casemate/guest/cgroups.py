@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -169,6 +170,19 @@ class Groups:
 
     def is_frozen(self) -> bool:
         return self._user is None or "frozen 1" in _read(self._user + "/cgroup.events")
+
+    def find_held(self) -> str | None:
+        """One that waits for the kernel and can't be stopped: its pid and name."""
+        for folder, _, _ in os.walk(self._user or "", followlinks=False):
+            for pid in _read(folder + "/cgroup.procs").split():
+                with (
+                    suppress(FileNotFoundError, ProcessLookupError),
+                    open(f"/proc/{pid}/stat", errors="replace") as stat,
+                ):
+                    name, _, rest = stat.read().rpartition(") ")
+                    if rest.startswith("D"):
+                        return f"{pid} {name.partition('(')[2]}"
+        return None
 
     def stats(self) -> dict[str, int]:
         """The tree's memory and processes now; empty without cgroups."""

@@ -6,7 +6,7 @@ import os
 from time import monotonic
 from typing import Any
 
-from casemate.errors import GuestError, InvalidSpec
+from casemate.errors import CasemateError, GuestError, InvalidSpec, StateConflict
 from casemate.guest.conversation import Conversation, text
 from casemate.guest.reactor import Reactor
 from casemate.guest.timer_list import others_run
@@ -65,8 +65,10 @@ class ControlChannel(Conversation):
         if self.server.groups.is_frozen():
             self._done({})
         elif monotonic() > until:
+            held = self.server.groups.find_held() or "none that can be named"
             self.server.groups.freeze(False)
-            self._fail("user processes could not be frozen in time: the kernel holds one of them")
+            reason = f"the kernel holds a process that could not be stopped within {FREEZE_LIMIT_S:g} s: {held}"
+            self._refuse(StateConflict(reason, hint="let it finish what it waits for, or kill it"))
         else:
             self._reactor.call_later(_LOOK_AGAIN_S, lambda: self._await_frozen(until))
 
@@ -108,6 +110,9 @@ class ControlChannel(Conversation):
             self.finish()
 
     def _fail(self, reason: str) -> None:
+        self._refuse(GuestError(reason))
+
+    def _refuse(self, error: CasemateError) -> None:
         if not self._answered:
             self._answered = True
-            self.deny(GuestError(reason))
+            self.deny(error)

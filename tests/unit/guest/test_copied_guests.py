@@ -250,6 +250,9 @@ class Icy(Groups):
     def is_frozen(self) -> bool:
         return self.frozen
 
+    def find_held(self) -> str | None:
+        return "7 dd"
+
 
 @pytest.fixture
 def icy(guest: CellGuest, monkeypatch: pytest.MonkeyPatch) -> Icy:
@@ -262,7 +265,9 @@ def test_a_quiesce_that_fails_leaves_nothing_frozen(
     guest: CellGuest, icy: Icy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "FREEZE_LIMIT_S", 0.1)
-    assert code(guest.act("control", op="quiesce")) == "guest-error"
+    denied = guest.act("control", op="quiesce").denied
+    assert denied is not None
+    assert (denied.code, denied.body["message"][-4:]) == ("state-conflict", "7 dd")
     assert icy.acts == [True, False]
 
 
