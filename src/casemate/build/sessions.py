@@ -148,7 +148,7 @@ class Sessions:
         return rows.version(connection, tenant, name, version.number)
 
     async def complete(self, version: VersionRow, snapshot: Snapshot, tag: str | None) -> VersionRow:
-        """The version whose *snapshot* is whole is what its name means from here on."""
+        """The version whose *snapshot* is whole is what its name means from here on, unless a newer one was faster."""
         measured = await anyio.to_thread.run_sync(_own_bytes, snapshot.folder)
         artifacts = {
             **version.artifacts,
@@ -163,8 +163,11 @@ class Sessions:
             rows.delete_snapshot(connection, row.id)  # its platform is known now, and is never changed
             rows.put_snapshot(connection, _whole(row, snapshot, memory_bytes))
             rows.update_version(connection, version.id, state="ready", artifacts=artifacts, size_bytes=measured)
-            rows.activate(connection, version.id)
-            if tag is not None:
+            named = rows.versions(connection, version.tenant)
+            newer = [one for one in named if one.image_id == version.image_id and one.number > version.number]
+            if not any(one.active for one in newer):
+                rows.activate(connection, version.id)
+            if tag is not None and all(one.tag != tag for one in newer):
                 rows.claim_tag(connection, version.id, tag)
             return rows.version(connection, version.tenant, version.name, version.number)
 
@@ -174,7 +177,10 @@ class Sessions:
         """Of what was begun nothing stays, but that the version says why."""
         why = str(error) if isinstance(error, errors.CasemateError) else f"given up: {type(error).__name__}"
         log.warning("a snapshot was not kept", image=version.reference, why=why)
-        await anyio.to_thread.run_sync(remove_folder, self._host.snapshots / snapshot_id)
+        try:
+            await anyio.to_thread.run_sync(remove_folder, self._host.snapshots / snapshot_id)
+        except OSError as refused:  # the pruning of images finds it
+            log.error("what was begun of a snapshot could not be removed", snapshot=snapshot_id, error=str(refused))
 
         def act(connection: sa.Connection) -> None:
             rows.delete_snapshot(connection, snapshot_id)

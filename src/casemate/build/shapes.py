@@ -14,7 +14,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from anyio.abc import TaskGroup
 from casemate import errors
 from casemate.build.host import BuildHost
 from casemate.build.own_shape import check_own_shape, own_row, said, shape_of
-from casemate.build.snapshot import PREPARE_S, Place, Progress, Recipe, build_snapshot
+from casemate.build.snapshot import BUILDING, PREPARE_S, Place, Progress, Recipe, build_snapshot
 from casemate.build.underway import Underway
 from casemate.host import remove_folder
 from casemate.sandbox import Here, Misfit, Shape, Snapshot, check_fit, sentences, unfit
@@ -440,9 +440,12 @@ class Shapes:
 
     async def _delete(self, snapshot_id: str) -> None:
         self._stamped.pop(snapshot_id, None)
+        dying = self._host.snapshots / f"{BUILDING}{snapshot_id}"  # whoever dies over it, the next start removes it
         with anyio.CancelScope(shield=True):
+            with suppress(FileNotFoundError):
+                await anyio.to_thread.run_sync((self._host.snapshots / snapshot_id).rename, dying)
             await self._host.database.write(rows.delete_snapshot, snapshot_id)
-            await anyio.to_thread.run_sync(partial(remove_folder, self._host.snapshots / snapshot_id))
+            await anyio.to_thread.run_sync(remove_folder, dying)
 
 
 def _numbers(shape: Shape) -> tuple[int, int, int]:

@@ -312,3 +312,54 @@ async def test_what_was_changed_is_not_given_to_a_vmm(tmp_path: Path) -> None:
         report = await world.images.verify(TENANT, "work", world.tell)
         assert [file["file"] for file in report["files"] if not file["ok"]] == [f"snapshot {kept['snapshot']} memory"]
         assert len(folders(world)) == 1
+
+
+async def test_the_newest_is_what_a_name_means_whichever_is_done_last(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        await world.import_image()
+
+        async def another_is_faster() -> None:
+            assert (await keep(world, tag="good"))["version"] == 2
+
+        assert (await keep(world, tag="good", before=another_is_faster))["version"] == 1
+        assert (await world.images.version(TENANT, "work")).number == 2
+        assert (await world.images.version(TENANT, "work:good")).number == 2
+        assert [one["state"] for one in await world.images.sessions.listed(TENANT)] == ["ready", "ready"]
+
+
+async def test_one_that_cannot_be_removed_says_why_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails() -> None:
+        raise errors.HostFull("no room")
+
+    def refuse(_: Path) -> None:
+        raise OSError(5, "the disk is broken")
+
+    async with open_world(tmp_path) as world:
+        await world.import_image()
+        monkeypatch.setattr("casemate.build.sessions.remove_folder", refuse)
+        with pytest.raises(errors.HostFull):
+            await keep(world, after=fails)
+        (shown,) = await world.images.sessions.listed(TENANT)
+        assert (shown["state"], shown["why"]) == ("failed", "no room")
+        left = folders(world)
+        assert names(await world.images.prune(TENANT, False), "leftover") == left
+
+
+async def test_what_was_removed_is_gone_whenever_its_daemon_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(_: Path) -> None:
+        raise ConnectionError
+
+    async with open_world(tmp_path) as world:
+        await world.import_image()
+        await keep(world)
+        with monkeypatch.context() as patch:
+            patch.setattr("casemate.build.shapes.remove_folder", dies)
+            with pytest.raises(ConnectionError):
+                await world.images.sessions.remove(TENANT, "work", actor="key")
+        assert len(folders(world)) == 1
+    async with open_world(tmp_path) as world:
+        assert folders(world) == []
+        for one in await world.images.sessions.listed(TENANT):
+            await world.images.sessions.remove(TENANT, f"work@{one['version']}", actor="key")
