@@ -16,7 +16,7 @@ from pathlib import Path
 import anyio
 
 from casemate.audit import EventKind, Trail
-from casemate.host import own_folder, sync_file, sync_folder
+from casemate.host import own_folder, remove_folder, sync_file, sync_folder
 from casemate.images import digest_of
 from casemate.sandbox.admission import Amount
 from casemate.sandbox.digests import digest_of_memory
@@ -57,11 +57,15 @@ class Copier:
         info = handle.info
         detail = {"snapshot": wanted.id, **detail}
         await self.trail.record(kind, tenant=info.tenant, subject=info.id, actor=wanted.actor, detail=detail)
-        what = f"the snapshot of sandbox {info.id}"
-        with refusals_named(what):
+        with refusals_named(f"the snapshot of sandbox {info.id}"):
             async with own_folder(self.snapshots / f"{BUILDING}{wanted.id}", FOLDER_MODE) as folder:
                 taken = await handle.take(folder, wanted.actor)
-                return await anyio.to_thread.run_sync(partial(self._keep, taken, handle, wanted))
+                try:
+                    return await anyio.to_thread.run_sync(partial(self._keep, taken, handle, wanted))
+                except BaseException:  # it may have its name already
+                    with anyio.CancelScope(shield=True):
+                        await anyio.to_thread.run_sync(remove_folder, self.snapshots / wanted.id)
+                    raise
 
     def _keep(self, taken: Taken, handle: Handle, wanted: Copy) -> Snapshot:
         base = taken.made_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -320,6 +321,26 @@ def test_what_is_kept_is_sealed_as_what_it_is(tmp_path: Path, no_trace: None) ->
         for path in kept.folder.iterdir():
             path.unlink()
         kept.folder.rmdir()
+        await parent.kill()
+
+    run(tmp_path, main)
+
+
+def test_nothing_of_it_stays_when_its_folder_cannot_be_made_durable(
+    tmp_path: Path, no_trace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path) -> None:
+        if folder == tmp_path / "snapshots":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def main(world: World) -> None:
+        parent = await lone(world)
+        with monkeypatch.context() as patch:
+            patch.setattr("casemate.sandbox.copying.sync_folder", full)
+            with pytest.raises(errors.HostFull):
+                await world.sandboxes.take(TENANT, parent.info.id, image="mine@1")
+        assert stored(tmp_path) == []
+        await answers(parent)
         await parent.kill()
 
     run(tmp_path, main)
