@@ -134,8 +134,8 @@ class Context:
                 return
             if "env" in message:  # it waited before it was known whose it would be
                 surroundings.replace_environ(message["env"])
-            if "seed" in message:
-                _survived(partial(engine.reseed, self._own_entropy(bytes.fromhex(message["seed"]))))
+            if "seed" in message or self._is_copied:
+                _survived(partial(engine.reseed, self._own_entropy(bytes.fromhex(message.get("seed", "")))))
             try:
                 order = _read_order(message, fds)
             except UnicodeDecodeError as error:
@@ -147,7 +147,7 @@ class Context:
             child.send(self._sock, self._closing(message["id"], end))
 
     def _own_entropy(self, given: bytes) -> bytes:
-        """An order may have been on its way when the sandbox was copied: then what is in it is in all copies."""
+        """An order may have been on its way when the sandbox was copied: it is the same in all copies."""
         if not self._is_copied:
             return given
         self._is_copied = False

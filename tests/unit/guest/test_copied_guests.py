@@ -188,6 +188,26 @@ def test_the_next_cell_draws_anew(guest: CellGuest) -> None:
     assert guest.run("draw()").stdout == "False\n"
 
 
+def test_a_cell_on_its_way_draws_anew_in_any_language(guest: CellGuest, frozen: list[int]) -> None:
+    """Its order was written before anybody knew of the copy."""
+    assert guest.act("context", op="create", context_id="shell", language="bash").accepted is not None
+    seed = "eval 'RANDO''M=1'"  # not so that it counts as the user's
+    expected = guest.run(f"{seed}; echo $RANDOM", context="shell").stdout
+    assert guest.run(f"{seed}; echo $RANDOM", context="shell").stdout == expected
+    guest.run(seed, context="shell")
+    freeze(frozen, contexts(guest)["shell"]["pid"])
+    guest.begin_cell("echo $RANDOM", context="shell")
+    guest.let_pass(0.05)
+    assert [cell["state"] for cell in cells(guest).values()][-1] == "running"
+    copy(guest)
+    joined = guest.join(list(cells(guest))[-1])
+    thaw(frozen)
+    guest.until(lambda: joined.over)
+    assert joined.kind == "ok"
+    assert joined.stdout != expected
+    guest.act("context", op="remove", context_id="shell")
+
+
 @pytest.mark.parametrize("others", ["signal.SIG_DFL", "signal.SIG_IGN"])
 def test_who_does_not_catch_it_is_not_sent_it(guest: CellGuest, frozen: list[int], tmp_path: Path, others: str) -> None:
     cell = (
