@@ -5,7 +5,7 @@ A plan is data: the same for a dry run and for the deed. What is in use is looke
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -60,7 +60,7 @@ class Removal:
                 )
             gone = await self._take_out(version, WHY_REMOVED)
             # Its root disk goes even if a build could use it again: room was asked for
-            needed, root = await self._needed(()), {version.artifacts.get("root", "")}
+            needed, root = await self._needed((), set()), {version.artifacts.get("root", "")}
             sweep = partial(self._sweep, needed, set(_digests(version)), root, False, WHY_REMOVED)
             return gone + await anyio.to_thread.run_sync(sweep)
 
@@ -109,12 +109,15 @@ class Removal:
                 set(await self._shapes.users()) | self._shapes.lent,
                 await self._host.database.read(Users.read),
             )
-            gone: list[Item] = []
+            gone, lost = list[Item](), set[int]()
             for version in versions:
                 if not version.contains_session_state:
-                    gone += await self._prune_version(version, used, bool(users.of(version)), dry_run=dry_run)
+                    items = await self._prune_version(version, used, bool(users.of(version)), dry_run=dry_run)
+                    gone += items
+                    if any(item.kind == "version" for item in items):
+                        lost.add(version.id)
             gone += await self._drop_leftovers(dry_run=dry_run)
-            sweep = partial(self._sweep, await self._needed(gone), None, set(), dry_run, "nothing needs it")
+            sweep = partial(self._sweep, await self._needed(gone, lost), None, set(), dry_run, "nothing needs it")
             gone += await anyio.to_thread.run_sync(sweep)
             return gone + await self._drop_vmm_builds(gone, dry_run=dry_run)
 
@@ -208,12 +211,15 @@ class Removal:
                 gone.append(Item("leftover", folder.name, "no version has this snapshot", size_bytes))
         return gone
 
-    async def _needed(self, gone: Iterable[Item]) -> set[str]:
-        """The artifacts that versions and snapshots name; those of *gone* are as good as gone, also in a dry run."""
+    async def _needed(self, gone: Iterable[Item], lost: Set[int]) -> set[str]:
+        """The artifacts that versions and snapshots name; those of *gone* are as good as gone, also in a dry run.
+
+        *lost*: the ids of the versions among them; two tenants may each have one of the same name.
+        """
         names = {item.name for item in gone}
         needed: set[str] = set()
         for version in await self._host.database.read(rows.all_versions):
-            if version.reference not in names:
+            if version.id not in lost:
                 needed |= set(_digests(version))
             for stored in await self._stored(version):
                 if self._item(version, stored, "").name not in names:

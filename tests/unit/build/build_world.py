@@ -92,7 +92,7 @@ class World:
     def tell(self, step: str, message: str, fraction: float | None) -> None:
         self.said.append(step)
 
-    async def import_image(self, name: str = "python", content: bytes = b"root 1") -> VersionRow:
+    async def import_image(self, name: str = "python", content: bytes = b"root 1", tenant: str = TENANT) -> VersionRow:
         """A ready version made of a few bytes."""
         store = self.bench.store
         digests = {}
@@ -102,7 +102,7 @@ class World:
             digests[part] = pending.digest
         artifacts = digests | {"kernel_release": KERNEL_RELEASE}
         config = {"user": "user", "cwd": "/home/user"}
-        return await self.database.write(rows.add_imported, TENANT, "host", name, config, artifacts, len(content))
+        return await self.database.write(rows.add_imported, tenant, "host", name, config, artifacts, len(content))
 
     async def stand_on(self, snapshot_id: str, name: str, state: str = "running") -> None:
         """What a supervisor records of its sandbox."""

@@ -185,3 +185,15 @@ async def test_verify_finds_a_changed_file_and_the_next_create_does_not_use_it(t
         report = await world.images.verify(TENANT, "python", world.tell)
         assert [f["file"] for f in report["files"] if not f["ok"]] == ["kernel", f"snapshot {snapshot.id} memory"]
         assert (await snapshot_of(world)).id != snapshot.id
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_what_goes_of_one_tenant_is_not_what_another_calls_the_same(tmp_path: Path, dry_run: bool) -> None:
+    async with open_world(tmp_path) as world:
+        theirs = await world.import_image("work", b"their root", tenant="other")
+        old = await world.import_image("work", b"old root")
+        await world.import_image("work", b"new root")
+        gone = (await world.images.prune(TENANT, dry_run))["removed"]
+        assert {item["name"] for item in gone} == {old.reference, old.artifacts["root"]}
+        assert theirs.reference == old.reference
+        assert world.bench.store.has(theirs.artifacts["root"])
