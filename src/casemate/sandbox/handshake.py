@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from casemate.errors import ProtocolViolation
+from casemate.sandbox import parse
 
 GENERATION = 1
 ENTROPY_BYTES = 64
+_TEXT_AT_MOST = 64  # characters, of a digest
 CLOCK_TOLERANCE_S = 2.0  # an emulated guest on a busy host may be slow to answer
 
 
@@ -63,11 +65,10 @@ class Introduction:
 
     def check(self, ready: Mapping[str, Any], sent_ns: int, arrived_ns: int) -> None:
         """Raises ProtocolViolation unless *ready* proves that all of it was applied, between the two times."""
-        boot_id, wall_clock_ns, proof = (ready.get(k) for k in ("boot_id", "wall_clock_ns", "proof"))
         if ready.get("generation") != GENERATION:
             raise ProtocolViolation(f"sandbox {self.guest_id}: agent of another generation")
-        if not (isinstance(boot_id, str) and isinstance(wall_clock_ns, int) and isinstance(proof, str)):
-            raise ProtocolViolation(f"sandbox {self.guest_id}: READY lacks its proof")
+        boot_id, proof = (parse.text(ready, name, _TEXT_AT_MOST) for name in ("boot_id", "proof"))
+        wall_clock_ns = parse.whole(ready, "wall_clock_ns")
         if self.copy and ready.get("copy") is not True:
             raise ProtocolViolation(f"sandbox {self.guest_id}: its agent does not know that it is a copy")
         text = (
@@ -75,7 +76,7 @@ class Introduction:
             f"|{self.machine_id}|{boot_id}|{wall_clock_ns}"
         )
         expected = hmac.new(self.entropy, text.encode(), hashlib.sha256).hexdigest()
-        if not hmac.compare_digest(expected, proof):
+        if not hmac.compare_digest(expected.encode(), proof.encode()):
             raise ProtocolViolation(f"sandbox {self.guest_id}: the hand-shake's proof is wrong")
         slack_ns = int(CLOCK_TOLERANCE_S * 1e9)
         if not sent_ns - slack_ns <= wall_clock_ns <= arrived_ns + slack_ns:

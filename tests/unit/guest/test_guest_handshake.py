@@ -49,6 +49,16 @@ def test_a_changed_answer_is_not_believed(name: str) -> None:
         introduction.check(ready, sent_ns, time.time_ns())
 
 
+@pytest.mark.parametrize(
+    "change", [{"proof": "é"}, {"proof": "\ud800"}, {"boot_id": "\ud800"}, {"wall_clock_ns": 10**5000}]
+)
+def test_an_answer_that_is_no_text_is_not_believed(change: dict[str, Any]) -> None:
+    """Half a surrogate pair is JSON; what it does to a comparison is nothing that a supervisor would survive."""
+    introduction, sent_ns = Introduction("guest"), time.time_ns()
+    with pytest.raises(ProtocolViolation):
+        introduction.check(shake(introduction) | change, sent_ns, time.time_ns())
+
+
 def test_an_answer_to_another_clone_is_not_believed() -> None:
     one, other, sent_ns = Introduction("guest"), Introduction("guest"), time.time_ns()
     with pytest.raises(ProtocolViolation):

@@ -1,0 +1,44 @@
+"""A guest whose agent was taken over answers the hand-shake with nonsense: that ends it, and nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from sandbox_world import TENANT, World
+from test_copies import room_for_little, run
+from test_suspend_resume import answers, lone
+from tests.fakes.fake_vmm import FakeMachine
+
+from casemate import errors
+from casemate.guest.handshake import Handshake, Hello
+
+__all__ = ["room_for_little"]
+LIES = [{"proof": "é"}, {"proof": "\ud800"}, {"boot_id": "\ud800"}]
+
+
+class Liar(Handshake):
+    def __init__(self, lie: dict[str, str]) -> None:
+        self._lie = lie
+
+    def apply(self, hello: Hello) -> dict[str, Any]:
+        return {"generation": 1, "boot_id": "", "wall_clock_ns": hello.wall_clock_ns, "proof": ""} | self._lie
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_after_a_copy_it_ends_its_own_sandbox(tmp_path: Path, lie: dict[str, str], no_trace: None) -> None:
+    async def main(world: World) -> None:
+        victim, other = await lone(world, name="victim"), await lone(world)
+        machine = victim._machine
+        assert isinstance(machine, FakeMachine)
+        machine.agent._handshake = Liar(lie)
+        with pytest.raises(errors.CasemateError):
+            await world.sandboxes.fork(TENANT, "victim", 1)
+        with anyio.fail_after(10):
+            await victim.ended.wait()
+        await answers(other)
+
+    run(tmp_path, main)
