@@ -97,11 +97,14 @@ class Images:
 
     # --------------------------------------------------------------------- coming and going
 
-    async def remove(self, tenant: str, ref: str, force: bool) -> dict[str, Any]:
+    async def remove(self, tenant: str, ref: str, force: bool, *, actor: str = "host") -> dict[str, Any]:
         """Raises StateConflict while it is in use, or active without *force*; Forbidden for what is not yours."""
         version = await self.version(tenant, ref)
         _check_owner(tenant, version)
-        return to_json(await self.removal.remove(version, force=force), dry_run=False)
+        gone = await self.removal.remove(version, force=force)
+        if version.contains_session_state:
+            await self.sessions.record_removed(version, gone, actor)
+        return to_json(gone, dry_run=False)
 
     async def prune(self, tenant: str, dry_run: bool) -> dict[str, Any]:
         """For the host's owner only: it looks at every tenant's."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import anyio
@@ -149,7 +148,7 @@ class Sessions:
 
     async def complete(self, version: VersionRow, snapshot: Snapshot, tag: str | None) -> VersionRow:
         """The version whose *snapshot* is whole is what its name means from here on, unless a newer one was faster."""
-        measured = await anyio.to_thread.run_sync(_own_bytes, snapshot.folder)
+        measured = await anyio.to_thread.run_sync(self._entered, snapshot)
         artifacts = {
             **version.artifacts,
             "root": snapshot.root.name,
@@ -172,6 +171,13 @@ class Sessions:
             return rows.version(connection, version.tenant, version.name, version.number)
 
         return await self._host.database.write(act)
+
+    def _entered(self, snapshot: Snapshot) -> int:
+        """How many bytes it takes. Its files were hashed to be sealed: no create need do it again. Blocks."""
+        for name, digest in snapshot.digests.items():
+            with (snapshot.folder / name).open("rb") as file:
+                self._host.verified.remember(file.fileno(), digest)
+        return sum(path.stat().st_blocks * 512 for path in snapshot.folder.iterdir())
 
     async def give_up(self, version: VersionRow, snapshot_id: str, error: BaseException) -> None:
         """Of what was begun nothing stays, but that the version says why."""
@@ -271,7 +277,7 @@ class Sessions:
         """
         version = await self.version(tenant, ref, anybodys=anybodys)
         gone = await self._removal.remove(version, force=True)
-        await self._record(EventKind.SNAPSHOT_REMOVED, version, actor, gone)
+        await self.record_removed(version, gone, actor)
         return to_json(gone, dry_run=False)
 
     async def prune(
@@ -284,13 +290,13 @@ class Sessions:
         done = await self._removal.prune_sessions(None if everybodys else tenant, dry_run=dry_run)
         for version, items in done:
             if not dry_run:
-                await self._record(EventKind.SNAPSHOT_REMOVED, version, actor, items)
+                await self.record_removed(version, items, actor)
         return to_json([item for _, items in done for item in items], dry_run=dry_run)
 
-    async def _record(self, event: EventKind, version: VersionRow, actor: str, items: Sequence[Item]) -> None:
+    async def record_removed(self, version: VersionRow, items: Sequence[Item], actor: str) -> None:
         detail = {"parent": version.parent, "size_bytes": sum(item.size_bytes for item in items)}
         await self._host.trail.record(
-            event, tenant=version.tenant, actor=actor, subject=version.reference, detail=detail
+            EventKind.SNAPSHOT_REMOVED, tenant=version.tenant, actor=actor, subject=version.reference, detail=detail
         )
 
 
@@ -350,7 +356,3 @@ def _users(version: VersionRow, users: Users) -> list[dict[str, Any]]:
     found = [{"kind": "sandbox", "id": row.id, "name": row.name, "state": row.state} for row in boxes]
     pools = [{"kind": "pool", "id": row.id, "name": None, "state": None} for row in users.pools_of(version)]
     return [*found, *pools]
-
-
-def _own_bytes(folder: Path) -> int:
-    return sum(path.stat().st_blocks * 512 for path in folder.iterdir())

@@ -1,6 +1,7 @@
 """``casemate completion``: a script for the shell, and the answers to what it asks (by ``_CASEMATE_COMPLETE``).
 
-Typer completes verbs and options. Names of sandboxes and images come from a daemon that runs; none is started.
+Typer completes verbs and options. Names of sandboxes, images and snapshots come from a daemon that runs; none is
+started.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Shell(StrEnum):
 def completion(
     shell: Annotated[Shell, typer.Argument(metavar="bash|zsh|fish", help="The shell to complete in.")],
 ) -> None:
-    """Print a script that lets a shell complete verbs, options, sandboxes, contexts and images.
+    """Print a script that lets a shell complete verbs, options, sandboxes, contexts, images and snapshots.
 
     Names come from a daemon that runs already; none is started for it.
 
@@ -58,6 +59,8 @@ def _teach(command: Any) -> None:
             parameter._custom_shell_complete = lambda ctx, param, word: _offered(_sandboxes(), word)
         elif metavar == "CONTEXT":
             parameter._custom_shell_complete = lambda ctx, param, word: _offered(_contexts(ctx.params.get("ref")), word)
+        elif "SNAPSHOT" in metavar:
+            parameter._custom_shell_complete = lambda ctx, param, word: _offered(_snapshots(), word)
         elif "IMAGE" in metavar or parameter.name == "image":
             parameter._custom_shell_complete = lambda ctx, param, word: _offered(_images(), word)
 
@@ -83,7 +86,16 @@ def _contexts(sandbox: str | None) -> list[str]:
 
 def _images() -> list[str]:
     found = _asked("/v1/images").get("images", [])
-    return sorted({i["name"] for i in found} | {f"{i['name']}@{i['version']}" for i in found})
+    return _names_of(found)
+
+
+def _snapshots() -> list[str]:
+    return _names_of(_asked("/v1/snapshots").get("snapshots", []))
+
+
+def _names_of(found: list[dict[str, Any]]) -> list[str]:
+    tags = {f"{i['name']}:{i['tag']}" for i in found if i.get("tag")}
+    return sorted({i["name"] for i in found} | {f"{i['name']}@{i['version']}" for i in found} | tags)
 
 
 def _asked(path: str) -> dict[str, Any]:

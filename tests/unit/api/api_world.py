@@ -246,7 +246,7 @@ class FakeImages:
         _check_image(tenant, ref)
         return {"ok": True, "files": []}
 
-    async def remove(self, tenant: str, ref: str, force: bool) -> dict[str, Any]:
+    async def remove(self, tenant: str, ref: str, force: bool, *, actor: str) -> dict[str, Any]:
         _check_image(tenant, ref)
         return {"dry_run": False, "removed": [], "size_bytes": 0}
 

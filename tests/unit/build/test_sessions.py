@@ -259,6 +259,17 @@ async def test_a_copy_keeps_the_version_it_came_from(tmp_path: Path) -> None:
             await world.images.remove(TENANT, "python@1", True)
 
 
+async def test_removed_as_an_image_it_is_on_record_too(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        await world.import_image()
+        await keep(world)
+        with pytest.raises(errors.StateConflict, match="is what 'work' means"):
+            await world.images.remove(TENANT, "work", False)
+        await world.images.remove(TENANT, "work", True, actor="key")
+        assert folders(world) == []
+        assert "snapshot.removed" in await events(world)
+
+
 async def test_prune_takes_what_neither_name_nor_tag_means(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         await world.import_image()

@@ -32,7 +32,7 @@ class ImageService(Protocol):
 
     async def verify(self, tenant: str, ref: str, progress: Progress) -> dict[str, Any]: ...
 
-    async def remove(self, tenant: str, ref: str, force: bool) -> dict[str, Any]: ...
+    async def remove(self, tenant: str, ref: str, force: bool, *, actor: str) -> dict[str, Any]: ...
 
     async def prune(self, tenant: str, dry_run: bool) -> dict[str, Any]: ...
 
@@ -115,8 +115,8 @@ class Images:
     @operation("Remove a version of an image", query=RemoveQuery)
     async def remove(self, request: Request) -> Response:
         query = read_query(request, RemoveQuery)
-        tenant, ref = principal(request).tenant, request.path_params["ref"]
-        return JSONResponse(await self._images.remove(tenant, ref, query.force))
+        who, ref = principal(request), request.path_params["ref"]
+        return JSONResponse(await self._images.remove(who.tenant, ref, query.force, actor=who.key_id))
 
     @operation("Remove what nothing needs", body=Prune)
     async def prune(self, request: Request) -> Response:
