@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from casemate import errors, wire
+from casemate.sandbox.parse import unicode
 
 _ERRNO = re.compile(r"(E[A-Z0-9]{1,18}): ")
 _DENIALS: dict[str, type[errors.CasemateError]] = {
@@ -23,16 +24,17 @@ _DENIALS: dict[str, type[errors.CasemateError]] = {
 def denial(event: wire.Denied) -> errors.CasemateError:
     kind = _DENIALS.get(event.code, errors.RequestError)
     message = str(event.body.get("message") or f"the guest refused: {event.code}")
-    evidence = {k: v for k, v in event.body.items() if k in ("errno", "code", "path") and isinstance(v, str)}
-    return kind(message[:2000], hint=event.hint[:2000], evidence=evidence)
+    named = {k: v for k, v in event.body.items() if k in ("errno", "code", "path") and isinstance(v, str)}
+    evidence = {name: unicode(said) for name, said in named.items()}
+    return kind(unicode(message[:2000]), hint=unicode(event.hint[:2000]), evidence=evidence)
 
 
 def giving_up(event: wire.Reset) -> errors.CasemateError:
     """A refusal that came after the agent had accepted, such as a full disk; its hint is the message."""
-    kind = _DENIALS.get(event.code)
+    kind, hint, code = _DENIALS.get(event.code), unicode(event.hint[:2000]), unicode(event.code[:80])
     if kind is not None:
-        evidence, hint = {}, event.hint[:2000]
+        evidence = {}
         if named := _ERRNO.match(hint):  # files begin with the kernel's reason
             evidence, hint = {"errno": named[1]}, hint[named.end() :]
-        return kind(hint or f"the guest refused: {event.code[:80]}", evidence=evidence)
-    return errors.GuestError(f"the agent gave up: {event.code[:80]}", hint=event.hint[:2000])
+        return kind(hint or f"the guest refused: {code}", evidence=evidence)
+    return errors.GuestError(f"the agent gave up: {code}", hint=hint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import pytest
 from sandbox_world import TENANT, World
 from test_copies import room_for_little, run
 from test_suspend_resume import answers, lone
-from tests.fakes.fake_vmm import FakeMachine
+from tests.fakes.fake_vmm import Agent, FakeMachine
 
-from casemate import errors
+from casemate import errors, wire
 from casemate.guest.handshake import Handshake, Hello
 
 __all__ = ["room_for_little"]
@@ -39,6 +38,35 @@ def test_after_a_copy_it_ends_its_own_sandbox(tmp_path: Path, lie: dict[str, str
             await world.sandboxes.fork(TENANT, "victim", 1)
         with anyio.fail_after(10):
             await victim.ended.wait()
+        await answers(other)
+
+    run(tmp_path, main)
+
+
+class Refusing(Agent):
+    """It says why it thaws nobody, in what is no text."""
+
+    def _on(self, event: wire.Event) -> None:
+        if isinstance(event, wire.Opened) and event.params.get("op") == "thaw":
+            self.connection.deny(event.channel, "guest-error", "\ud800", message="\ud800", errno="\ud800")
+        else:
+            super()._on(event)
+
+
+def test_a_reason_that_is_no_text_is_recorded_as_one(tmp_path: Path, no_trace: None) -> None:
+    async def main(world: World) -> None:
+        victim, other = await lone(world, name="victim"), await lone(world)
+        machine = victim._machine
+        assert isinstance(machine, FakeMachine)
+        machine.agent.__class__ = Refusing
+        with pytest.raises(errors.CasemateError):
+            await world.sandboxes.fork(TENANT, "victim", 1)
+        with anyio.fail_after(10):
+            await victim.ended.wait()
+        reason = (await world.sandboxes.info(TENANT, victim.info.id)).state_reason
+        assert reason is not None
+        assert "could not be thawed: \ufffd" in reason.message
+        reason.message.encode()
         await answers(other)
 
     run(tmp_path, main)
