@@ -24,6 +24,7 @@ from casemate.sandbox.handle import Handle
 from casemate.sandbox.plan import refusals_named
 from casemate.sandbox.seal import Seal
 from casemate.sandbox.snapshot import FILES, SPARSE, Snapshot, SnapshotKind, Taken
+from casemate.sandbox.suspended import Place
 
 BUILDING = ".building-"  # what a daemon finds of that name at its start was left half made
 FOLDER_MODE = 0o710  # a VMM's uid passes through by its group to the files bound into its jail
@@ -106,9 +107,9 @@ def _settled(path: Path, *, durable: bool) -> str:
     return digest_of_memory(path) if path.name in SPARSE else digest_of(path)
 
 
-def amount_of(handle: Handle, disk: Path) -> Amount:
-    """What its flattened snapshot may come to take: all its memory, and of its disk what it has written."""
-    return Amount(0, handle.info.memory_mib + _used_mib(disk))
+def amount_of(handle: Handle, place: Place) -> Amount:
+    """What its flattened snapshot may come to take: all its memory, and of its disk what it has written. Blocks."""
+    return Amount(0, handle.info.memory_mib + max(map(_used_mib, (place.disk, place.kept / "disk"))))
 
 
 def stored_amount(folder: Path) -> Amount:
@@ -119,5 +120,5 @@ def stored_amount(folder: Path) -> Amount:
 def _used_mib(path: Path) -> int:
     try:
         return -(-os.stat(path).st_blocks * 512 >> 20)
-    except FileNotFoundError:  # it is suspended: its disk has another name by now
+    except FileNotFoundError:  # it has the other name: that of a running one, or that of a suspended one
         return 0

@@ -250,8 +250,7 @@ class Sandboxes:
         return [*copies.values()]
 
     async def _most_of(self, handle: Handle) -> Amount:
-        place = self._supervisor.place_of(handle)
-        return await anyio.to_thread.run_sync(amount_of, handle, place.disk)
+        return await anyio.to_thread.run_sync(amount_of, handle, self._supervisor.place_of(handle))
 
     def adopt(self, info: SandboxInfo) -> Handle:
         """A sandbox that an earlier daemon suspended is live again, and rests."""

@@ -246,6 +246,19 @@ def test_one_that_rests_is_resumed_first_if_a_call_may(tmp_path: Path, no_trace:
     run(tmp_path, main)
 
 
+def test_what_a_suspended_one_has_written_is_reserved_too(tmp_path: Path, no_trace: None) -> None:
+    async def main(world: World) -> None:
+        parent = await lone(world)
+        (tmp_path / "sandboxes" / parent.info.id / "disk").write_bytes(bytes(3 << 20))
+        most = await world.sandboxes._most_of(parent)
+        assert most == Amount(0, parent.info.memory_mib + 3)
+        await parent.suspend()
+        assert await world.sandboxes._most_of(parent) == most
+        await parent.kill()
+
+    run(tmp_path, main)
+
+
 def test_whoever_wants_something_else_at_once(tmp_path: Path, no_trace: None) -> None:
     """Forks and suspends of one sandbox, all at the same time: each is done in its turn."""
 
