@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from casemate.errors import LeakedResource
 from casemate.host import own, remove_folder
 from casemate.sandbox.admission import Admission, Amount, Reservation
-from casemate.sandbox.copying import stored_amount
+from casemate.sandbox.copying import BUILDING, stored_amount
 from casemate.sandbox.snapshot import kind_said
 from casemate.sandbox.spec import SandboxInfo
 
@@ -66,7 +66,7 @@ class Templates:
                 await self._tasks.start(self._keep, template, amount, True)
             else:
                 log.info("nobody stands on what a fork has left", snapshot=folder.name)
-                await anyio.to_thread.run_sync(remove_folder, folder)
+                await anyio.to_thread.run_sync(_remove_folder, folder)
 
     def _folders(self) -> list[Path]:
         found = sorted(self._snapshots.iterdir()) if self._snapshots.is_dir() else []
@@ -119,4 +119,12 @@ class Templates:
         """Not at the end of a daemon, when suspended sandboxes stand on it."""
         if not template.users:
             self._admission.forget(template.id)
-            await anyio.to_thread.run_sync(remove_folder, self._snapshots / template.id)
+            await anyio.to_thread.run_sync(_remove_folder, self._snapshots / template.id)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Under the name of what was never whole first: of half of it nobody could say any more that a fork has left it."""
+    dying = folder.with_name(f"{BUILDING}{folder.name}")
+    with suppress(FileNotFoundError):  # its fork has failed
+        folder.rename(dying)
+    remove_folder(dying)
