@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,13 @@ def test_a_sandbox_is_killed_when_its_block_ends(fake: FakeDaemon) -> None:
     assert Sandbox.list() == []
     assert [found.state for found in Sandbox.list(all=True)] == ["terminated"]
     assert sandbox.info.state_reason is not None
+
+
+def test_what_is_killed_twice_leaves_no_connection(fake: FakeDaemon) -> None:
+    with Sandbox.create() as sandbox:
+        sandbox.kill()
+        descriptors = len(os.listdir("/proc/self/fd"))
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 @pytest.mark.parametrize("wrong", ["..", "../../{other}", ".", "{own}?all=1", "x#"])

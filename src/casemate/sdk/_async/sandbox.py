@@ -353,6 +353,8 @@ class AsyncSandbox:
     async def aclose(self) -> None:
         """Let go of it without killing it; an attached one is killed by that."""
         await self._held.aclose()
+        if self._own:  # a call after the first of these has opened it again
+            await self._client.aclose()
 
     async def __aenter__(self) -> Self:
         return self

@@ -352,6 +352,8 @@ class Sandbox:
     def close(self) -> None:
         """Let go of it without killing it; an attached one is killed by that."""
         self._held.close()
+        if self._own:  # a call after the first of these has opened it again
+            self._client.close()
 
     def __enter__(self) -> Self:
         return self
