@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,7 @@ class Copier:
             folder=self.snapshots / wanted.id,
             root=base.root,
             agent=base.agent,
-            digests={name: _settled(taken.folder / name, durable=wanted.durable) for name in sorted(FILES)},
+            digests=_settled(taken.folder, durable=wanted.durable),
             tenant=handle.info.tenant,
             generation=base.generation,
             kind=wanted.kind,
@@ -99,12 +100,19 @@ class Copier:
         return snapshot
 
 
-def _settled(path: Path, *, durable: bool) -> str:
-    """What copies map is changed no more, and known by its digest."""
-    path.chmod(0o444)
-    if durable:
-        sync_file(path)
-    return digest_of_memory(path) if path.name in SPARSE else digest_of(path)
+def _settled(folder: Path, *, durable: bool) -> dict[str, str]:
+    """What copies map is changed no more, and known by its digests; those are taken while the disk writes."""
+    paths = [folder / name for name in sorted(FILES)]
+    with ThreadPoolExecutor(len(paths)) as beside:
+        writing = []
+        for path in paths:
+            path.chmod(0o444)
+            if durable:
+                writing.append(beside.submit(sync_file, path))
+        digests = {path.name: digest_of_memory(path) if path.name in SPARSE else digest_of(path) for path in paths}
+        for written in writing:
+            written.result()
+    return digests
 
 
 def amount_of(handle: Handle, place: Place) -> Amount:

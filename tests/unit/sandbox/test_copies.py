@@ -339,17 +339,19 @@ def test_what_is_kept_is_sealed_as_what_it_is(tmp_path: Path, no_trace: None) ->
     run(tmp_path, main)
 
 
-def test_nothing_of_it_stays_when_its_folder_cannot_be_made_durable(
-    tmp_path: Path, no_trace: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["memory", "manifest.json", "snapshots"])
+def test_nothing_of_it_stays_when_it_cannot_be_made_durable(
+    tmp_path: Path, what: str, no_trace: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(folder: Path) -> None:
-        if folder == tmp_path / "snapshots":
+    def full(path: Path) -> None:
+        if path.name == what:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def main(world: World) -> None:
         parent = await lone(world)
         with monkeypatch.context() as patch:
             patch.setattr("casemate.sandbox.copying.sync_folder", full)
+            patch.setattr("casemate.sandbox.copying.sync_file", full)
             with pytest.raises(errors.HostFull):
                 await world.sandboxes.take(TENANT, parent.info.id, image="mine@1")
         assert stored(tmp_path) == []
