@@ -31,7 +31,7 @@ MAGIC = b"\xcaCASEMATE-SYNC-1"
 WINDOW, PIECE = 262_144, 65_536
 DEADLINE_S = 60.0
 FILE_BYTES = 16 << 20
-BURST = 20
+BURST, COPIES = 20, 10
 LOW_DESCRIPTORS = 64  # ours lie above, so that none is in the way of the numbers a VMM is given
 
 
@@ -109,8 +109,11 @@ class Guest:
 
     # -------------------------------------------------------------- the stream
 
-    def introduce(self) -> None:
-        """SYNC and HELLO; back with READY. The answer's proof is not checked here."""
+    def introduce(self, *, copy: bool = False) -> None:
+        """SYNC and HELLO; back with READY. The answer's proof is not checked here.
+
+        *copy*: of a sandbox that had run; its user's processes are frozen until ``thaw``.
+        """
         body = {
             "generation": 1,
             "sandbox_id": secrets.token_hex(13),
@@ -123,6 +126,7 @@ class Guest:
             "user": None,
             "cwd": None,
             "fresh": True,
+            "copy": copy,
         }
         self._send(SYNC, 0, MAGIC + secrets.token_bytes(16))
         self._send(HELLO, 0, json.dumps(body).encode())
@@ -133,11 +137,21 @@ class Guest:
         self._send(PING, 0, token)
         self._await(lambda kind, _channel, _sub, payload: kind == PONG and payload == token)
 
+    def thaw(self) -> None:
+        number = self._open("control", {"op": "thaw"})
+        self._await(lambda kind, channel, *_: (kind, channel) == (FIN, number))
+        self._send(RESET, number, b'{"code": "closed", "hint": ""}')
+
     def execute(self, *argv: str) -> None:
         """A program from its start to its end."""
+        self.finish(self.begin(*argv))
+
+    def begin(self, *argv: str) -> int:
         params = {"op": "start", "exec_id": secrets.token_hex(13), "argv": list(argv), "env": {}, "cwd": None}
         params |= {"user": None, "timeout_s": None, "stdin": False, "on_disconnect": "kill", "cold": False}
-        number = self._open("exec", params | {"script": None})
+        return self._open("exec", params | {"script": None})
+
+    def finish(self, number: int) -> None:
         self._await_message(number)
 
     def cell(self, code: str) -> None:
@@ -266,6 +280,10 @@ class Floor:
             return self._timed(self._new_and_exec)
         if name == "burst_20":
             return self._burst()
+        if name == "fork_10":
+            return self._copies()
+        if name == "snapshot":
+            return self._copy_files()
         guest = self._warm_guest()
         guest.extend()
         began = time.perf_counter()
@@ -331,6 +349,38 @@ class Floor:
         finally:
             for guest in guests:
                 guest.close()
+
+    def _copies(self) -> float:
+        """As a burst, of what was saved of a sandbox that had run; until each has run a program."""
+        guests: list[Guest] = []
+        began = time.perf_counter()
+        try:
+            guests += [self._start() for _ in range(COPIES)]
+            for guest in guests:
+                guest.load(self._clone["monitor"])
+            for guest in guests:
+                guest.introduce(copy=True)
+            for guest in guests:
+                guest.thaw()
+            begun = [guest.begin("/bin/true") for guest in guests]
+            for guest, number in zip(guests, begun, strict=True):
+                guest.finish(number)
+            return (time.perf_counter() - began) * 1000
+        finally:
+            for guest in guests:
+                guest.close()
+
+    def _copy_files(self) -> float:
+        """Memory and disk, to the disk."""
+        memory = next(wanted["path"] for wanted in self._clone["descriptors"] if wanted["what"] == "memory")
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            began = time.perf_counter()
+            for number, source in enumerate((memory, self._clone["disk"])):
+                copy_sparse(source, copy := Path(folder) / str(number))
+                descriptor = os.open(copy, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
+            return (time.perf_counter() - began) * 1000
 
     def _warm_guest(self) -> Guest:
         if self._warm is None:

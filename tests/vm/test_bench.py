@@ -31,6 +31,8 @@ ROWS = [
     "resume_to_first_exec",
     "suspend_16mib_more",
     "resume_to_first_exec_16mib_more",
+    "fork_10",
+    "snapshot",
     "burst_20",
     "private_memory_idle",
 ]

@@ -85,9 +85,14 @@ def private_memory_mb(client: Client) -> float:
     """
     with Sandbox.create(client=client) as sandbox:
         sandbox.commands.run(["/bin/true"], check=True)
-        with open(f"/proc/{sandbox.info.pid}/smaps_rollup") as file:
-            found = next(line for line in file if line.startswith("Anonymous:"))
-        return int(found.split()[1]) * 1024 / 1e6
+        return anonymous_mb(sandbox.info.pid)
+
+
+def anonymous_mb(pid: int | None) -> float:
+    """Of a process, 10^6 bytes. Raises OSError when this user may not read it."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        found = next(line for line in file if line.startswith("Anonymous:"))
+    return int(found.split()[1]) * 1024 / 1e6
 
 
 def forget_template(clone: Mapping[str, Any]) -> None:

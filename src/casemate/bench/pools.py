@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from casemate.bench.acts import Acts, timed
+from casemate.bench.acts import Acts, anonymous_mb, timed
 from casemate.bench.rows import Samples, percentile, row
 from casemate.errors import BootTimeout, CasemateError, StateConflict
 from casemate.sdk import Client, Sandbox
@@ -140,7 +140,7 @@ def density(client: Client, count: int = DENSITY) -> dict[str, Any]:
     with open_pool(client, count):
         pids = list(_resting())
         try:
-            own = [_anonymous_mb(pid) for pid in pids]
+            own = [anonymous_mb(pid) for pid in pids]
         except OSError as error:
             return row("density", Samples(), Samples(), skipped=f"a VMM's memory is not ours to read: {error}")
         before, began = _cpu_s(pids), time.monotonic()
@@ -160,12 +160,6 @@ def _resting() -> Iterator[int]:
             continue
         if state == "T" and any(b"guest=" in word for word in words):
             yield int(entry.name)
-
-
-def _anonymous_mb(pid: int) -> float:
-    with open(f"/proc/{pid}/smaps_rollup") as file:
-        found = next(line for line in file if line.startswith("Anonymous:"))
-    return int(found.split()[1]) * 1024 / 1e6
 
 
 def _cpu_s(pids: list[int]) -> float:

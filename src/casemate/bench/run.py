@@ -13,6 +13,7 @@ from typing import Any
 from casemate.bench import acts, pools
 from casemate.bench.cells import cell_rows
 from casemate.bench.floor import Floor, open_floor
+from casemate.bench.forks import fork_rows
 from casemate.bench.rests import rest_rows
 from casemate.bench.rows import Samples, percentile, rates, row
 from casemate.errors import CasemateError
@@ -65,6 +66,7 @@ def _rows(client: Client, image: dict[str, Any], floor: Floor, n: int) -> list[d
     rows.append(created | {"name": "restore_to_first_exec", "samples_of": "create_to_first_exec"})  # no pool, no claim
     rows += cell_rows(client, floor, n, few, _tell)
     rows += rest_rows(client, floor, few, _tell)
+    rows += fork_rows(client, fewest, _tell)
     rows += [_interleaved("burst_20", lambda: acts.burst_20(client), floor, fewest), _private_memory(client, fewest)]
     return rows
 
