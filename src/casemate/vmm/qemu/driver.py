@@ -280,7 +280,8 @@ class QemuDriver:
     def describe(self, spec: MachineSpec, snapshot: SnapshotFiles) -> Mapping[str, Any]:
         """See the contract; only after ``platform`` was asked for."""
         assert self._closure is not None, "platform() comes first"
-        plan = plan_restore(spec, self._accelerator, self._settings.tb_size_mib, BINARY)
+        configured = _is_configured(snapshot.state)
+        plan = plan_restore(spec, self._accelerator, self._settings.tb_size_mib, BINARY, configured=configured)
         files = {"closure": self._closure.usr, "memory": snapshot.memory, "state": snapshot.state}
         files |= {f"drive {index}": drive.path for index, drive in enumerate(spec.drives)}
         info = FIRST_DESCRIPTOR + len(plan.descriptors)
