@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -206,13 +205,9 @@ def _check_digests(snapshot: Snapshot) -> None:
 
 
 def _finish(folder: Path, snapshot: Snapshot, host: BuildHost) -> None:
-    """Sealed, unchangeable, durable, and by one rename there. Blocks. Raises HostFull, HostError."""
-    try:
-        for name in bundles.FILES:
-            (folder / name).chmod(0o444)
-        write_manifest(folder, snapshot, host.seal)
-        folder.rename(snapshot.folder)
-        snapshot.sync()
-    except OSError as error:
-        kind = errors.HostFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else errors.HostError
-        raise kind(f"the snapshot could not be written: {error.strerror}", hint="see that its disk has room") from error
+    """Sealed, unchangeable, durable, and by one rename there. Blocks."""
+    for name in bundles.FILES:
+        (folder / name).chmod(0o444)
+    write_manifest(folder, snapshot, host.seal)
+    folder.rename(snapshot.folder)
+    snapshot.sync()
