@@ -101,12 +101,6 @@ class MemberSupervisor:
             await self.supervisor.start(member, self.life_plan(), start, member.settled.set)
         except errors.CasemateError as error:
             member.failure = member.failure or error
-        except Exception as fault:
-            if member.started:
-                raise
-            # As with a create: it is whoever waits for it that is told, and nobody else's sandbox goes with it
-            log.error("a member failed by a fault of ours", sandbox=member.id, error=repr(fault))
-            member.failure = errors.CasemateError(f"sandbox {member.id}: {fault!r}", hint="a fault of ours")
         finally:
             member.ready.set()
             member.settled.set()

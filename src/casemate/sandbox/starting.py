@@ -268,6 +268,8 @@ class Starter:
                 code = Reason.PROTOCOL_VIOLATION
             case errors.VmmExited():
                 code = Reason.VMM_DIED
+            case errors.CasemateError(code=errors.CasemateError.code):
+                code = Reason.INTERNAL
             case _:
                 code = Reason.GUEST_SILENT
         return StateReason(code.value, failure.message)
@@ -337,6 +339,12 @@ def ours(error: BaseException) -> errors.CasemateError | None:
         found = error.subgroup(errors.CasemateError)
         return first_of(found) if found is not None else None
     return error if isinstance(error, errors.CasemateError) else None
+
+
+def fault_of_ours(sandbox: str, error: BaseException) -> errors.CasemateError:
+    """What nobody foresaw, as an error that is typed and, with all we know of it, in the log."""
+    log.error("a fault of ours", sandbox=sandbox, exc_info=error)
+    return errors.CasemateError(f"sandbox {sandbox}: {error!r}", hint="a fault of ours; the daemon's log has more")
 
 
 def first_of(group: BaseExceptionGroup[errors.CasemateError]) -> errors.CasemateError:

@@ -52,6 +52,7 @@ class Reason(StrEnum):
     DAEMON_DIED = "daemon-died"
     HOST_REBOOTED = "host-rebooted"
     HOOK_FAILED = "hook-failed"
+    INTERNAL = "internal"  # a fault of ours
 
 
 _S, _A = State, Action

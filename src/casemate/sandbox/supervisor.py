@@ -29,7 +29,7 @@ from casemate.sandbox.records import Records
 from casemate.sandbox.rest import NEAR_S, Rest
 from casemate.sandbox.resuming import Resumer
 from casemate.sandbox.snapshot import Snapshot
-from casemate.sandbox.starting import Starter, end, first_of, given_up, ours
+from casemate.sandbox.starting import Starter, end, fault_of_ours, first_of, given_up, ours
 from casemate.sandbox.states import Action, Reason, State
 from casemate.sandbox.suspended import Place
 from casemate.sandbox.suspending import LIMIT_S, Saving, Suspender
@@ -76,7 +76,7 @@ class Supervisor:
                     async with carried_out(start, boot, self.reach):
                         boot.started = True
                         started()
-                        boot.failure = await self._watch(boot)
+                        boot.failure = await self._watched(boot)
                     if boot.sealed:
                         await self._rest_and_resume(boot)
 
@@ -108,6 +108,8 @@ class Supervisor:
                 aside.cancel_scope.cancel()
         except* errors.CasemateError as group:
             boot.failure = boot.failure or first_of(group)
+        except* Exception as group:  # nobody else's sandbox goes with it, nor the daemon
+            boot.failure = boot.failure or fault_of_ours(boot.id, group)
         finally:
             if not boot.kept:
                 end(boot)
@@ -121,6 +123,15 @@ class Supervisor:
         return (*self.starter.life_plan(), *self.starter.start_plan())
 
     # --------------------------------------------------------------------------------- while it runs
+
+    async def _watched(self, boot: Boot) -> errors.CasemateError | None:
+        """As ``_watch``. A fault of ours in it is the end of this sandbox alone."""
+        try:
+            return await self._watch(boot)
+        except Exception as error:
+            if ours(error) is not None:
+                raise
+            return fault_of_ours(boot.id, error)
 
     async def _watch(self, boot: Boot) -> errors.CasemateError | None:
         """Until it is on the disk, somebody wants its end, its time is up, or its guest or VMM brings it about."""
@@ -317,11 +328,12 @@ class Supervisor:
             async with carried_out(plan, boot, self.reach):
                 handle.forget_wish(wish)
                 wish.grant()
-                boot.failure = await self._watch(boot)
-        except (errors.CasemateError, BaseExceptionGroup) as error:
+                boot.failure = await self._watched(boot)
+        except (Exception, BaseExceptionGroup) as error:
             failure = ours(error)
-            if failure is None or handle.info.state is not State.SUSPENDED:
+            if handle.info.state is not State.SUSPENDED or (failure is None and not isinstance(error, Exception)):
                 raise
+            failure = failure or fault_of_ours(boot.id, error)
             handle.forget_wish(wish)
             wish.refuse(failure)
             if boot._link is not None:

@@ -17,6 +17,7 @@ from sandbox_world import TENANT, World, open_world
 from casemate import errors
 from casemate.sandbox import Handle, SandboxSpec, State, execs, starting
 from casemate.sandbox.plan import Moment
+from casemate.sandbox.rest import Rest
 from casemate.sandbox.resuming import Resumer
 from casemate.sandbox.suspended import Place
 from casemate.sandbox.suspending import Suspender
@@ -222,24 +223,48 @@ def test_the_vmm_dies_when_nobody_needs_it_any_more(
 
 
 def test_a_fault_of_ours_loses_nothing_that_is_stored(tmp_path: Path, no_trace: None) -> None:
-    """The daemon ends of it, and the next one finds the sandbox as it was."""
-    left = list[Path]()
+    """It stays suspended, the next resume finds it as it was, and nobody else notices."""
+    faults = ["resume-check"]
 
     def reach(name: str, moment: Moment) -> None:
-        if name == "resume-check":
-            raise RuntimeError("a fault of ours")
+        if name in faults:
+            faults.remove(name)
+            raise RuntimeError("nobody foresaw this")
 
     async def main() -> None:
         async with open_world(tmp_path, reach=reach) as world:
-            handle = await lone(world)
+            handle, other = await lone(world), await lone(world)
             await handle.suspend()
-            left.append(world.folders / handle.info.id / "suspended" / "manifest.json")
+            with pytest.raises(errors.CasemateError, match="nobody foresaw this") as raised:
+                await handle.resume()
+            assert raised.value.code == "internal"
+            assert handle.info.state is State.SUSPENDED
             await handle.resume()
+            await answers(handle)
+            await answers(other)
 
-    with pytest.raises(BaseExceptionGroup) as raised:
-        with_limit(main)
-    assert raised.group_contains(RuntimeError, match="a fault of ours")
-    assert left[0].is_file()
+    with_limit(main)
+
+
+def test_a_fault_of_ours_while_it_runs_is_its_own_end(
+    tmp_path: Path, no_trace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(world: World, _: Failing) -> None:
+        other = await lone(world)
+
+        async def fail(rest: Rest) -> None:
+            raise RuntimeError("nobody foresaw this")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Rest, "run", fail)
+            handle = await lone(world)
+            await handle.ended.wait()
+        reason = handle.info.state_reason
+        assert reason is not None
+        assert (reason.code, "nobody foresaw this" in reason.message) == ("internal", True)
+        await answers(other)
+
+    run(tmp_path, main)
 
 
 def test_the_disk_refuses_every_record_of_a_resume(
