@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 from tests.faults.fault_world import vmms
@@ -120,3 +121,47 @@ def test_a_pool_member_takes_it_with_it(daemon: Daemon, pool: Client) -> None:
     with Sandbox.create(client=pool):
         ready(pool)
         assert found(daemon, canary, machines=2) == set()
+
+
+def test_forked_it_is_in_the_copies_and_gone_with_the_last(daemon: Daemon, pool: Client) -> None:
+    canary = Canary.draw()
+    with ExitStack() as held:
+        parent = held.enter_context(holding(pool, canary))
+        copies = [held.enter_context(copy) for copy in parent.fork(2)]
+        other = held.enter_context(Sandbox.create(client=pool))
+        for copy in copies:
+            still_knows(copy, canary)
+        ready(pool)
+        family = {parent.id, *(copy.id for copy in copies)}
+        places = found(daemon, canary, machines=5)
+        templates = {place for place in places if place.startswith("snapshots/")}
+        assert {place.rpartition("/")[2] for place in templates} == {"memory", "disk"}
+        own = {f"memory of {one}" for one in family} | {f"sandboxes/{one}/disk" for one in family}
+        assert places - templates == own
+        parent.kill()
+        copies[0].suspend()
+        copies[1].kill()
+        places = found(daemon, canary, machines=2)
+        assert not any(other.id in place for place in places)
+        resting = below(copies[0], "suspended/difference", "suspended/disk", "suspended/manifest.json")
+        assert places - resting == templates
+        copies[0].resume()
+        still_knows(copies[0], canary)
+    ready(pool)
+    assert found(daemon, canary, machines=1) == set()
+
+
+def test_kept_it_is_in_the_snapshot_until_that_is_deleted(daemon: Daemon, pool: Client) -> None:
+    canary = Canary.draw()
+    with holding(pool, canary) as sandbox:
+        sandbox.snapshot("kept-secret")
+    with Sandbox.create(client=pool):
+        ready(pool)
+        kept = found(daemon, canary, machines=2)
+    assert {place.partition("/")[0] for place in kept} == {"snapshots"}
+    assert {place.rpartition("/")[2] for place in kept} == {"memory", "disk"}
+    with Sandbox.create("kept-secret", client=pool) as again:
+        still_knows(again, canary)
+    pool.snapshots.remove("kept-secret@1")
+    ready(pool)
+    assert found(daemon, canary, machines=1) == set()
