@@ -105,7 +105,7 @@ class Sessions:
 
     def _begin(self, connection: sa.Connection, *, handle: Handle, name: str, snapshot_id: str) -> VersionRow:
         info = handle.info
-        parent = _find_parent(connection, info.tenant, info.image)
+        parent = rows.version_of(connection, info.snapshot) or _find_parent(connection, info.tenant, info.image)
         return self.begin(
             connection,
             tenant=info.tenant,
@@ -315,7 +315,7 @@ def check_new_tag(tag: str) -> None:
 
 
 def _find_parent(connection: sa.Connection, tenant: str, image: str) -> VersionRow | None:
-    """The version a sandbox's *image* names; None when it is gone."""
+    """The version that the *image* of a fork names, whose snapshot has no row; None when it is gone."""
     reference = Reference.parse(image)
     for owner in (tenant, BUILT_IN):
         if found := meant(rows.versions(connection, owner), reference):

@@ -252,6 +252,14 @@ def delete_snapshot(connection: sa.Connection, snapshot_id: str) -> None:
     connection.execute(snapshots.delete().where(snapshots.c.id == snapshot_id))
 
 
+def version_of(connection: sa.Connection, snapshot_id: str) -> VersionRow | None:
+    """The version that a snapshot is one of, whoever's it is; None for a snapshot without a row."""
+    of_it = sa.select(snapshots.c.version_id).where(snapshots.c.id == snapshot_id).scalar_subquery()
+    query = sa.select(image_versions, images.c.name).join(images).where(image_versions.c.id == of_it)
+    row = connection.execute(query).mappings().first()
+    return VersionRow(**row) if row is not None else None
+
+
 def snapshots_of(connection: sa.Connection, version_id: int) -> list[SnapshotRow]:
     query = snapshots.select().where(snapshots.c.version_id == version_id).order_by(snapshots.c.created_at)
     return [SnapshotRow(**row) for row in connection.execute(query).mappings()]

@@ -36,12 +36,13 @@ class OneSandbox:
     before: Callable[[], Awaitable[None]] = nothing
     after: Callable[[], Awaitable[None]] = nothing
     content: bytes = b"a variable"
+    snapshot: str = ""
     kind: SnapshotKind = "user"
     asked: list[dict[str, Any]] = field(default_factory=list)
 
     def get(self, tenant: str, ref: str) -> Any:
         assert tenant == self.tenant
-        info = {"id": "sandbox", "tenant": tenant, "image": self.image}
+        info = {"id": "sandbox", "tenant": tenant, "image": self.image, "snapshot": self.snapshot}
         shape = {"vcpus": self.shape.vcpus, "memory_mib": self.shape.memory_mib, "disk_mib": self.shape.disk_mib}
         return SimpleNamespace(info=SimpleNamespace(**info, **shape))
 

@@ -15,9 +15,10 @@ from tests.unit.build.keeping import OneSandbox, nothing
 
 from casemate import errors
 from casemate.audit import Trail
+from casemate.build.host import BUILT_IN
 from casemate.build.sessions import Sessions
 from casemate.sandbox import Shape
-from casemate.storage import PoolRow, pools
+from casemate.storage import PoolRow, images, pools
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_trace")]
 
@@ -67,6 +68,18 @@ async def test_it_is_a_version_of_its_name_with_a_parent_and_runs_in_its_own_sha
         whole = await world.images.sessions.get(TENANT, "work")
         assert (whole["misfits"], whole["broken"], whole["parent_sandbox"]) == ([], None, "sandbox")
         assert (await world.images.sessions.get(TENANT, kept["snapshot"]))["name"] == "work"
+
+
+async def test_its_parent_is_what_it_stands_on_whatever_has_that_name_by_now(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        ours = await world.import_image(tenant=BUILT_IN)
+        async with world.images.snapshot_for(TENANT, "python", DEFAULT) as snapshot:
+            pass
+        mine = await world.import_image()
+        another = partial(images.update_version, artifacts={**mine.artifacts, "kernel": "0" * 64})
+        await world.database.write(another, mine.id)
+        await keep(world, snapshot=snapshot.id)
+        assert (await world.images.version(TENANT, "work")).artifacts["kernel"] == ours.artifacts["kernel"]
 
 
 async def test_it_has_no_other_shape_and_is_never_built(tmp_path: Path) -> None:
