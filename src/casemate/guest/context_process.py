@@ -8,6 +8,7 @@ up nobody.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -34,6 +35,7 @@ RESEED_SIGNAL = 51  # as runtime/reseed.py has it
 _RESEEDED_AT_MOST = 256  # processes of one context
 _LAST_WORDS = 512  # messages of a dead one; a child of its may go on for ever
 _F_GET_SEALS = 1034  # answered by memory files alone: to read one never waits. Source: linux/fcntl.h
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Owner(Protocol):
@@ -136,7 +138,7 @@ class ContextProcess:
                 twisters.refill(pid, self.twisters)
             if self.is_reseeded_by_signal and self._takes_signal(pid):
                 with suppress(ProcessLookupError):
-                    os.kill(pid, RESEED_SIGNAL)
+                    _signal_main_thread(pid, RESEED_SIGNAL)
 
     def _takes_signal(self, pid: int) -> bool:
         """A child that blocks it may be between vfork and exec, where it forgets its handlers and then lets it in."""
@@ -319,6 +321,15 @@ def _is_in_mask(pid: int, mask: bytes, number: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return bool(int(found, 16) >> (number - 1) & 1)
+
+
+def _signal_main_thread(pid: int, number: int) -> None:
+    """As kill(2), to the one thread that runs handlers: of those that leave the freezer any may take what is for all.
+
+    The main thread would then wait on, and the handler with it. Source: kernel/signal.c, complete_signal
+    """
+    if _libc.tgkill(pid, pid, number) != 0:
+        raise OSError(ctypes.get_errno(), "tgkill")
 
 
 def _program_of(pid: int) -> str | None:
