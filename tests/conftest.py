@@ -26,6 +26,8 @@ LONGEST = (
     "guest_lies",
     "vm_images",
     "remanence",
+    "fork_differs",
+    "fork_faults",
 )
 SOAK = bool(os.environ.get("CASEMATE_SOAK"))
 if not os.environ.get("CASEMATE_SEED"):  # here, so that the workers, which inherit it, draw the same
