@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from tests.fair import fair_clock
+
 from casemate.sdk import Sandbox
 
 T = TypeVar("T")
@@ -69,9 +71,9 @@ def at_once(act: Callable[[Sandbox], T], sandboxes: Sequence[Sandbox]) -> list[T
 
 
 def until(condition: Callable[[], object], what: str, within_s: float = 30) -> None:
-    deadline = time.monotonic() + within_s
+    deadline = fair_clock() + within_s
     while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        assert fair_clock() < deadline, f"not within {within_s:g} s: {what}"
         time.sleep(0.02)
 
 
@@ -114,3 +116,22 @@ def shared(of_each: Sequence[Sequence[Drawn]]) -> dict[str, set[str]]:
         if twice:
             found[source] = twice
     return found
+
+
+# No seed for its hashes, nothing imported that draws: it asks the kernel for the first time when it is told to go on
+WAITING = "import os, sys; sys.stdin.readline(); print(os.getrandom(32).hex(), flush=True); sys.stdin.readline()"
+WAIT = ["python3", "-I", "-S", "-c", WAITING]
+
+
+def let_wait(sandbox: Sandbox) -> None:
+    """For ``first_draw``."""
+    with sandbox.commands.start(WAIT, env={"PYTHONHASHSEED": "0"}, stdin=True, detach=True):
+        until(lambda: [one for one in sandbox.commands.list() if one["argv"] == WAIT], "it runs")
+
+
+def first_draw(sandbox: Sandbox) -> str:
+    """Of the program that waits: it is told to go on, whatever its id is by now."""
+    (exec_id,) = [one["exec_id"] for one in sandbox.commands.list() if one["argv"] == WAIT]
+    with sandbox.commands.attach(exec_id) as waiting:
+        waiting.feed(b"\n", eof=False)
+        return next(iter(waiting.output())).data.decode()

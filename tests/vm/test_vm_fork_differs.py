@@ -18,6 +18,8 @@ from forking import (
     OF_THE_KERNEL,
     PRINTING,
     at_once,
+    first_draw,
+    let_wait,
     loops,
     ran,
     shared,
@@ -34,9 +36,6 @@ IN_CELL, IN_THREAD = "/tmp/in-cell", "/tmp/in-thread"
 SETTLED = 10  # rounds of a thread, after which the main one has had its turn
 # It draws all that a cell does, in the process of the default context
 THREAD = f"import threading; threading.Thread(target=loop, args=('{IN_THREAD}',), daemon=True).start()"
-# No seed for its hashes, nothing imported that draws: it asks the kernel for the first time when it is told to go on
-WAITING = "import os, sys; sys.stdin.readline(); print(os.getrandom(32).hex(), flush=True); sys.stdin.readline()"
-WAIT = ["python3", "-I", "-S", "-c", WAITING]
 
 
 @dataclass
@@ -58,8 +57,8 @@ def in_the_middle(sandbox: Sandbox) -> None:
     sandbox.files.write("/tmp/file", "of the parent")
     drawing = sandbox.contexts.create()
     sandbox.run_code(f"{LOOPING}loop('{IN_CELL}')", context=drawing, detach=True)
-    with sandbox.commands.start(WAIT, env={"PYTHONHASHSEED": "0"}, stdin=True, detach=True):
-        until(lambda: all(len(loops(sandbox, path)) > 3 for path in (IN_CELL, IN_THREAD)), "it draws")
+    let_wait(sandbox)
+    until(lambda: all(len(loops(sandbox, path)) > 3 for path in (IN_CELL, IN_THREAD)), "it draws")
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +70,6 @@ def family(daemon: Daemon) -> Iterator[Family]:
         for path in (IN_CELL, IN_THREAD):
             parent.files.write(f"{path}.stop", b"")
         yield Family(parent, copies)
-
-
-def first_draw(sandbox: Sandbox) -> str:
-    """Of the program that waits: it is told to go on, whatever its id is by now."""
-    (exec_id,) = [one["exec_id"] for one in sandbox.commands.list() if one["argv"] == WAIT]
-    with sandbox.commands.attach(exec_id) as waiting:
-        waiting.feed(b"\n", eof=False)
-        return next(iter(waiting.output())).data.decode()
 
 
 def test_a_draw_that_waited_differs(family: Family) -> None:
