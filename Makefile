@@ -1,7 +1,8 @@
 # make demo    set up everything, then run untrusted code over a real file in a fresh microVM
 # make test    set up everything, check, then all tests (what CI runs)
 # make check   lint, types, import contracts, spelling      make fix    what can be mended by itself
-# make soak    every point of every sweep of faults, three times over (make test takes a sample)
+# make soak    all slow tests with machines, and every point of every sweep of faults, three times over
+#              (make test takes a sample of both, another one each time)
 # make bench   the figures, each beside its floor           make help   this list
 
 SHELL  := bash
@@ -59,7 +60,7 @@ test: check
 
 soak: .venv/installed-dev
 	@$(BIN)/casemate setup --yes
-	CASEMATE_SOAK=1 $(BIN)/pytest tests/faults
+	CASEMATE_SOAK=1 $(BIN)/pytest tests/faults tests/vm
 
 fix: .venv/installed-dev
 	$(BIN)/ruff check --fix $(wildcard $(CODE))

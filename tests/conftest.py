@@ -30,19 +30,29 @@ LONGEST = (
     "fork_faults",
 )
 SOAK = bool(os.environ.get("CASEMATE_SOAK"))
+REPEAT = "all with CASEMATE_SOAK=1"
 if not os.environ.get("CASEMATE_SEED"):  # here, so that the workers, which inherit it, draw the same
     os.environ["CASEMATE_SEED"] = str(random.SystemRandom().randrange(1_000_000))
 SETTLE_S = 5.0  # a process that was told to end may take a moment; longer is a leak
 
 
+DRAWN = 4  # one of so many slow tests of a file is run in a run of everything without SOAK
+
+
 def pytest_report_header() -> str:
-    return f"faults: CASEMATE_SEED={os.environ['CASEMATE_SEED']}, {'all' if SOAK else 'a sample'} of each sweep"
+    drawn = "all" if SOAK else f"of each sweep, and of each file's slow tests, a sample ({REPEAT})"
+    return f"CASEMATE_SEED={os.environ['CASEMATE_SEED']}: {drawn}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several workers: the longest files first, and those with machines spread among the others, which wait more."""
+    """Several workers: a run of everything, which has to come to its end.
+
+    The longest files first, and those with machines spread among the others, which wait more.
+    """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
+    if not SOAK:
+        _draw(items)
     files: dict[bool, dict[str, None]] = {True: {}, False: {}}
     for item in items:
         files[item.get_closest_marker("vm") is not None].setdefault(item.nodeid.partition("::")[0])
@@ -52,6 +62,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for place, path in enumerate(sorted(group, key=short.__getitem__)):
             turns[path] = (short[path], place / len(group))
     items.sort(key=lambda item: turns[item.nodeid.partition("::")[0]])
+
+
+def _draw(items: list[pytest.Item]) -> None:
+    """Another sample of the slow tests in each run; the rest says that it was not drawn."""
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    skipped = pytest.mark.skip(reason=f"not drawn by CASEMATE_SEED={os.environ['CASEMATE_SEED']}; {REPEAT}")
+    for path, slow in files.items():
+        drawn = random.Random(f"{os.environ['CASEMATE_SEED']} {path}").sample(slow, -(-len(slow) // DRAWN))
+        for item in slow:
+            if item not in drawn:
+                item.add_marker(skipped)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -59,6 +59,7 @@ def test_first_draws_of_clones_differ_pairwise(daemon: Daemon, no_trace: None) -
 
 
 @pytest.mark.vm
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # for as many builds
 def test_without_the_reseed_the_same_draws_are_the_same(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, no_trace: None

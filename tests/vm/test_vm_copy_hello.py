@@ -20,7 +20,7 @@ from casemate.errors import NotFound, StateConflict
 from casemate.sandbox import Introduction, cells, contexts, execs, new_id
 from casemate.sandbox.warmth import warm
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
 BEGUN = """
 import os, random, numpy, threading

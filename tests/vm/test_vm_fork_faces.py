@@ -20,7 +20,7 @@ from vm_world import Daemon, home_like, run_daemon
 from casemate import errors
 from casemate.sdk import AsyncSandbox, Client, Sandbox
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
 GONE_S = 20.0
 COUNTING = "nohup sh -c 'while :; do date +%s%N >> ticks; sleep 0.2; done' >/dev/null 2>&1 </dev/null &"
 

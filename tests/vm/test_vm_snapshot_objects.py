@@ -16,7 +16,7 @@ from vm_world import Daemon, home_like, run_daemon
 from casemate import errors
 from casemate.sdk import Client, Sandbox
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
 CASEMATE = [sys.executable, "-m", "casemate.cli"]
 COUNTS = "import time, sys\nwhile True:\n    sys.stdout.write('.'); sys.stdout.flush(); time.sleep(0.05)"
 

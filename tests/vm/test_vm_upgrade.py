@@ -20,7 +20,7 @@ from vm_world import Daemon, home_like, run_daemon
 
 from casemate.sdk import Client, Images, Sandbox
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
 QEMU = "qemu-system-x86_64"
 CASEMATE = [sys.executable, "-m", "casemate.cli"]
 
