@@ -95,6 +95,7 @@ def test_a_key_opens_its_tenants_sandboxes_and_no_others(
                             "complete": {"code": "1", "cursor": 1},
                             "signal": {"signal": "TERM"},
                             "keep-alive": {"for_s": 1},
+                            "snapshot": {"name": "theirs"},
                         }
                         named = next((body for end, body in bodies.items() if url.endswith(end)), {})
                         given = {"json": named} if method == "POST" and not url.endswith("stdin") else {}

@@ -90,9 +90,10 @@ def test_a_pool_of_it_serves_and_is_named(kept: dict[str, Any]) -> None:
 
 def test_prune_takes_what_nothing_means(kept: dict[str, Any]) -> None:
     with Client() as client:
-        parent = Sandbox.connect("parent", client=client)
-        for _ in range(2):
-            parent.snapshot("scratch")
+        Sandbox.connect("parent", client=client).snapshot("scratch")
+    said("snapshots", "prune")  # what others' failures have left
+    with Client() as client:
+        Sandbox.connect("parent", client=client).snapshot("scratch")
     planned = said("snapshots", "prune", "--dry-run")
     assert [item["name"] for item in planned["removed"] if item["kind"] == "version"] == ["scratch@1"]
     said("image", "prune")

@@ -80,7 +80,10 @@ class ProcessMemory:
     def written(self) -> Runs:
         """The pages that the process wrote. Raises HostError when the kernel does not say."""
         try:
-            return scan(self.pagemap, self.start, self.size_bytes)
+            runs = scan(self.pagemap, self.start, self.size_bytes)
+            if os.pread(self.pagemap, ENTRY_BYTES, self.start // PAGE_BYTES * ENTRY_BYTES):
+                return runs
+            raise HostError("the kernel does not tell the written pages: the process has ended")  # the scan found none
         except OSError as error:
             if error.errno not in (errno.ENOTTY, errno.EINVAL, errno.EILSEQ):  # Linux before 6.7, or one not as known
                 raise HostError(f"the kernel does not tell the written pages: {error}") from error
