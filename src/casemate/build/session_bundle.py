@@ -38,6 +38,7 @@ from casemate.images.bundle import (
 )
 from casemate.images.store import DIGEST
 from casemate.sandbox import Shape
+from casemate.sandbox.digests import chunks_with_data
 from casemate.vmm import Platform
 
 FORMAT = 1
@@ -154,19 +155,10 @@ def odd(what: str) -> InvalidSpec:
 
 def bitmap_of(descriptor: int) -> bytes:
     """Which chunks of an open file hold data. Blocks. Raises OSError."""
-    size, at = os.fstat(descriptor).st_size, 0
+    size = os.fstat(descriptor).st_size
     bitmap = bytearray(_bitmap_bytes(size))
-    while at < size:
-        try:
-            start = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            break  # a hole to the end
-        end = os.lseek(descriptor, start, os.SEEK_HOLE)
-        for chunk in range(start // CHUNK_BYTES, -(-end // CHUNK_BYTES)):
-            bitmap[chunk // 8] |= 1 << chunk % 8
-        at = -(-end // CHUNK_BYTES) * CHUNK_BYTES
+    for chunk in chunks_with_data(descriptor, size, CHUNK_BYTES):
+        bitmap[chunk // 8] |= 1 << chunk % 8
     return bytes(bitmap)
 
 

@@ -45,7 +45,7 @@ def digest_of_sparse(descriptor: int) -> str:
 
     tree = hashlib.sha256(size.to_bytes(8, "little"))
     with ThreadPoolExecutor(THREADS) as threads:
-        for piece in threads.map(leaf, _chunks_with_data(descriptor, size)):
+        for piece in threads.map(leaf, chunks_with_data(descriptor, size, CHUNK_BYTES)):
             tree.update(piece)
     return tree.hexdigest()
 
@@ -60,16 +60,16 @@ def _fill(descriptor: int, chunk: memoryview, at: int) -> int:
     return done
 
 
-def _chunks_with_data(descriptor: int, size: int) -> Iterator[int]:
-    """The numbers of the chunks that are not all hole, in order, none twice."""
+def chunks_with_data(descriptor: int, size: int, chunk_bytes: int) -> Iterator[int]:
+    """The numbers of an open file's chunks that are not all hole, in order, none twice. Blocks. Raises OSError."""
     number = 0
-    while number * CHUNK_BYTES < size:
+    while number * chunk_bytes < size:
         try:
-            start = os.lseek(descriptor, number * CHUNK_BYTES, os.SEEK_DATA)
+            start = os.lseek(descriptor, number * chunk_bytes, os.SEEK_DATA)
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
             return  # a hole to the end
         end = os.lseek(descriptor, start, os.SEEK_HOLE)
-        number = -(-end // CHUNK_BYTES)
-        yield from range(start // CHUNK_BYTES, number)
+        number = -(-end // chunk_bytes)
+        yield from range(start // chunk_bytes, number)
