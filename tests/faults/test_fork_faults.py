@@ -7,14 +7,17 @@ VMM or its daemon was killed. The daemon is killed, or stops itself so that harm
 from __future__ import annotations
 
 import gc
+import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -32,8 +35,8 @@ from fault_world import (
     until,
     vmms,
 )
-from rest_world import Stepper
-from test_harm_at_rest import kill_vmm
+from rest_world import Follower, Stepper
+from test_harm_at_rest import full_disk_daemon, kill_vmm, refusal, unfill
 from test_killed_at_rest import asked_for
 
 from casemate.errors import CasemateError
@@ -49,6 +52,8 @@ TAKE = ["copy", "sync", "quiesce", "hush", "pause", "drain", "state", "memory", 
 TAKE = [f"take-{part}" for part in TAKE]
 AFTERWARDS = ["take-unpause", "take-thaw", "take-thaw:30", "take-thaw:200", "thaw", "thaw:done"]
 BUSY = ["sh", "-c", "while :; do :; done"]
+SMALL_MIB = 2500
+PIECE_BYTES = 4 << 20
 SAMPLE = 5  # points of a sweep, in a run without SOAK
 
 
@@ -71,13 +76,13 @@ def snapshots(home: Path) -> set[str]:
     return {path.name for path in (home / "snapshots").iterdir()}
 
 
-def nothing_left(running: Running, stored: set[str]) -> None:
+def nothing_left(running: Running, stored: set[str], *mounted: Path) -> None:
     home = running.home
     until(lambda: not vmms(home), "its machines end")
     until(lambda: not folders(home), "its folders go")
     until(lambda: snapshots(home) == stored, f"what was saved goes: {snapshots(home) - stored}")
     until(lambda: reserved(running) == (0, 0), f"what was reserved is given back: {reserved(running)}")
-    assert not mounts_below(home)
+    assert mounts_below(home) == [str(place) for place in mounted]
 
 
 def reserved(running: Running) -> tuple[int, int]:
@@ -91,6 +96,11 @@ def created(running: Running) -> Sandbox:
 
 def fork(sandbox: Sandbox) -> list[Sandbox]:
     return sandbox.fork(2)
+
+
+def fork_and_kill(sandbox: Sandbox) -> None:
+    for copy in fork(sandbox):
+        copy.kill()
 
 
 def keep(sandbox: Sandbox) -> list[Sandbox]:
@@ -151,6 +161,57 @@ def test_the_parents_vmm_is_killed(home: Path, no_trace: None) -> None:
             assert reason.code in ("vmm-died", "guest-silent"), (step, reason)
             until(lambda: not vmms(home), f"{step}: no copy is left")
             assert stepper.stops > n, step
+
+
+@pytest.mark.timeout(300)
+def test_the_disk_runs_full(home: Path, no_trace: None) -> None:
+    with small_disk(home / "snapshots") as disk, full_disk_daemon(home, "stop:take-*") as (running, stepper):
+        stored = snapshots(home)
+        parent = created(running)
+        follower = Follower(str(running.client.target), parent.id)
+        refused = 0
+        for n, step in enumerate(TAKE):
+            stepper.arm(n, lambda: fill(disk))
+            code = refusal(partial(fork_and_kill if n % 2 else keep, parent))
+            assert code in (None, "host-full"), step
+            refused += code is not None
+            unfill(disk)
+            stepper.arm(-1, lambda: None)
+            assert snapshots(home) == stored, step
+            assert parent.refresh().state == "running", step
+            follower.goes_on()
+            assert parent.commands.run("echo here").stdout == "here\n", step
+        assert refused >= 5
+        for copy in parent.fork(2):
+            assert copy.commands.run("echo here").stdout == "here\n"
+            copy.kill()
+        follower.goes_on()
+        parent.kill()
+        follower.wait_end()
+        nothing_left(running, stored, disk)
+
+
+def fill(folder: Path) -> None:
+    """To the last block, which a tmpfs does not tell exactly. Quickly: the daemon stands still meanwhile."""
+    with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        for at in count(0, PIECE_BYTES):
+            os.posix_fallocate(file.fileno(), at, PIECE_BYTES)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """*folder* on a disk of its own that is soon full, with what is in it."""
+    aside = folder.with_name("snapshots-aside")
+    folder.rename(aside)
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_MIB}m", "tmpfs", folder], check=True)
+    try:
+        subprocess.run(["cp", "-a", "--sparse=always", f"{aside}/.", folder], check=True)
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+        folder.rmdir()
+        aside.rename(folder)
 
 
 @pytest.fixture(scope="module")
