@@ -15,7 +15,19 @@ from anyio.abc import TaskGroup
 from casemate.config import load
 from casemate.host import open_launcher, start_launcher
 from casemate.images import Workshop, copy_disk, make_scratch_disk
-from casemate.sandbox import Introduction, Link, Snapshot, cells, execs, introduce, machine_spec, new_id, open_seal
+from casemate.sandbox import (
+    Introduction,
+    Link,
+    Shape,
+    Snapshot,
+    cells,
+    execs,
+    introduce,
+    kind_said,
+    machine_spec,
+    new_id,
+    open_seal,
+)
 from casemate.vmm import Kernel, Machine
 from casemate.vmm.qemu import QemuDriver
 
@@ -84,16 +96,21 @@ async def open_driver(home: Path) -> AsyncIterator[QemuDriver]:
 
 
 def template_of(home: Path) -> Snapshot:
-    """The home's one snapshot."""
-    folder = next(path for path in (home / "snapshots").iterdir() if not path.name.startswith("."))
-    return Snapshot.read(folder, open_seal(home), tenant="system")
+    """The snapshot of the built-in image in the default shape: others' tests may have put some more beside it."""
+    settings, seal = load(home=home), open_seal(home)
+    shape = Shape(settings.vcpus, settings.memory_mib, settings.disk_mib)
+    places = [path for path in (home / "snapshots").iterdir() if not path.name.startswith(".")]
+    images = [Snapshot.read(path, seal, tenant="system") for path in places if kind_said(path) == "image"]
+    found = [image for image in images if image.image.partition("@")[0] == "python" and image.shape == shape]
+    assert len(found) == 1, f"not one snapshot of 'python' in {shape}: {[(s.id, s.image, s.shape) for s in images]}"
+    return found[0]
 
 
 @asynccontextmanager
 async def open_clone(
     driver: QemuDriver, home: Path, folder: Path, *, entropy: bytes | None = None
 ) -> AsyncIterator[Clone]:
-    """A clone of the home's one snapshot; *folder* holds its disk. *entropy*: not fresh, as no clone should have it."""
+    """A clone of the home's template; *folder* holds its disk. *entropy*: not fresh, as no clone should have it."""
     snapshot = template_of(home)
     guest_id, disk = new_id(), folder / "disk"
     copy_disk(snapshot.disk, disk)
