@@ -110,7 +110,7 @@ def test_what_is_stored_is_what_was_written(suspendable: Runner) -> None:
     async def body(clone: Suspendable) -> None:
         await clone.run("sh", "-c", "head -c 8000000 /dev/urandom > /dev/shm/f")
         await clone.still()
-        with await clone.machine._memory(clone.template.files.memory) as memory:  # type: ignore[attr-defined]
+        with await clone.machine._process.memory(clone.template.files.memory) as memory:  # type: ignore[attr-defined]
             counted = scan(memory.pagemap, memory.start, memory.size_bytes)
             assert list(counted) == list(read_pagemap(memory.pagemap, memory.start, memory.size_bytes))
         await clone.save()

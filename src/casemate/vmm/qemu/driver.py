@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import errno
 import os
-import platform
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,36 +22,30 @@ from casemate.config import Settings
 from casemate.host import Account, Launcher, ProcessMemory, Spawned, seccomp
 from casemate.host.jail import FIRST_DESCRIPTOR
 from casemate.vmm.contract import Accelerator, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles, VmmExit
-from casemate.vmm.difference import Difference, load, save
+from casemate.vmm.difference import Difference, save
 from casemate.vmm.overlay import overlay
+from casemate.vmm.process import Check, GivenAway, VmmProcess, exit_of, file_of, pair
+from casemate.vmm.processor import host_tsc_khz, processor_name
 from casemate.vmm.qemu.closure import BINARY, Closure, find_closure, find_kept
 from casemate.vmm.qemu.features import find_features
 from casemate.vmm.qemu.monitor import Monitor, open_monitor
 from casemate.vmm.qemu.plan import CPU_MODELS, FILTERS, STATE_SET, Plan, arguments_text, plan_boot, plan_restore
-from casemate.vmm.qemu.tsc import host_tsc_khz
 
 SAVE_SET = 20  # the fdsets after it are those that device state is saved to
 MAX_STATE_BYTES = 16 << 20  # a booted machine's has some 110 KB
 STATE_HEAD = struct.Struct(">4sIB")
 STATE_FORMAT, CONFIGURATION = (b"QEVM", 3), 7  # Source: QEMU's migration/savevm.h
-STOPPED_S = 1.0
-ENDED_OR_STOPPED = "TtZX"  # Source: proc_pid_stat(5)
 ERROR_BYTES = 16_384
-EXIT_TOLD_S = 1.0
 CONSOLE_BYTES = 65_536
 T = TypeVar("T")
-Check = Callable[[], object]
 
 
 class QemuMachine:
     """One QEMU process. Made and closed by the driver only."""
 
-    def __init__(
-        self, launcher: Launcher, spawned: Spawned, monitor: Monitor, stream: socket.socket, *, cloned: bool
-    ) -> None:
-        self._launcher = launcher
+    def __init__(self, process: VmmProcess, monitor: Monitor, stream: socket.socket, *, cloned: bool) -> None:
+        self._process = process
         self._cloned = cloned  # its memory is private: a migration would write all of it
-        self._spawned = spawned
         self._monitor = monitor
         self._stream = stream
         self._reopened = self._saved = 0
@@ -61,7 +54,7 @@ class QemuMachine:
 
     @property
     def pid(self) -> int:
-        return self._spawned.pid
+        return self._process.pid
 
     @property
     def stream(self) -> socket.socket:
@@ -108,40 +101,27 @@ class QemuMachine:
     async def _saved_from(self, memory: Path, into: Path, act: Callable[[ProcessMemory, Path, Check], T]) -> T:
         if (await self._monitor.execute("query-status"))["running"]:
             raise errors.StateConflict(f"process {self.pid}: its guest runs, so its memory cannot be saved")
-        with await self._memory(memory) as process:
-            try:
-                return await anyio.to_thread.run_sync(act, process, into, anyio.from_thread.check_cancelled)
-            except errors.HostError as error:
-                with anyio.move_on_after(EXIT_TOLD_S):  # it may have ended under our hands
-                    await self._spawned.exited.wait()
-                    raise errors.VmmExited(f"process {self.pid} ended while its memory was saved") from error
-                raise
+        return await self._process.saved_from(memory, into, act)
 
     async def load_difference(self, memory: Path, difference: Path) -> None:
         """Before the device state is: nothing runs yet. Raises ImageBroken, HostError."""
-        with await self._memory(memory) as process:
-            await anyio.to_thread.run_sync(load, difference, process, anyio.from_thread.check_cancelled)
+        await self._process.load_difference(memory, difference)
 
     async def load_state(self) -> None:
         await self._monitor.migrate("migrate-incoming", f"file:/dev/fdset/{STATE_SET}")
 
-    async def _memory(self, memory: Path) -> ProcessMemory:
-        with GivenAway() as given:
-            return await self._launcher.memory(self._spawned, given.open(memory, os.O_RDONLY))
-
     async def freeze(self) -> None:
         await self.console()  # it cannot be asked then
         async with self._monitor.idle:
-            self._launcher.freeze(self._spawned)
             self._monitor.frozen = True
-            await _until_stopped(self.pid)
+            await self._process.stop()
 
     async def thaw(self) -> None:
-        self._launcher.thaw(self._spawned)
+        self._process.go_on()
         self._monitor.frozen = False
 
     async def reopen_stream(self) -> socket.socket:
-        ours, theirs = _pair()
+        ours, theirs = pair()
         self._reopened += 1
         name = f"agent{self._reopened}"
         try:
@@ -157,12 +137,10 @@ class QemuMachine:
         return ours
 
     async def wait_exit(self) -> VmmExit:
-        await self._spawned.exited.wait()
-        return _exit_of(self._spawned)
+        return await self._process.wait_exit()
 
     async def account(self, memory: Path) -> Account:
-        with GivenAway() as given:
-            return await self._launcher.attest(self._spawned, given.open(memory, os.O_RDONLY))
+        return await self._process.account(memory)
 
     @property
     def console_written(self) -> int:
@@ -241,7 +219,7 @@ class QemuDriver:
             version=closure.version,
             vmm_sha256=closure.sha256,
             machine=f"{arguments_text(example.command)} -append '{' '.join(self._constant_arguments)}'",
-            cpu=_cpu_name(self._accelerator),
+            cpu=f"{CPU_MODELS[self._accelerator]} on {processor_name()}",
             accelerator=self._accelerator,
             cpu_features=features,
             tsc_khz=host_tsc_khz() or 0,
@@ -322,8 +300,8 @@ class QemuDriver:
         async with AsyncExitStack() as held:
             said_read, said_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
             held.callback(os.close, said_read)
-            stream, their_stream = _pair()
-            monitor, their_monitor = _pair()
+            stream, their_stream = pair()
+            monitor, their_monitor = pair()
             held.callback(stream.close)
             held.callback(monitor.close)
             with GivenAway(said_write) as given, their_stream, their_monitor:
@@ -334,44 +312,17 @@ class QemuDriver:
                         numbers.append(sockets[wanted.what].fileno())
                     else:
                         numbers.append(
-                            given.open(
-                                _file_of(wanted.what, spec, files), os.O_RDWR if wanted.writable else os.O_RDONLY
-                            )
+                            given.open(file_of(wanted.what, spec, files), os.O_RDWR if wanted.writable else os.O_RDONLY)
                         )
                 spawned = await held.enter_async_context(self._launcher.spawn(plan.jail, plan.command, numbers))
             try:
                 control = await held.enter_async_context(open_monitor(monitor, spec.guest_id))
-                machine = QemuMachine(self._launcher, spawned, control, stream, cloned=cloned)
+                machine = QemuMachine(VmmProcess(self._launcher, spawned), control, stream, cloned=cloned)
                 held.callback(machine.close_stream)
                 yield machine
             except errors.VmmExited as error:
                 await _add_evidence(error, spawned, plan, said_read)
                 raise
-
-
-class GivenAway:
-    """Descriptors opened to be given away; ours are closed at the end of the block."""
-
-    def __init__(self, *descriptors: int) -> None:
-        self._descriptors = list(descriptors)
-
-    def __enter__(self) -> GivenAway:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-
-    def open(self, path: Path, mode: int) -> int:
-        """Raises ImageBroken for a file that is not there."""
-        try:
-            descriptor = os.open(path, mode | os.O_CLOEXEC)
-        except OSError as error:
-            raise errors.ImageBroken(
-                f"{path} cannot be opened: {error.strerror}", hint="casemate image build --force makes it again"
-            ) from error
-        self._descriptors.append(descriptor)
-        return descriptor
 
 
 def _is_configured(state: Path) -> bool:
@@ -395,12 +346,6 @@ def _copy_state(state: int, into: Path) -> None:
         raise kind(f"{into} could not be written: {error.strerror}", hint="free some disk space") from error
 
 
-def _file_of(what: str, spec: MachineSpec, files: Mapping[str, Path]) -> Path:
-    if what.startswith("drive "):
-        return spec.drives[int(what.removeprefix("drive "))].path
-    return files[what]
-
-
 async def _add_evidence(error: errors.VmmExited, spawned: Spawned, plan: Plan, said: int) -> None:
     with anyio.move_on_after(1):
         await spawned.exited.wait()
@@ -408,46 +353,6 @@ async def _add_evidence(error: errors.VmmExited, spawned: Spawned, plan: Plan, s
         text = os.read(said, ERROR_BYTES).decode(errors="replace")
     except BlockingIOError:
         text = ""
-    error.evidence |= {"argv": list(plan.command), "exit": str(_exit_of(spawned)), "stderr": text}
+    error.evidence |= {"argv": list(plan.command), "exit": str(exit_of(spawned)), "stderr": text}
     if text and not error.hint:
         error.hint = f"it said: {text.strip().splitlines()[-1][:300]}"
-
-
-async def _until_stopped(pid: int) -> None:
-    """The signal takes a moment to reach every thread. Where the kernel does not show them, nobody waits."""
-    with anyio.move_on_after(STOPPED_S):
-        while _is_going_on(pid):
-            await anyio.sleep(0.001)
-
-
-def _is_going_on(pid: int) -> bool:
-    try:
-        threads = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    except OSError:  # one of them has just ended
-        return True
-    return any(thread.rpartition(")")[2].split()[0] not in ENDED_OR_STOPPED for thread in threads)
-
-
-def _exit_of(spawned: Spawned) -> VmmExit:
-    """bubblewrap reports a signal as 128 + its number."""
-    status, starved = spawned.status, spawned.out_of_memory
-    if status is None:
-        return VmmExit(None, None)
-    if status < 0:
-        return VmmExit(None, -status, starved)
-    return VmmExit(None, status - 128, starved) if status > 128 else VmmExit(status, None, starved)
-
-
-def _pair() -> tuple[socket.socket, socket.socket]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    ours.setblocking(False)
-    return ours, theirs
-
-
-def _cpu_name(accelerator: Accelerator) -> str:
-    name = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            name = line.partition(":")[2].strip()
-            break
-    return f"{CPU_MODELS[accelerator]} on {name}"

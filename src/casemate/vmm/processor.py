@@ -1,8 +1,9 @@
-"""The rate of this host's time-stamp counter, which software emulation hands to its guests as it is.
+"""This host's processor: its name, and the rate of its time-stamp counter.
 
-A guest that calibrates it by itself, against an emulated timer, never finishes on a busy host: a vCPU that
-loses its core in the wrong microsecond measures nonsense. So it is told. Source: tsc_early_khz and
-tsc=reliable in the kernel's admin-guide/kernel-parameters.rst; cpu_get_ticks in QEMU's system/cpu-timers.c.
+Software emulation hands that counter to its guests as it is. A guest that calibrates it by itself, against an emulated
+timer, never finishes on a busy host: a vCPU that loses its core in the wrong microsecond measures nonsense. So it is
+told. Source: tsc_early_khz and tsc=reliable in the kernel's admin-guide/kernel-parameters.rst; cpu_get_ticks in QEMU's
+system/cpu-timers.c.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import mmap
 import platform
 import time
+from pathlib import Path
 
 READ_TSC = bytes.fromhex("0f31 48c1e220 4809d0 c3")  # rdtsc; shl rdx, 32; or rax, rdx; ret
 BRACKETS = 50  # the tightest of so many readings counts
@@ -50,3 +52,11 @@ def _sample(read_tsc: ctypes._CFunctionType) -> tuple[int, int]:
             best = after - before, (before + after) // 2, ticks
     assert best is not None
     return best[1:]
+
+
+def processor_name() -> str:
+    """As the kernel has it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
