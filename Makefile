@@ -42,6 +42,13 @@ help:
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+# Without these the tests that want the real Firecracker skip, and say why; nothing else needs them.
+.venv/firecracker/made: .venv/made tests/firecracker/binaries.py
+	@command -v gcc >/dev/null || { \
+	  echo 'This machine lacks gcc for the guests of the tests; installing it with apt.'; \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends gcc; } || true
+	@$(BIN)/python -m tests.firecracker.binaries && touch $@ || true
+
 demo: .venv/installed
 	@$(BIN)/casemate setup --yes
 	@mkdir -p $(OUT)
@@ -54,7 +61,7 @@ check: .venv/installed-dev
 	$(BIN)/lint-imports --config .importlinter.toml
 	$(BIN)/codespell $(wildcard $(CODE) docs *.md Makefile)
 
-test: check
+test: check .venv/firecracker/made
 	$(BIN)/casemate setup --yes
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

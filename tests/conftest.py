@@ -1,6 +1,7 @@
 """Fixtures for every test, and the check that a test leaves no trace on the host.
 
 The ladder for real machines (``tests/vm/conftest.py``):  home → daemon → sandbox.
+The real Firecracker and guests for it (``tests/firecracker/world.py``):  firecracker → guests.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from tests.firecracker.world import firecracker, guests
 from tests.traces import Scope, Trace, named, own_scope
+
+__all__ = ["firecracker", "guests", "no_trace", "scope"]
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes proves nothing here
 hypothesis.settings.load_profile("any machine")
