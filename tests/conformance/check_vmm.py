@@ -91,18 +91,29 @@ async def check_boot_save_and_restore(bench: Bench) -> None:
             await introduce(link, Introduction("clone"), ANSWER_S)
 
 
-async def check_a_clone_is_born_paused(bench: Bench) -> None:
-    async with bench.driver.restore(bench.clone(), bench.template) as machine, linked(machine) as link:
-        with pytest.raises(errors.AgentSilent):
-            await introduce(link, Introduction("clone"), SILENCE_S)
+@asynccontextmanager
+async def running(bench: Bench) -> AsyncIterator[tuple[Machine, Link]]:
+    """A clone that runs, and has been introduced."""
+    async with bench.driver.restore(bench.clone(), bench.template) as machine:
         await machine.unpause()
-        await link.ping(timeout_s=ANSWER_S)
+        async with linked(machine) as link:
+            await introduce(link, Introduction("clone"), ANSWER_S)
+            yield machine, link
+
+
+async def check_a_clone_is_born_paused(bench: Bench) -> None:
+    """Its memory can be saved, which of one that runs it cannot."""
+    async with bench.driver.restore(bench.clone(), bench.template) as machine:
+        await machine.save_difference(bench.template.memory, bench.folder / "unborn")
+        await machine.unpause()
+        async with linked(machine) as link:
+            await link.ping(timeout_s=ANSWER_S)
+            with pytest.raises(errors.StateConflict):
+                await machine.save_difference(bench.template.memory, bench.folder / "while it runs")
 
 
 async def check_pause_and_unpause(bench: Bench) -> None:
-    async with bench.driver.restore(bench.clone(), bench.template) as machine, linked(machine) as link:
-        await machine.unpause()
-        await introduce(link, Introduction("clone"), ANSWER_S)
+    async with running(bench) as (machine, link):
         await machine.pause()
         with pytest.raises(errors.AgentSilent):
             await link.ping(timeout_s=SILENCE_S)
@@ -112,9 +123,7 @@ async def check_pause_and_unpause(bench: Bench) -> None:
 
 
 async def check_frozen_and_thawed(bench: Bench) -> None:
-    async with bench.driver.restore(bench.clone(), bench.template) as machine, linked(machine) as link:
-        await machine.unpause()
-        await introduce(link, Introduction("clone"), ANSWER_S)
+    async with running(bench) as (machine, link):
         said = await machine.console()
         await machine.freeze()
         with pytest.raises(errors.AgentSilent):
@@ -219,9 +228,7 @@ async def check_clones_share_a_template_nobody_changes(bench: Bench) -> None:
     before = digests(*files)
 
     async def live(name: str) -> None:
-        async with bench.driver.restore(bench.clone(), bench.template) as machine, linked(machine) as link:
-            await machine.unpause()
-            await introduce(link, Introduction(name), ANSWER_S)
+        async with running(bench) as (_, link):
             assert await say(link, name) == name.encode()
 
     async with anyio.create_task_group() as tasks:

@@ -103,6 +103,8 @@ class Agent(Guest):
 
 
 class FakeMachine:
+    stream_survives = True
+
     def __init__(self, spec: MachineSpec, saved: dict[bytes, Agent] | None = None, agent: Agent | None = None) -> None:
         self._spec = spec
         self._saved = {} if saved is None else saved

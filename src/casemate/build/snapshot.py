@@ -148,9 +148,9 @@ async def _prove(driver: Driver, snapshot: Snapshot, timeout_s: float) -> None:
         await anyio.to_thread.run_sync(copy_disk, snapshot.disk, disk)
         spec = snapshot.machine(guest_id, disk)
         async with driver.restore(spec, snapshot.files) as machine, anyio.create_task_group() as tasks:
+            await machine.unpause()
             link = Link(guest_id, silence_s=timeout_s)
             tasks.start_soon(link.run, machine.stream)
-            await machine.unpause()
             await introduce(link, Introduction(guest_id), timeout_s)
             await link.ping(timeout_s=timeout_s)
             tasks.cancel_scope.cancel()

@@ -62,8 +62,8 @@ class Starter:
             Step("disk", self._disk),  # removed with its folder
             Step("machine", self._restore, undo="kill-machine"),
             Step("attest", self.attest),  # before a vCPU runs
-            Step("link", self._connect, undo="close-link"),
             Step("unpause", self.unpause),
+            Step("link", self._connect, undo="close-link"),
             Step("handshake", self._introduce),
             *((Step("thaw", self._thaw),) if copy else ()),
             Step("ping", self.ping),

@@ -87,7 +87,18 @@ class Machine(Protocol):
 
     @property
     def stream(self) -> socket.socket:
-        """The host's end of the one byte stream; non-blocking. Replaced by reopen_stream."""
+        """The host's end of the one byte stream; non-blocking. Replaced by reopen_stream.
+
+        There is one from the start of a booted machine on; of a restored one only when ``unpause`` has returned.
+        """
+
+    @property
+    def stream_survives(self) -> bool:
+        """Whether the stream goes on, byte by byte, in a machine that is saved, and in one restored from that.
+
+        Where it does not, the guest hears it break when ``save_state`` is called and waits for another, and the host's
+        end is of no use from then on: in the machine that goes on ``reopen_stream`` makes the next one.
+        """
 
     async def unpause(self) -> None:
         """Let the vCPUs run. Raises VmmRefused, VmmExited."""

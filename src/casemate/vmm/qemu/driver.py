@@ -43,6 +43,8 @@ T = TypeVar("T")
 class QemuMachine:
     """One QEMU process. Made and closed by the driver only."""
 
+    stream_survives = True
+
     def __init__(self, process: VmmProcess, monitor: Monitor, stream: socket.socket, *, cloned: bool) -> None:
         self._process = process
         self._cloned = cloned  # its memory is private: a migration would write all of it
