@@ -98,6 +98,15 @@ class Bare:
     def memory(self) -> GuestMemory:
         return GuestMemory(self.pid)
 
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def connect(self, line: bytes) -> socket.socket:
+        """To the vsock's socket, where *line* is said first."""
+        connection = connect_below(self.folder, "v.sock")
+        connection.sendall(line)
+        return connection
+
 
 @contextmanager
 def run_bare(firecracker: Path, folder: Path) -> Iterator[Bare]:

@@ -41,6 +41,9 @@ class Word(IntEnum):
     RESET = 5
     FAULT = 6
     NOWHERE = 7
+    CLOSE = 32
+    DROP = 33
+    LISTEN = 34
 
 
 @dataclass(frozen=True)

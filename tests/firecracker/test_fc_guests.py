@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tests.firecracker.bare import run_bare
 from tests.firecracker.binaries import Binaries
-from tests.firecracker.guests import PAGE, PLENTY, Word, wait_for
+from tests.firecracker.guests import PAGE, PLENTY, Word, board_in_file, wait_for
 
 pytestmark = pytest.mark.usefixtures("no_trace")
+ENDS_S = 20.0
 
 
 def test_it_says_its_version(firecracker: Binaries, tmp_path: Path) -> None:
@@ -38,3 +39,86 @@ def test_paused_it_stands_still(firecracker: Binaries, guests: Path, tmp_path: P
         assert not memory.runs()
         bare.unpause()
         assert memory.runs()
+
+
+@pytest.mark.parametrize(
+    ("word", "statuses", "logged"),
+    [
+        (Word.RESET, {0}, "Vmm is stopping"),
+        (Word.FAULT, {0}, "Received KVM_EXIT_SHUTDOWN signal"),
+        (Word.NOWHERE, {0, 1}, "Received KVM_EXIT_INTERNAL_ERROR signal"),  # which, is a race of the VMM's own threads
+    ],
+    ids=["reset", "fault", "nowhere"],
+)
+def test_its_log_says_how_it_ended_and_not_its_status(
+    word: Word, statuses: set[int], logged: str, firecracker: Binaries, guests: Path, tmp_path: Path
+) -> None:
+    with run_bare(firecracker.firecracker, tmp_path) as bare:
+        bare.boot(guests / "counter")
+        bare.memory().tell(word)
+        assert bare.process.wait(ENDS_S) in statuses
+        assert logged in bare.log()
+
+
+def test_halted_it_is_still_there(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+    with run_bare(firecracker.firecracker, tmp_path) as bare:
+        bare.boot(guests / "counter")
+        memory = bare.memory()
+        memory.tell(Word.HALT)
+        wait_for(lambda: not memory.runs(), "the vCPU to halt")
+        assert bare.process.poll() is None
+
+
+def test_last_words(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+    with run_bare(firecracker.firecracker, tmp_path) as bare:
+        bare.boot(guests / "crasher")
+        assert bare.process.wait(ENDS_S) == 0
+        assert bare.console == b"these are my last words\n"
+
+
+def test_a_flood(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+    with run_bare(firecracker.firecracker, tmp_path) as bare:
+        bare.boot(guests / "flooder")
+        wait_for(lambda: len(bare.console) > 4096, "a page of nothing")
+
+
+def test_two_restores_go_ways_of_their_own(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+    with run_bare(firecracker.firecracker, tmp_path / "parent") as bare:
+        bare.boot(guests / "counter", track_dirty_pages=True)
+        bare.memory().obey(Word.TOUCH, 5)
+        bare.pause()
+        bare.save()
+        saved = board_in_file(bare.folder / "memory")
+        assert saved.obeyed == 1
+    state, file = bare.folder / "state", bare.folder / "memory"
+    with (
+        run_bare(firecracker.firecracker, tmp_path / "a") as a,
+        run_bare(firecracker.firecracker, tmp_path / "b") as b,
+    ):
+        for clone in (a, b):
+            clone.load(state, file, enable_diff_snapshots=True)
+        assert a.memory().board() == b.memory().board() == saved
+        for clone in (a, b):
+            clone.unpause()
+        a.memory().obey(Word.TOUCH, 100)
+        assert b.memory().runs()
+        assert (a.memory().board().obeyed, b.memory().board().obeyed) == (2, 1)
+        a.pause()
+        a.save("Diff")
+        assert board_in_file(a.folder / "memory").obeyed == 2
+        written = (a.folder / "memory").stat().st_blocks * 512
+        assert 100 * PAGE <= written < 200 * PAGE
+    assert board_in_file(file) == saved
+
+
+def test_what_it_hears_comes_back(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+    with run_bare(firecracker.firecracker, tmp_path) as bare:
+        bare.boot(guests / "vsock", vsock=True)
+        with bare.connect(b"CONNECT 1024\n") as connection, connection.makefile("rb") as heard:
+            assert heard.readline().startswith(b"OK ")
+            for length in (1, 7, 4096, 10_000):
+                said = bytes(n * n % 251 for n in range(length))
+                connection.sendall(said)
+                assert heard.read(length) == said
+            bare.memory().obey(Word.CLOSE)
+            assert heard.read() == b""

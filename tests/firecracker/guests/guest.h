@@ -57,12 +57,12 @@ static void flood(void)
 /* No interrupt table is there: the first fault is the third. */
 static void fault(void) { __asm__ volatile("ud2"); }
 
-/* Does what the word on the board says, if there is one. */
-static void obey(void)
+/* Does what the word on the board says, if there is one; which it was. */
+static u32 obey(void)
 {
 	u32 word = BOARD->mailbox;
 	if (!word)
-		return;
+		return 0;
 	if (word == SAY)
 		say_word(BOARD->argument);
 	else if (word == TOUCH)
@@ -79,6 +79,7 @@ static void obey(void)
 		((void (*)(void))NOTHING_THERE)();
 	BOARD->mailbox = 0;
 	BOARD->obeyed++;
+	return word;
 }
 
 static void show(void)
