@@ -1,0 +1,1 @@
+"""The Firecracker driver. Named by the composition root only."""
