@@ -17,20 +17,26 @@ from tests.firecracker.guests import GuestMemory, wait_for
 ANSWER_S = 60.0
 
 
-def connect_below(folder: Path, name: str) -> socket.socket:
-    """To the socket *name* in *folder*, whose path may be longer than an address can be."""
+@contextmanager
+def address_below(folder: Path, name: str) -> Iterator[str]:
+    """Of the socket *name* in *folder*, whose own path may be longer than an address can be."""
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     try:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(ANSWER_S)
-        try:
-            connection.connect(f"/proc/self/fd/{descriptor}/{name}")
-        except OSError:
-            connection.close()
-            raise
-        return connection
+        yield f"/proc/self/fd/{descriptor}/{name}"
     finally:
         os.close(descriptor)
+
+
+def connect_below(folder: Path, name: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(ANSWER_S)
+    try:
+        with address_below(folder, name) as address:
+            connection.connect(address)
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 class _Connection(http.client.HTTPConnection):
@@ -40,6 +46,15 @@ class _Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = connect_below(self._folder, "api.sock")
+
+
+def _answers(folder: Path) -> bool:
+    """A moment after its file is there it refuses."""
+    try:
+        connect_below(folder, "api.sock").close()
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    return True
 
 
 class Bare:
@@ -116,7 +131,7 @@ def run_bare(firecracker: Path, folder: Path) -> Iterator[Bare]:
         argv = [firecracker, "--api-sock", "api.sock", "--log-path", "log", "--level", "Info"]
         process = subprocess.Popen(argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=console, stderr=errors)
     try:
-        wait_for((folder / "api.sock").exists, "the API's socket")
+        wait_for(lambda: _answers(folder), "the API's socket")
         yield Bare(process, folder)
     finally:
         process.kill()

@@ -71,7 +71,7 @@ def test_halted_it_is_still_there(firecracker: Binaries, guests: Path, tmp_path:
 
 def test_last_words(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
     with run_bare(firecracker.firecracker, tmp_path) as bare:
-        bare.boot(guests / "crasher")
+        bare.boot(guests / "fatal")
         assert bare.process.wait(ENDS_S) == 0
         assert bare.console == b"these are my last words\n"
 
