@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import anyio
+import sqlalchemy as sa
 
 from casemate import errors
 from casemate.build.host import BUILT_IN, BuildHost
 from casemate.build.shapes import Shapes
+from casemate.build.users import first_meant
 from casemate.sandbox import Kit, Made, Snapshot, check_fit
 from casemate.storage import VersionRow
 from casemate.storage import images as rows
@@ -28,9 +32,12 @@ class Ground:
         """Also one that fits no more. Raises ImageBroken, SealBroken."""
         return await self._shapes.stored_one(snapshot_id, (tenant, BUILT_IN))
 
-    async def kit(self, tenant: str, image: str) -> Kit:
-        """What boots a machine of that version today. Raises NotFound, ImageBroken."""
-        version = await self._version(tenant, image)
+    async def kit(self, owners: Sequence[str], image: str) -> Kit:
+        """What boots a machine of that version today, of the first of *owners* who has it.
+
+        Raises NotFound, ImageBroken.
+        """
+        version = await self._host.database.read(_version_of, owners, image)
         try:
             parts = await anyio.to_thread.run_sync(self._host.artifacts, version)
         except KeyError as error:
@@ -39,9 +46,8 @@ class Ground:
         kernel = Kernel(parts.kernel, parts.initrd, driver.kernel_arguments)
         return Kit(kernel, parts.kernel_release, parts.root, parts.agent, await driver.platform())
 
-    async def _version(self, tenant: str, image: str) -> VersionRow:
-        name, _, number = image.partition("@")
-        try:
-            return await self._host.database.read(rows.version, tenant, name, int(number))
-        except errors.NotFound:
-            return await self._host.database.read(rows.version, BUILT_IN, name, int(number))
+
+def _version_of(connection: sa.Connection, owners: Sequence[str], image: str) -> VersionRow:
+    if found := first_meant(rows.all_versions(connection), owners, image):
+        return found
+    raise errors.NotFound(f"there is no image {image[:100]!r} any more", hint="see `casemate image ls`")

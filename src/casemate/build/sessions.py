@@ -21,12 +21,12 @@ import structlog
 
 from casemate import errors
 from casemate.audit import EventKind
-from casemate.build.host import BUILT_IN, BUILT_IN_NAMES, BuildHost
+from casemate.build.host import BUILT_IN_NAMES, BuildHost
 from casemate.build.own_shape import own_row
 from casemate.build.references import LATEST, Reference, check_name, check_tag
 from casemate.build.removal import Item, Removal, to_json
 from casemate.build.shapes import Shapes, Stored
-from casemate.build.users import Users, meant
+from casemate.build.users import Users, first_meant, meant, owners_of
 from casemate.host import remove_folder
 from casemate.sandbox import Handle, Shape, Snapshot, State, new_id
 from casemate.storage import SnapshotRow, VersionRow
@@ -70,8 +70,8 @@ class Sessions:
     ) -> dict[str, Any]:
         """Sandbox *ref* as it is at this moment becomes the next, active version of *name*, and the one with *tag*.
 
-        Cancelled or failed: the version is there as a failed one, and nothing else of it.
-        Raises InvalidSpec, and what ``take`` raises.
+        Cancelled or failed before it does: the version is there as a failed one, and nothing else of it. Cancelled
+        after that, while it is described: it is kept. Raises InvalidSpec, and what ``take`` raises.
         """
         check_new_name(name)
         if tag is not None:
@@ -105,7 +105,10 @@ class Sessions:
 
     def _begin(self, connection: sa.Connection, *, handle: Handle, name: str, snapshot_id: str) -> VersionRow:
         info = handle.info
-        parent = rows.version_of(connection, info.snapshot) or _find_parent(connection, info.tenant, info.image)
+        parent = rows.version_of(connection, info.snapshot)
+        if parent is None:  # the snapshot of a fork has no row
+            owners = owners_of(info.tenant, info.image_tenant)
+            parent = first_meant(rows.all_versions(connection), owners, info.image)
         return self.begin(
             connection,
             tenant=info.tenant,
@@ -312,15 +315,6 @@ def check_new_tag(tag: str) -> None:
     check_tag(tag)
     if tag == LATEST:
         raise errors.InvalidSpec(f"the tag {LATEST!r} always means the active version", hint="choose another one")
-
-
-def _find_parent(connection: sa.Connection, tenant: str, image: str) -> VersionRow | None:
-    """The version that the *image* of a fork names, whose snapshot has no row; None when it is gone."""
-    reference = Reference.parse(image)
-    for owner in (tenant, BUILT_IN):
-        if found := meant(rows.versions(connection, owner), reference):
-            return found
-    return None
 
 
 def _whole(row: SnapshotRow, snapshot: Snapshot, memory_bytes: int) -> SnapshotRow:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,10 @@ class Upkeep:
     def for_everybody(self) -> dict[str, Any]:
         """For /v1/health, which any tenant may read: the images everybody uses, and of the others how many."""
         whole = self.to_json()
-        shared = {rebuild.version.reference for rebuild in self._shapes.rebuilds.values() if _is_shared(rebuild)}
+        shared = _by_state(filter(_is_shared, self._shapes.rebuilds.values()))
         kept = sum(one["kept"] for one in whole["suspended"])
         return {
-            "rebuilding": [body for body in whole["rebuilding"] if body["image"] in shared],
-            "failed": [body for body in whole["failed"] if body["image"] in shared],
+            **shared,
             "rebuilding_in_all": len(whole["rebuilding"]),
             "failed_in_all": len(whole["failed"]),
             "suspended": {"restored_by_kept_vmm": kept, "not_restorable": len(whole["suspended"]) - kept},
@@ -107,12 +106,8 @@ class Upkeep:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for the host's owner."""
-        rebuilds = [_said(rebuild) for rebuild in self._shapes.rebuilds.values()]
-        return {
-            "rebuilding": [body for body in rebuilds if body["state"] == "rebuilding"],
-            "failed": [body for body in rebuilds if body["state"] == "failed"],
-            "suspended": [asdict(one) for one in self._stranded],
-        }
+        suspended = [asdict(one) for one in self._stranded]
+        return _by_state(self._shapes.rebuilds.values()) | {"suspended": suspended}
 
     def of(self, version: VersionRow) -> list[dict[str, Any]]:
         """What of one version is being rebuilt, or could not be."""
@@ -129,6 +124,13 @@ class Upkeep:
 
 def _is_shared(rebuild: Rebuild) -> bool:
     return rebuild.version.tenant == SHARED
+
+
+def _by_state(rebuilds: Iterable[Rebuild]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {"rebuilding": [], "failed": []}
+    for body in map(_said, rebuilds):
+        found[body["state"]].append(body)
+    return found
 
 
 def _said(rebuild: Rebuild) -> dict[str, Any]:

@@ -28,12 +28,12 @@ class Users:
         by_version: dict[int, list[SandboxRow]] = {}
         for row in sandboxes.live(connection):
             # A copy of a sandbox stands on a snapshot of its own, and on its version's kernel and disks all the same
-            named = _meant(versions, row.tenant, row.image)
+            named = first_meant(versions, owners_of(row.tenant, row.info.get("image_tenant")), row.image)
             for id in {made_of.get(row.snapshot_id), named.id if named else None} - {None}:
                 by_version.setdefault(id, []).append(row)  # type: ignore[arg-type]
         by_pool: dict[int, list[PoolRow]] = {}
         for pool in pools.listed(connection):
-            if version := _meant(versions, pool.tenant, pool.image):
+            if version := first_meant(versions, owners_of(pool.tenant, None), pool.image):
                 by_pool.setdefault(version.id, []).append(pool)
         return cls(by_version, by_pool)
 
@@ -52,12 +52,19 @@ def meant(versions: Iterable[VersionRow], reference: Reference) -> VersionRow | 
     return max(filter(reference.means, versions), key=lambda version: version.number, default=None)
 
 
-def _meant(versions: Sequence[VersionRow], tenant: str, text: str) -> VersionRow | None:
+def owners_of(tenant: str, image_tenant: str | None) -> Sequence[str]:
+    """Whose the image may be that a sandbox of *tenant* has: exactly one, where that was written down."""
+    return (tenant, BUILT_IN) if image_tenant is None else (image_tenant,)
+
+
+def first_meant(versions: Iterable[VersionRow], owners: Sequence[str], text: str) -> VersionRow | None:
+    """What *text* means to the first of *owners* to whom it means anything."""
     try:
         reference = Reference.parse(text)
     except InvalidSpec:  # by a version of ours that took it
         return None
-    for owner in (tenant, BUILT_IN):
-        if found := meant((version for version in versions if version.tenant == owner), reference):
+    known = list(versions)
+    for owner in owners:
+        if found := meant((version for version in known if version.tenant == owner), reference):
             return found
     return None

@@ -86,6 +86,7 @@ class Copier:
             kind=wanted.kind,
             parent_sandbox=handle.info.id,
             taken=taken.facts,
+            image_tenant=base.image_owner if wanted.kind == "fork" else None,
         )
         manifest = taken.folder / "manifest.json"
         with manifest.open("x") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +24,7 @@ from casemate.sandbox.handle import Handle
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.link import Link
 from casemate.sandbox.plan import Step
+from casemate.sandbox.pool_spec import SHARED
 from casemate.sandbox.seal import Seal
 from casemate.sandbox.snapshot import Snapshot
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec
@@ -59,8 +60,11 @@ class Ground(Protocol):
     async def snapshot(self, tenant: str, snapshot_id: str) -> Snapshot:
         """Whole, and this host's own. Raises ImageBroken, SealBroken."""
 
-    async def kit(self, tenant: str, image: str) -> Kit:
-        """What boots a machine of that version. Raises NotFound, ImageBroken."""
+    async def kit(self, owners: Sequence[str], image: str) -> Kit:
+        """What boots a machine of that version, of the first of those tenants who has it.
+
+        Raises NotFound, ImageBroken.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +262,8 @@ class Resumer:
     async def _check_disk(self, boot: Boot) -> AsyncIterator[None]:
         found = await self._found(boot)
         await anyio.to_thread.run_sync(check_disk, boot.place, found)
-        kit = await self.ground.kit(found.tenant, found.image)
+        owner = boot.handle.info.image_tenant
+        kit = await self.ground.kit((owner,) if owner else (found.tenant, SHARED), found.image)
         if kit.root != found.root:
             raise errors.ImageBroken(f"sandbox {boot.id}: the root disk of {found.image} is not the one it was made on")
         boot._snapshot = replace(

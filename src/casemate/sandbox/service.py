@@ -367,6 +367,7 @@ class Sandboxes:
             max_duration_s=spec.max_duration_s,
             network=spec.network,
             attached=spec.attached,
+            image_tenant=snapshot.image_owner,
         )
 
 

@@ -7,8 +7,8 @@ clone; never written again (mode 0444). Deleted with its image.
      "platform": {…}, "kernel_release", "generation", "root", "agent", "mac"}
 
 One of a living sandbox (a *session*: what its user's processes held in memory is in it) is written by ``copying``, has
-also "kind", "parent_sandbox" and "taken", and is sealed as another kind of thing. A ``user`` snapshot is deleted with
-its image, what a ``fork`` makes with the last sandbox that stands on it (``templates``).
+also "kind", "parent_sandbox" and "taken", a fork's "image_tenant", and is sealed as another kind of thing. A ``user``
+snapshot is deleted with its image, what a ``fork`` makes with the last sandbox that stands on it (``templates``).
 
 The MAC is over all the rest and the tenant: so over the digests, and by them over every byte a VMM is given.
 """
@@ -72,6 +72,12 @@ class Snapshot:
     kind: SnapshotKind = "image"
     parent_sandbox: str | None = None  # whose state a session is
     taken: TakenFacts | None = None  # how that was
+    image_tenant: str | None = None  # of a fork, whose the image is that it has; None: an older version made it
+
+    @property
+    def image_owner(self) -> str | None:
+        """Whose the image is of this name and version; None where nobody has written it down."""
+        return self.image_tenant if self.kind == "fork" else self.tenant
 
     @property
     def is_session(self) -> bool:
@@ -122,7 +128,8 @@ class Snapshot:
         if not self.is_session:
             return body
         taken = asdict(self.taken) if self.taken else None
-        return body | {"kind": self.kind, "parent_sandbox": self.parent_sandbox, "taken": taken}
+        body |= {"kind": self.kind, "parent_sandbox": self.parent_sandbox, "taken": taken}
+        return body if self.image_tenant is None else body | {"image_tenant": self.image_tenant}
 
     @classmethod
     def read(cls, folder: Path, seal: Seal, *, tenant: str) -> Self:
@@ -163,6 +170,7 @@ class Snapshot:
             kind=body["kind"] if sealed_as == "session-snapshot" else "image",
             parent_sandbox=body.get("parent_sandbox"),
             taken=taken,
+            image_tenant=body.get("image_tenant"),
         )
 
 

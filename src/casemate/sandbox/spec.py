@@ -185,6 +185,7 @@ class SandboxInfo:
     auto_resume: bool = True
     suspended: SuspendedFacts | None = None  # only while it is suspended
     forked_from: str | None = None  # the sandbox whose copy it began as
+    image_tenant: str | None = None  # whose the image is; None: made by a version that did not write it down
 
     def terminated(self, reason: StateReason) -> SandboxInfo:
         """The same sandbox after an end nobody was there to record."""

@@ -104,11 +104,11 @@ class World:
         config = {"user": "user", "cwd": "/home/user"}
         return await self.database.write(rows.add_imported, tenant, "host", name, config, artifacts, len(content))
 
-    async def stand_on(self, snapshot_id: str, name: str, state: str = "running") -> None:
+    async def stand_on(self, snapshot_id: str, name: str, state: str = "running", **info: str) -> None:
         """What a supervisor records of its sandbox."""
         row = SandboxRow(
             id=f"id-{name}", tenant=TENANT, host_id="host", name=name, image="python@1", snapshot_id=snapshot_id,
-            state=state, info={}, created_at=1.0, updated_at=1.0,
+            state=state, info=info, created_at=1.0, updated_at=1.0,
         )  # fmt: skip
         await self.database.write(sandbox_rows.put, row)
 

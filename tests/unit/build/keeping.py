@@ -37,12 +37,14 @@ class OneSandbox:
     after: Callable[[], Awaitable[None]] = nothing
     content: bytes = b"a variable"
     snapshot: str = ""
+    image_tenant: str | None = None
     kind: SnapshotKind = "user"
     asked: list[dict[str, Any]] = field(default_factory=list)
 
     def get(self, tenant: str, ref: str) -> Any:
         assert tenant == self.tenant
-        info = {"id": "sandbox", "tenant": tenant, "image": self.image, "snapshot": self.snapshot}
+        named = {"image": self.image, "image_tenant": self.image_tenant, "snapshot": self.snapshot}
+        info = {"id": "sandbox", "tenant": tenant, **named}
         shape = {"vcpus": self.shape.vcpus, "memory_mib": self.shape.memory_mib, "disk_mib": self.shape.disk_mib}
         return SimpleNamespace(info=SimpleNamespace(**info, **shape))
 

@@ -15,10 +15,12 @@ from tests.unit.build.keeping import OneSandbox, nothing
 
 from casemate import errors
 from casemate.audit import Trail
+from casemate.build import Ground
 from casemate.build.host import BUILT_IN
 from casemate.build.sessions import Sessions
+from casemate.build.users import Users
 from casemate.sandbox import Shape
-from casemate.storage import PoolRow, images, pools
+from casemate.storage import PoolRow, VersionRow, images, pools
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_trace")]
 
@@ -80,6 +82,39 @@ async def test_its_parent_is_what_it_stands_on_whatever_has_that_name_by_now(tmp
         await world.database.write(another, mine.id)
         await keep(world, snapshot=snapshot.id)
         assert (await world.images.version(TENANT, "work")).artifacts["kernel"] == ours.artifacts["kernel"]
+
+
+@pytest.mark.parametrize("written_down", [BUILT_IN, TENANT, None])
+async def test_a_forks_parent_is_whose_its_image_is(tmp_path: Path, written_down: str | None) -> None:
+    """The snapshot it stands on has no row; and who made it may have had no word for that yet."""
+    async with open_world(tmp_path) as world:
+        ours = await world.import_image(tenant=BUILT_IN)
+        mine = await world.import_image()
+        assert ours.reference == mine.reference
+        another = partial(images.update_version, artifacts={**mine.artifacts, "kernel": "0" * 64})
+        await world.database.write(another, mine.id)
+        await keep(world, snapshot="of-a-fork", image_tenant=written_down)
+        kernel = (await world.images.version(TENANT, "work")).artifacts["kernel"]
+        assert kernel == (ours.artifacts["kernel"] if written_down == BUILT_IN else "0" * 64)
+
+
+async def test_a_fork_holds_only_the_image_it_has(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        await world.import_image(tenant=BUILT_IN)
+        await world.import_image()
+        await world.stand_on("of-a-fork", "copy", image_tenant=BUILT_IN)
+        await world.images.remove(TENANT, "python@1", True)
+
+
+async def test_what_a_cold_boot_needs_is_whose_its_image_is(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        ours = await world.import_image(tenant=BUILT_IN, content=b"root of ours")
+        mine = await world.import_image(content=b"root of mine")
+        ground = Ground(world.host, world.images.shapes)
+        for owners, found in (((BUILT_IN,), ours), ((TENANT, BUILT_IN), mine), (("else", BUILT_IN), ours)):
+            assert (await ground.kit(owners, "python@1")).root.name == found.artifacts["root"]
+        with pytest.raises(errors.NotFound, match="python@1"):
+            await ground.kit(("else",), "python@1")
 
 
 async def test_it_has_no_other_shape_and_is_never_built(tmp_path: Path) -> None:
@@ -187,6 +222,26 @@ async def test_one_whose_client_leaves_leaves_nothing(tmp_path: Path, where: str
         (shown,) = await world.images.sessions.listed(TENANT)
         assert shown["state"] == "failed"
         assert folders(world) == []
+
+
+async def test_it_is_kept_from_one_moment_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When its name means it. A client that leaves later finds it."""
+    async with open_world(tmp_path) as world:
+        await world.import_image()
+        describe = world.images.sessions.describe
+        async with anyio.create_task_group() as tasks:
+
+            async def left(version: VersionRow, users: Users | None = None) -> dict[str, Any]:
+                tasks.cancel_scope.cancel()
+                return await describe(version, users)
+
+            monkeypatch.setattr(world.images.sessions, "describe", left)
+            tasks.start_soon(partial(keep, world, tag="good"))
+        monkeypatch.undo()
+        (shown,) = await world.images.sessions.listed(TENANT)
+        assert (shown["state"], shown["active"], shown["tag"]) == ("ready", True, "good")
+        async with world.images.snapshot_for(TENANT, "work", DEFAULT) as snapshot:
+            assert folders(world) == [snapshot.id]
 
 
 async def test_what_a_daemon_that_died_had_begun_is_gone_at_the_next_start(

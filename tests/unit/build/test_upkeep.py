@@ -15,6 +15,7 @@ from tests.unit.build.build_world import DEFAULT, TENANT, WIDE, World, open_worl
 
 from casemate import errors
 from casemate.build import Ground
+from casemate.build.host import BUILT_IN
 from casemate.sandbox import Shape, Snapshot
 from casemate.vmm import Platform
 
@@ -253,6 +254,19 @@ async def test_health_names_nothing_of_a_tenants(tmp_path: Path) -> None:
             "failed_in_all": 2,
             "suspended": {"restored_by_kept_vmm": 0, "not_restorable": 1},
         }
+
+
+async def test_health_names_what_is_everybodys_and_not_a_tenants_of_the_same_name(tmp_path: Path) -> None:
+    await build_two(tmp_path)
+    async with open_world(tmp_path) as world:
+        await world.import_image(tenant=BUILT_IN, content=b"root of ours")
+        async with world.images.snapshot_for("else", "python", DEFAULT):
+            pass
+        world.driver.now, world.driver.refuse_restore = UPGRADED, errors.VmmRefused("no")
+        await world.images.upkeep.run()
+        health = world.images.upkeep.for_everybody()
+        assert (len(health["failed"]), health["failed_in_all"], health["rebuilding"]) == (1, 3, [])
+        assert health["failed"][0]["image"] == "python@1"
 
 
 async def test_what_is_suspended_gets_the_snapshot_it_stands_on_though_that_fits_no_more(tmp_path: Path) -> None:

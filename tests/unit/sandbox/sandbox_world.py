@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,7 +72,7 @@ class FakeGround:
         await anyio.lowlevel.checkpoint()
         return self.base
 
-    async def kit(self, tenant: str, image: str) -> Kit:
+    async def kit(self, owners: Sequence[str], image: str) -> Kit:
         base = self.base
         kernel = Kernel(base.root, base.root, "")
         return Kit(kernel, base.kernel_release, base.root, base.agent, base.platform)

@@ -85,6 +85,7 @@ def test_copies_run_beside_their_parent(tmp_path: Path, no_trace: None) -> None:
         assert world.sandboxes.templates.is_used(template)
         grandchild = (await world.sandboxes.fork(TENANT, copies[0].info.id, 1))[0]
         await answers(grandchild)
+        assert {one.info.image_tenant for one in (parent, *copies, grandchild)} == {"system"}
         for copy in copies:
             await copy.kill()
         assert not world.sandboxes.templates.is_used(template) or await gone(tmp_path, template)
