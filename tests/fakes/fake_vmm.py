@@ -22,6 +22,7 @@ from tests.fakes.fake_guest import Guest
 from casemate import errors, wire
 from casemate.guest import handshake
 from casemate.host import Account
+from casemate.host.account import NAMESPACES
 from casemate.host.ownership import own
 from casemate.vmm import (
     Accelerator,
@@ -49,7 +50,7 @@ ACCOUNT = Account(
     no_new_privs=True,
     seccomp_mode=2,
     seccomp_filters=1,
-    namespaces=dict.fromkeys(("cgroup", "ipc", "mnt", "net", "pid", "user", "uts"), "another"),
+    namespaces=dict.fromkeys(NAMESPACES, "another"),
     cgroup=None,
     limits=None,
     rlimits={},
@@ -235,6 +236,7 @@ class FakeDriver:
     accelerator: Accelerator = "tcg"
     kernel_arguments = "quiet"
     filters = ("fake",)
+    namespaces = frozenset(NAMESPACES)
 
     def __init__(self) -> None:
         self._saved: dict[bytes, Agent] = {}  # guests as they were when their state was saved

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casemate.host.account import Account, GroupLimits
+    from casemate.host.approval import approve
     from casemate.host.cgroup import Limits
     from casemate.host.durable import sync_file, sync_folder
     from casemate.host.jail import Bind, Jail
+    from casemate.host.jailer import Jailer
     from casemate.host.launching import Launcher, Spawned, open_launcher, start_launcher
     from casemate.host.load import is_crowded
     from casemate.host.mapping import ProcessMemory
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Account": "account",
+    "approve": "approval",
     "Bind": "jail",
     "GroupLimits": "account",
     "Jail": "jail",
+    "Jailer": "jailer",
     "Launcher": "launching",
     "Limits": "cgroup",
     "ProcessMemory": "mapping",
@@ -50,11 +54,13 @@ __all__ = [
     "Bind",
     "GroupLimits",
     "Jail",
+    "Jailer",
     "Launcher",
     "Limits",
     "ProcessMemory",
     "Spawned",
     "Swept",
+    "approve",
     "available_mib",
     "drop_privilege",
     "enter_view",

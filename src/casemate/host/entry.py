@@ -7,30 +7,28 @@ its filter; what cannot be taken on ends it. Nothing here returns.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import resource
 import signal
-import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from casemate.host import seccomp
 from casemate.host.cgroup import Group
 from casemate.host.jail import Jail
+from casemate.host.jailer import MAX_OPEN_FILES, NEEDED_CAPABILITIES, Jailer
+from casemate.host.mounts import lay_out, lay_out_chroot
 
 PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
+PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_THP_DISABLE = 41
-CLONE_NEWNS = 0x00020000  # Source: linux/sched.h
-MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 16384, 1 << 18  # Source: linux/mount.h
-OPEN_TREE, MOVE_MOUNT = 428, 429  # the numbers on every architecture. Source: asm-generic/unistd.h
-OPEN_TREE_CLONE, AT_EMPTY_PATH, MOVE_MOUNT_F_EMPTY_PATH = 1, 0x1000, 4  # Source: linux/mount.h, linux/fcntl.h
-MAX_OPEN_FILES = 1024
+MAX_CAPABILITIES = 64
 MAX_PROCESSES = 512  # of one VMM's uid, threads included
 STACK_BYTES = 8 << 20  # of a thread
 VMM_OOM_SCORE = 500  # when memory runs out, the kernel takes a VMM and not the daemon
-COUNTER = "/tmp"  # noqa: S108 - where a VMM's files are laid out for bubblewrap, in a mount namespace of its own
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -39,7 +37,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Entry:
     """What a child becomes. *group* is None where the host has none to give and that is allowed."""
 
-    jail: Jail
+    jail: Jail | Jailer
     command: Sequence[str]
     descriptors: Sequence[int]  # its 2, 3, 4, …
     info: int  # bubblewrap says here which pid the command has
@@ -51,25 +49,22 @@ class Entry:
 def enter(entry: Entry) -> None:
     """Become the VMM. Never returns."""
     try:
-        nothing = os.open("/dev/null", os.O_RDWR)
-        given = [nothing, nothing, *entry.descriptors, entry.info]
+        jail, nothing = entry.jail, os.open("/dev/null", os.O_RDWR)
+        said = entry.descriptors[0] if isinstance(jail, Jailer) or jail.output else nothing
+        given = [nothing, said, *entry.descriptors, entry.info]
         info, listed = len(given) - 1, None
-        if entry.jail.filter is not None:
-            given.append(_in_memory(seccomp.compiled(entry.jail.filter)))
+        if isinstance(jail, Jail) and jail.filter is not None:
+            given.append(_in_memory(seccomp.compiled(jail.filter)))
             listed = info + 1
         if entry.group is not None:
             entry.group.enter()
         _limit(entry)
         _place(given)
         _fresh_session()
+        os.umask(0)  # its sockets are for the daemon, of another uid; the folder above them is the daemon's only
         with open("/proc/self/oom_score_adj", "w") as score:
             score.write(str(VMM_OOM_SCORE))
-        source = {} if entry.uid is None else {"source": _lay_out(entry.jail)}
-        argv = entry.jail.argv(entry.command, info, filter_descriptor=listed, **source)
-        if entry.uid is not None:
-            os.setgroups([])
-            os.setresgid(entry.uid, entry.uid, entry.uid)
-            os.setresuid(entry.uid, entry.uid, entry.uid)
+        argv = _stay_root(jail, entry, info) if isinstance(jail, Jailer) else _become(jail, entry, info, listed)
         # A huge page for each thread's stack and at the end of the translated code: megabytes that nobody uses
         _libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
         _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -80,6 +75,33 @@ def enter(entry: Entry) -> None:
         os.write(2, f"casemate launcher: {error!r}\n".encode())
     finally:
         os._exit(127)
+
+
+def _become(jail: Jail, entry: Entry, info: int, listed: int | None) -> list[str]:
+    """Take on the VMM's uid, where we may give it one; what is to be executed then."""
+    if (uid := entry.uid) is None:
+        return jail.argv(entry.command, info, filter_descriptor=listed)
+    argv = jail.argv(entry.command, info, lay_out(jail, uid), listed)
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    return argv
+
+
+def _stay_root(jail: Jailer, entry: Entry, info: int) -> list[str]:
+    """The jailer changes the uid itself, and needs root until then."""
+    assert entry.uid is not None
+    argv = jail.argv(entry.command, info, entry.uid, lay_out_chroot(jail))
+    os.setgroups([])
+    _keep_capabilities(NEEDED_CAPABILITIES.values())
+    return argv
+
+
+def _keep_capabilities(kept: Collection[int]) -> None:
+    """What is executed next has these at the most."""
+    for number in set(range(MAX_CAPABILITIES)) - set(kept):
+        if _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0) != 0 and ctypes.get_errno() != errno.EINVAL:
+            raise OSError(ctypes.get_errno(), f"capability {number} cannot be given up")
 
 
 def become_bootstrap(argv: list[str], descriptors: list[int]) -> None:
@@ -129,40 +151,3 @@ def _fresh_session() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-
-
-def _lay_out(jail: Jail) -> Callable[[int], str]:
-    """Put the files behind the descriptors where the VMM's uid can name them, in a mount namespace of our own.
-
-    bubblewrap resolves a bind's source to a path, and the folders above our files are closed to that uid.
-    The mounts are cloned first: the kernel refuses to bind from the namespace that was left.
-    """
-    clones = {bind.descriptor: _clone_mount(bind.descriptor) for bind in jail.binds}
-    if _libc.unshare(CLONE_NEWNS) != 0:
-        raise OSError(ctypes.get_errno(), "unshare")
-    _mount(None, "/", None, MS_REC | MS_PRIVATE)
-    _mount("tmpfs", COUNTER, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64k")
-    for descriptor, clone in clones.items():
-        place = f"{COUNTER}/{descriptor}"
-        if stat.S_ISDIR(os.fstat(clone).st_mode):
-            os.mkdir(place, 0o755)
-        else:
-            os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o444))
-        if _libc.syscall(MOVE_MOUNT, clone, b"", -1, place.encode(), MOVE_MOUNT_F_EMPTY_PATH) != 0:
-            raise OSError(ctypes.get_errno(), f"move_mount to {place}")
-        os.close(clone)
-    return lambda descriptor: f"{COUNTER}/{descriptor}"
-
-
-def _clone_mount(descriptor: int) -> int:
-    """A mount of its own, not in the tree yet, of the file behind *descriptor*. Source: open_tree(2)"""
-    clone = _libc.syscall(OPEN_TREE, descriptor, b"", OPEN_TREE_CLONE | AT_EMPTY_PATH | os.O_CLOEXEC)
-    if clone < 0:
-        raise OSError(ctypes.get_errno(), f"open_tree of descriptor {descriptor}")
-    return int(clone)
-
-
-def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    words = [word.encode() if word is not None else None for word in (source, target, kind)]
-    if _libc.mount(*words, ctypes.c_ulong(flags), options.encode() if options else None) != 0:
-        raise OSError(ctypes.get_errno(), f"mount on {target}")

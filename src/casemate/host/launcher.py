@@ -17,6 +17,7 @@ beside it:
 
 A command runs in a jail or not at all, in a control group of its own below GROUP (without one only if *weak*), and as
 root under a uid of its own from the range, which owns nothing: a daemon that was taken over gains nothing by asking.
+Firecracker's jailer is root until it has made that jail: only one that root approved is run (host/approval.py).
 A VMM's memory is handed out (/proc/PID/mem and pagemap, over the socket given) once it is in its jail for good: it
 obeys the daemon anyway, and what bounds it is the jail, not its code.
 The one thing run as root is mmdebstrap for a recipe we come with, known by name. An exit is told when the group
@@ -40,9 +41,12 @@ from pathlib import Path
 
 from casemate.host import seccomp
 from casemate.host.account import Area, Reader, areas_of, bare
+from casemate.host.approval import Approved
+from casemate.host.behind import find_vmm
 from casemate.host.cgroup import Group, Groups, Trees
 from casemate.host.entry import Entry, become_bootstrap, enter
 from casemate.host.jail import Jail
+from casemate.host.jailer import Jailer, jail_from_json
 from casemate.host.leases import Leases
 
 MAX_MESSAGE_BYTES = 65_536
@@ -50,6 +54,8 @@ MAX_DESCRIPTORS = 32
 INFO_LIMIT_BYTES = 4096
 LEARN_S = 1.0  # how long to wait, at the end, for pids that bubblewrap is about to tell
 SIGNALS = {"KILL": signal.SIGKILL, "STOP": signal.SIGSTOP, "CONT": signal.SIGCONT}
+POLL_STARTING_MS = 1  # nobody tells when the jailer has become the VMM
+STARTING_S = 10.0
 POLL_LEAVING_MS = 10  # nobody tells when the last process of a group is gone
 LEAVING_S = 5.0
 SWEPT_AT_ONCE = 500  # names that surely fit into one message
@@ -58,7 +64,7 @@ WEAK_HINT = "make /sys/fs/cgroup writable for the daemon, or set allow_weak_jail
 
 @dataclass
 class Child:
-    """One process we started. *target* is the VMM inside, once bubblewrap has told its pid."""
+    """One process we started. *target* is the VMM inside, once its pid is known; before, what it starts from."""
 
     key: str
     pid: int
@@ -67,7 +73,10 @@ class Child:
     lease: int | None = None  # what holds the uid
     group: Group | None = None
     name: str | None = None
-    filtered: bool = False  # by a list of ours
+    filtered: bool = False  # by a list of ours, or the VMM's own that it has before it runs a guest
+    behind: bool = False  # the pid that bubblewrap tells is not the VMM's, but that of its parent
+    first: int | None = None  # that pid
+    until: float = 0.0  # when it has to be the VMM
     target: int | None = None  # a pidfd: a number could be somebody else's by the time we use it
     inside: int | None = None  # the VMM's pid
     told: bytes = b""
@@ -92,6 +101,7 @@ class Launcher:
         self._groups = groups
         self._weak = weak
         self._reader = Reader(groups.trees)
+        self._approved = Approved()
         self._children: dict[int, Child] = {}
         self._leaving: list[tuple[Child, int]] = []  # ended, with this status; something is left in their groups
         self._poll = select.poll()
@@ -107,7 +117,7 @@ class Launcher:
         self._poll.register(wake_read, select.POLLIN)
         serving = True
         while serving:
-            for descriptor, _ in self._poll.poll(POLL_LEAVING_MS if self._leaving else None):
+            for descriptor, _ in self._poll.poll(self._patience_ms()):
                 if descriptor == wake_read:
                     os.read(wake_read, 4096)
                     self._reap()
@@ -115,8 +125,14 @@ class Launcher:
                     serving = self._serve()
                 else:
                     self._informed(descriptor)
+            self._look_behind()
             self._see_off()
         self._end_all()
+
+    def _patience_ms(self) -> int | None:
+        if any(child.first is not None for child in self._children.values()):
+            return POLL_STARTING_MS
+        return POLL_LEAVING_MS if self._leaving else None
 
     def _serve(self) -> bool:
         try:
@@ -131,7 +147,7 @@ class Launcher:
             key = str(body["id"])
             match body["do"]:
                 case "spawn" if descriptors:
-                    self._spawn(key, Jail.from_json(body["jail"]), [str(w) for w in body["command"]], descriptors)
+                    self._spawn(key, jail_from_json(body["jail"]), [str(w) for w in body["command"]], descriptors)
                 case "signal":
                     self._signal(key, SIGNALS[body["signal"]])
                 case "attest" if len(descriptors) == 1:
@@ -159,8 +175,10 @@ class Launcher:
 
     # ----------------------------------------------------------------------- machines
 
-    def _spawn(self, key: str, jail: Jail, command: list[str], descriptors: list[int]) -> None:
-        if jail.filter is not None:
+    def _spawn(self, key: str, jail: Jail | Jailer, command: list[str], descriptors: list[int]) -> None:
+        if isinstance(jail, Jailer):
+            descriptors = self._approve(jail, descriptors)
+        elif jail.filter is not None:
             seccomp.compiled(jail.filter)  # here, so that no child has to
         group = self._new_group(jail)
         uid = lease = info_read = None
@@ -180,10 +198,24 @@ class Launcher:
             if group is not None:
                 group.remove()
             raise
-        self._children[pid] = Child(key, pid, info_read, uid, lease, group, jail.name, jail.filter is not None)
+        behind = isinstance(jail, Jailer)
+        filtered = isinstance(jail, Jailer) or jail.filter is not None
+        child = Child(key, pid, info_read, uid, lease, group, jail.name, filtered=filtered, behind=behind)
+        self._children[pid] = child
         self._poll.register(info_read, select.POLLIN)
 
-    def _new_group(self, jail: Jail) -> Group | None:
+    def _approve(self, jail: Jailer, descriptors: list[int]) -> list[int]:
+        """*descriptors* with a program in the jailer's place that may run as root. Raises Refused, NotApproved."""
+        if not self._privileged:
+            raise Refused("only root can have Firecracker's jailer make a jail")
+        if not {jail.executable, jail.program, *(bind.descriptor for bind in jail.binds)} <= set(
+            range(2, 2 + len(descriptors))
+        ):
+            raise Refused("a descriptor that was not given")
+        program = self._approved.copy(descriptors[jail.program - 2])
+        return [program if number == jail.program else given for number, given in enumerate(descriptors, 2)]
+
+    def _new_group(self, jail: Jail | Jailer) -> Group | None:
         """None where the host gives none and that is allowed."""
         self._groups.named(jail.name)
         if any(child.name == jail.name for child in self._living()):
@@ -216,9 +248,36 @@ class Launcher:
         child.info = None
         try:
             pid = int(json.loads(child.told)["child-pid"])
-            child.target, child.inside = os.pidfd_open(pid), pid
+            child.target = os.pidfd_open(pid)
         except (ValueError, KeyError, TypeError, ProcessLookupError):
             return  # it failed; its exit is what gets told
+        if child.behind:
+            child.first, child.until = pid, time.monotonic() + STARTING_S
+        else:
+            self._found(child, pid)
+
+    def _look_behind(self) -> None:
+        """See which jailers have become VMMs; end those that take too long. Those that fail end by themselves."""
+        for child in self._children.values():
+            if child.first is None or child.uid is None:
+                continue
+            if (pid := find_vmm(child.first, child.uid)) is None:
+                if time.monotonic() > child.until:
+                    _send(child, signal.SIGKILL)
+                continue
+            try:
+                target = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue  # its exit is what gets told
+            if find_vmm(child.first, child.uid) != pid:  # else the number is another's by now
+                os.close(target)
+                continue
+            _give_back(child.target)
+            child.target, child.first = target, None
+            self._found(child, pid)
+
+    def _found(self, child: Child, pid: int) -> None:
+        child.inside = pid
         self._tell({"spawned": child.key, "pid": pid, "uid": child.uid})
 
     def _signal(self, key: str, number: signal.Signals) -> None:
@@ -229,7 +288,7 @@ class Launcher:
 
     def _attest(self, key: str, memory: int) -> None:
         """Tell the kernel's account of the VMM inside."""
-        child = next((c for c in self._children.values() if c.key == key and c.target is not None), None)
+        child = next((c for c in self._children.values() if c.key == key and c.inside is not None), None)
         try:
             if child is None or child.target is None or child.inside is None:
                 raise Refused("it does not run")
@@ -242,7 +301,7 @@ class Launcher:
 
     def _hand_memory(self, key: str, memory: int, over: int) -> None:
         """Send /proc/PID/mem and pagemap of the VMM inside, when it has mapped *memory* as a clone does."""
-        child = next((c for c in self._children.values() if c.key == key and c.target is not None), None)
+        child = next((c for c in self._children.values() if c.key == key and c.inside is not None), None)
         opened: list[int] = []
         try:
             if child is None or child.target is None or child.inside is None:

@@ -23,6 +23,7 @@ from casemate.config import Settings
 from casemate.host.account import Account
 from casemate.host.cgroup import group_of_home
 from casemate.host.jail import Jail
+from casemate.host.jailer import BINARY, Jailer
 from casemate.host.launcher import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES
 from casemate.host.mapping import ProcessMemory
 
@@ -32,6 +33,8 @@ BOOTSTRAP_TIMEOUT_S = 1800.0
 ATTEST_TIMEOUT_S = 10.0
 SWEEP_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 10.0
+SAID_BYTES = 16_384
+MAX_WORDS = 300
 SUBJECTS = (  # whom a message is about
     *("spawned", "failed", "exited", "attested", "unattested", "mapped", "unmapped", "swept"),
 )
@@ -97,10 +100,13 @@ class Launcher:
         await self._gone.wait()
 
     @asynccontextmanager
-    async def spawn(self, jail: Jail, command: Sequence[str], descriptors: Sequence[int]) -> AsyncIterator[Spawned]:
+    async def spawn(
+        self, jail: Jail | Jailer, command: Sequence[str], descriptors: Sequence[int], said: int | None = None
+    ) -> AsyncIterator[Spawned]:
         """*command* running in *jail* with *descriptors* as its 2, 3, 4, …; killed and gone when the block ends.
 
-        Raises ToolFailed when it did not start; LeakedResource when it could not be killed.
+        A Jailer's *command* is the arguments of the VMM. *said*: where its first descriptor can be read (non-blocking).
+        Raises ToolFailed when it did not start, with what it said; LeakedResource when it could not be killed.
         """
         from casemate.host.ownership import own
 
@@ -109,20 +115,25 @@ class Launcher:
         body = {"do": "spawn", "id": child.key, "jail": jail.to_json(), "command": list(command)}
         self._send(body, descriptors)
         async with own(f"process {child.key}", lambda: self._kill(child), limit_s=KILL_TIMEOUT_S):
-            await self._wait_started(child, command)
+            what = BINARY if isinstance(jail, Jailer) else command[0]
+            await self._wait_started(child, what, command, said)
             yield child
 
-    async def _wait_started(self, child: Spawned, argv: Sequence[str]) -> None:
+    async def _wait_started(self, child: Spawned, what: str, argv: Sequence[str], said: int | None) -> None:
         try:
             with anyio.fail_after(SPAWN_TIMEOUT_S):
                 await child.started.wait()
         except TimeoutError as error:
-            raise errors.ToolFailed(f"{argv[0]} did not start within {SPAWN_TIMEOUT_S:g} s") from error
+            raise errors.ToolFailed(f"{what} did not start within {SPAWN_TIMEOUT_S:g} s") from error
         if child.pid == 0:
+            words = "" if said is None else _read_said(said)
+            why = child.refusal or f"exit status {child.status}"
+            if child.refusal is None and words:
+                why += f": {words.splitlines()[0][:MAX_WORDS]}"
             raise errors.ToolFailed(
-                f"{argv[0]} did not start: {child.refusal or f'exit status {child.status}'}",
+                f"{what} did not start: {why}",
                 hint=child.hint or "casemate doctor says what this host lacks",
-                evidence={"argv": list(argv), "status": child.status},
+                evidence={"argv": list(argv), "status": child.status, "stderr": words},
             )
 
     async def _kill(self, child: Spawned) -> None:
@@ -308,6 +319,13 @@ def _wait_process(process: subprocess.Popen[bytes]) -> None:
         process.wait(END_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise errors.LeakedResource(f"the launcher (pid {process.pid}) did not end") from error
+
+
+def _read_said(descriptor: int) -> str:
+    try:
+        return os.read(descriptor, SAID_BYTES).decode(errors="replace").strip()
+    except BlockingIOError:
+        return ""
 
 
 async def _lines(log: Any) -> AsyncIterator[str]:

@@ -18,7 +18,6 @@ from casemate.sandbox.snapshot import Snapshot
 from casemate.vmm import Accelerator, Driver, Isolation, Machine
 
 SECCOMP_FILTERS = 2  # the mode's number. Source: linux/seccomp.h
-SEPARATE = frozenset({"cgroup", "ipc", "mnt", "net", "pid", "user", "uts"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ async def attest(
     Raises NotAttested when the kernel's account is not that of such a sandbox; VmmExited, HostError.
     """
     account = await machine.account(memory or snapshot.files.memory)
-    if wrong := list(_deviations(account, snapshot, sandbox_id, len(driver.filters), booted)):
+    if wrong := list(_deviations(account, snapshot, sandbox_id, driver, booted)):
         raise NotAttested(
             f"sandbox {sandbox_id}: process {account.pid} is not its jailed VMM: {'; '.join(wrong)}",
             hint="nothing was run in it; look at that process and at what the account says",
@@ -131,9 +130,9 @@ def policy(network: str) -> PolicyFacts:
     return PolicyFacts(network, hashlib.sha256(canonical.encode()).hexdigest())
 
 
-def _deviations(account: Account, snapshot: Snapshot, sandbox_id: str, filters: int, booted: bool) -> list[str]:
+def _deviations(account: Account, snapshot: Snapshot, sandbox_id: str, driver: Driver, booted: bool) -> list[str]:
     """What is wrong with it, in words. A control group may be missing, where the host's owner allowed that."""
-    memory_bytes = snapshot.shape.memory_mib << 20
+    memory_bytes, filters = snapshot.shape.memory_mib << 20, len(driver.filters)
     checks = {
         "its executable is another": account.executable_sha256 == snapshot.platform.vmm_sha256,
         "this sandbox's memory is not mapped once, copy-on-write": booted
@@ -145,7 +144,7 @@ def _deviations(account: Account, snapshot: Snapshot, sandbox_id: str, filters: 
         f"it has fewer than {filters} filters of system calls": (
             account.seccomp_mode == SECCOMP_FILTERS and account.seccomp_filters >= filters
         ),
-        "it shares namespaces with us": account.namespaces.keys() >= SEPARATE,
+        "it shares namespaces with us": account.namespaces.keys() >= driver.namespaces,
         "its control group is another's": (account.cgroup is None or account.cgroup.rpartition("/")[2] == sandbox_id),
         "its control group does not limit it": account.limits is None
         or all((account.limits.memory_bytes, account.limits.cpu_percent, account.limits.pids)),

@@ -174,6 +174,10 @@ class Driver(Protocol):
     def filters(self) -> tuple[str, ...]:
         """The filters of system calls its VMMs run under, by name; the kernel counts one each."""
 
+    @property
+    def namespaces(self) -> frozenset[str]:
+        """Those that each of its VMMs has to itself, by the kernel's names; the attestation asks for these."""
+
     async def platform(self) -> Platform:
         """Measured once, then remembered. Raises ToolMissing when the VMM is not installed or too old."""
 

@@ -20,6 +20,7 @@ import anyio.to_thread
 from casemate import errors
 from casemate.config import Settings
 from casemate.host import Account, Launcher, ProcessMemory, Spawned, seccomp
+from casemate.host.account import NAMESPACES
 from casemate.host.jail import FIRST_DESCRIPTOR
 from casemate.vmm.contract import Accelerator, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles, VmmExit
 from casemate.vmm.difference import Difference, save
@@ -205,6 +206,10 @@ class QemuDriver:
     def filters(self) -> tuple[str, ...]:
         ours = FILTERS[self._accelerator]
         return (*((f"casemate:{ours}",) if ours else ()), "qemu:-sandbox")
+
+    @property
+    def namespaces(self) -> frozenset[str]:
+        return frozenset(NAMESPACES)
 
     async def platform(self) -> Platform:
         if self._platform is None:
