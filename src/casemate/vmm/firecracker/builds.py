@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.errors import HostError, HostFull, ToolMissing
-from casemate.host import remove_folder, sync_file, sync_folder
+from casemate.host import approve, remove_folder, sync_file, sync_folder
 from casemate.vmm.firecracker import release
 from casemate.vmm.firecracker.release import NAMES, RELEASE, Release
 from casemate.vmm.firecracker.versions import INSTALL_HINT, Version, check_version, parse_version
@@ -135,6 +135,8 @@ def _enter(vmm: Path, new: Path, build: Build) -> Build:
         new.rename(target)
         sync_folder(vmm)
         kept = find_kept_build(vmm, build.sha256)
+    if os.geteuid() == 0:
+        approve(kept.jailer, build.jailer_sha256)  # the launcher runs no other as root
     _point(vmm, kept)
     return kept
 
