@@ -13,6 +13,7 @@ from casemate.images import Artifacts, Bootstrap, Identities, Workshop
 from casemate.sandbox import Here, Made, Seal, Shape
 from casemate.storage import Database, VersionRow
 from casemate.vmm import Driver
+from casemate.vmm.kept import kept_builds
 
 BUILT_IN = "system"  # the tenant that the images we come with belong to; everybody may use them
 BUILT_IN_NAMES = ("python", "python-full")
@@ -57,5 +58,4 @@ class BuildHost:
         return Here(await self.driver.platform(), disks, builds)
 
     def _there(self, made: Made) -> tuple[list[str], list[Path]]:
-        builds = [path.parent.name for path in self.vmm_builds.glob("*/usr")]
-        return builds, [disk for disk in (made.root, made.agent) if disk.is_file()]
+        return kept_builds(self.vmm_builds), [disk for disk in (made.root, made.agent) if disk.is_file()]

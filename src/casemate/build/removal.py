@@ -24,6 +24,7 @@ from casemate.host import remove_folder
 from casemate.sandbox import State, kind_said, needed_by
 from casemate.storage import VersionRow
 from casemate.storage import images as rows
+from casemate.vmm.kept import installed_builds
 
 Kind = Literal["version", "snapshot", "artifact", "vmm", "leftover"]
 PARTS = ("kernel", "initrd", "root", "agent")
@@ -234,14 +235,14 @@ class Removal:
         return [*suspended(self._host.sandboxes), *(folder / "manifest.json" for folder in forks)]
 
     async def _drop_vmm_builds(self, gone: Iterable[Item], *, dry_run: bool) -> list[Item]:
-        """VMM builds that are not the installed one, and that nothing stored was made with."""
+        """VMM builds that are not installed, and that nothing stored was made with."""
         installed = (await self._host.driver.platform()).vmm_sha256
         lost = {item.name.split()[0] for item in gone if item.kind in ("snapshot", "leftover")}
         return await anyio.to_thread.run_sync(partial(self._sweep_vmm_builds, installed, lost, dry_run=dry_run))
 
     def _sweep_vmm_builds(self, installed: str, lost: set[str], *, dry_run: bool) -> list[Item]:
         snapshots = [path for path in self._host.snapshots.glob("*/manifest.json") if path.parent.name not in lost]
-        needed = {installed}
+        needed = {installed} | installed_builds(self._host.vmm_builds)  # also of the VMM that is not in use here
         for manifest in (*snapshots, *suspended(self._host.sandboxes)):
             needed |= needed_by(manifest)[1]
         found = [path for path in sorted(self._host.vmm_builds.iterdir()) if path.is_dir()]

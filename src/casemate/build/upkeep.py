@@ -23,6 +23,7 @@ from casemate.build.shapes import Rebuild, Shapes
 from casemate.sandbox import Here, Made, Shape, sentences, unfit
 from casemate.storage import VersionRow
 from casemate.storage import images as rows
+from casemate.vmm.kept import kept_builds
 
 log = structlog.get_logger()
 MAX_MANIFEST_BYTES = 1 << 20
@@ -143,7 +144,7 @@ def _said(rebuild: Rebuild) -> dict[str, Any]:
 
 def judged(host: BuildHost, here: Here) -> list[Stranded]:
     """Every suspended sandbox that does not fit *here* by the installed VMM alone. Blocks."""
-    builds = [path.parent.name for path in host.vmm_builds.glob("*/usr")]
+    builds = kept_builds(host.vmm_builds)
     found = []
     for manifest in suspended(host.sandboxes):
         sandbox = manifest.parent.parent.name

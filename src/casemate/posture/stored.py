@@ -14,6 +14,7 @@ from typing import Any
 from casemate.config import Settings
 from casemate.posture.check import Check, passed, read_fact, skipped, warned
 from casemate.posture.programs import QEMU, find_program
+from casemate.vmm.kept import installed_build, kept_builds
 
 NAMED = 10
 MAX_BYTES = 1 << 20
@@ -64,13 +65,15 @@ def _build_of(manifest: Path) -> str:
 
 
 def _foreign(builds: dict[str, str], vmm: Path, binary: str | None) -> tuple[set[str], set[str]]:
-    """(made with another build than the installed one, those of them whose build is kept)"""
-    if not builds or binary is None:  # that there is no QEMU is another check's to say
+    """(made with a build that is not installed, those of them whose build is kept)"""
+    installed, kept = {installed_build(vmm, "firecracker")} - {None}, kept_builds(vmm)
+    if binary is not None:
+        with open(binary, "rb") as file:
+            installed.add(hashlib.file_digest(file, "sha256").hexdigest())
+    if not installed:  # that there is no VMM is another check's to say
         return set(), set()
-    with open(binary, "rb") as file:
-        installed = hashlib.file_digest(file, "sha256").hexdigest()
-    foreign = {sandbox for sandbox, build in builds.items() if build != installed}
-    return foreign, {sandbox for sandbox in foreign if builds[sandbox] and (vmm / builds[sandbox] / "usr").is_dir()}
+    foreign = {sandbox for sandbox, build in builds.items() if build not in installed}
+    return foreign, {sandbox for sandbox in foreign if builds[sandbox] in kept}
 
 
 def _told(report: Path) -> dict[str, Any]:

@@ -80,7 +80,13 @@ def unfit(made: Made, here: Here, kind: Kind) -> list[Misfit]:
         found.append(Misfit(what, sentence, ", ".join(filter(None, ways)).removeprefix("or ")))
 
     own_build = (then.vmm, then.vmm_sha256) == (now.vmm, now.vmm_sha256)
-    if not own_build and then.vmm_sha256 not in here.kept_vmms:
+    if then.vmm != now.vmm:
+        add(
+            "vmm",
+            f"it was made by {then.version}, machines run under {now.version} here",
+            "casemate doctor says why not under that",
+        )
+    elif not own_build and then.vmm_sha256 not in here.kept_vmms:
         add(
             "vmm",
             f"it was made by {then.version} (build {then.vmm_sha256[:12]}), "

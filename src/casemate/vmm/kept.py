@@ -1,7 +1,7 @@
 """The builds of VMMs that this home has: ``vmm/<sha256 of the binary>/``, each with what it needs to run.
 
 Written by the drivers, whole under a temporary name, then renamed; kept for as long as anything stored was made with
-one (``build/removal.py`` looks). Beside them each driver has a ``*.json`` whose ``sha256`` names the installed build.
+one (``build/removal.py`` looks). Beside them each driver has an index whose ``sha256`` names the installed build.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
+INDEXES = {"qemu": "current.json", "firecracker": "firecracker.json"}
 MAX_BYTES = 65_536
 
 
@@ -22,10 +23,15 @@ def kept_builds(vmm: Path) -> list[str]:
         return []
 
 
+def installed_build(vmm: Path, name: str) -> str | None:
+    """The digest of the build that new machines of the VMM *name* would run under, as its driver last found. Blocks."""
+    digest = str(read_index(vmm / INDEXES[name]).get("sha256", ""))
+    return digest if DIGEST.fullmatch(digest) else None
+
+
 def installed_builds(vmm: Path) -> set[str]:
-    """Those that new machines of any VMM would run under, as far as anybody has looked. Blocks."""
-    found = {str(read_index(path).get("sha256", "")) for path in vmm.glob("*.json")}
-    return {digest for digest in found if DIGEST.fullmatch(digest)}
+    """Of every VMM. Blocks."""
+    return {digest for name in INDEXES if (digest := installed_build(vmm, name))}
 
 
 def read_index(path: Path) -> dict[str, object]:

@@ -317,6 +317,31 @@ async def test_a_build_of_the_vmm_stays_as_long_as_something_was_made_with_it(tm
         assert sorted(p.name for p in (tmp_path / "vmm").iterdir()) == ["1" * 64, "current.json"]
 
 
+async def test_so_does_one_of_firecracker(tmp_path: Path) -> None:
+    """Whichever VMM machines run under: the one that is installed stays, and so does what a suspended sandbox needs."""
+    (old, _) = await build_two(tmp_path)
+    asleep = suspend(tmp_path, "asleep", replace(old, platform=replace(PLATFORM, vmm_sha256="b" * 64)))
+    for name in "abc":
+        (folder := tmp_path / "vmm" / (name * 64)).mkdir()
+        (folder / "firecracker").write_bytes(b"x" * 9000)
+    (tmp_path / "vmm" / "firecracker.json").write_text(json.dumps({"sha256": "a" * 64}))
+    async with open_world(tmp_path) as world:
+        assert set((await world.host.here(old.made)).kept_vmms) == {name * 64 for name in "abc"}
+
+        async def kept() -> list[str]:
+            await world.images.prune("local", dry_run=False)
+            return sorted(path.name[0] for path in (tmp_path / "vmm").iterdir() if path.is_dir())
+
+        assert await kept() == ["a", "b"]
+        (asleep / "manifest.json").unlink()
+        assert await kept() == ["a"]
+        world.driver.now = replace(PLATFORM, vmm="firecracker", vmm_sha256="a" * 64)
+        (tmp_path / "vmm" / "current.json").write_text(json.dumps({"sha256": "d" * 64}))  # QEMU's, to go back to
+        (tmp_path / "vmm" / ("d" * 64) / "usr").mkdir(parents=True)
+        (tmp_path / "vmm" / "firecracker.json").unlink()
+        assert await kept() == ["a", "d"]  # what a daemon runs with it does not take away
+
+
 async def test_the_disks_of_what_is_suspended_are_not_pruned(tmp_path: Path) -> None:
     (old, _) = await build_two(tmp_path)
     suspend(tmp_path, "asleep", old)

@@ -61,6 +61,18 @@ def test_an_upgrade_since_the_last_daemon(settings: Settings) -> None:
     assert "resume --cold" in said.hint
 
 
+def test_made_with_firecracker(settings: Settings) -> None:
+    vmm = settings.home / "vmm"
+    digest = suspend(settings, "installed", b"firecracker")
+    (vmm / digest).mkdir()
+    (vmm / "firecracker.json").write_text(json.dumps({"sha256": digest}))
+    assert check(settings).found == "1 suspended, all made with the installed VMM"
+    (vmm / suspend(settings, "before", b"older")).mkdir()
+    said = check(settings)
+    assert said.status is Status.PASS
+    assert said.found.endswith(": before")
+
+
 def test_what_the_daemon_found_beyond_the_build(settings: Settings) -> None:
     suspend(settings, "disk", INSTALLED)
     tell(settings, suspended=[{"sandbox": "disk", "kept": False}, {"sandbox": "ended", "kept": False}])

@@ -84,6 +84,15 @@ def test_every_reason_is_told_at_once() -> None:
     assert raised.value.hint.count("casemate resume --cold") >= 1
 
 
+def test_a_kept_build_is_no_help_to_another_vmm() -> None:
+    made = replace(MADE, platform=replace(PLATFORM, vmm="firecracker", version="Firecracker 1.15.1"))
+    here = Here(PLATFORM, (MADE.root, MADE.agent), kept_vmms=(PLATFORM.vmm_sha256,))
+    (found,) = unfit(made, here, "suspended-sandbox")
+    assert found.what == "vmm"
+    assert found.sentence == "it was made by Firecracker 1.15.1, machines run under QEMU 10.0.2 here"
+    assert "casemate doctor" in found.remedy
+
+
 def test_an_image_snapshot_asks_nobody_for_anything() -> None:
     found = unfit(MADE, Here(OTHER_BUILD, ()), "image-snapshot")
     assert {one.remedy for one in found} == {"it is built again by itself"}

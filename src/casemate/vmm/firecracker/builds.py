@@ -26,10 +26,10 @@ from casemate.host import approve, remove_folder, sync_file, sync_folder
 from casemate.vmm.firecracker import release
 from casemate.vmm.firecracker.release import NAMES, RELEASE, Release
 from casemate.vmm.firecracker.versions import INSTALL_HINT, Version, check_version, parse_version
-from casemate.vmm.kept import DIGEST, read_index
+from casemate.vmm.kept import DIGEST, INDEXES, installed_build, read_index
 
 FORMAT = 1
-INDEX = "firecracker.json"
+NAME = "firecracker"
 MANIFEST = "build.json"
 
 
@@ -53,8 +53,8 @@ class Build:
 
 def find_build(vmm: Path) -> Build:
     """The installed one below *vmm*. Blocks some milliseconds: both programs are hashed. Raises ToolMissing."""
-    sha256 = str(read_index(vmm / INDEX).get("sha256", ""))
-    if not sha256:
+    sha256 = installed_build(vmm, NAME)
+    if sha256 is None:
         raise ToolMissing("Firecracker is not installed", hint=INSTALL_HINT)
     return find_kept_build(vmm, sha256)
 
@@ -120,7 +120,7 @@ def _enter(vmm: Path, new: Path, build: Build) -> Build:
         (new / name).chmod(0o555)
         sync_file(new / name)
     said = {"version": str(build.version), "sha256": build.sha256, "jailer_sha256": build.jailer_sha256}
-    (new / MANIFEST).write_text(json.dumps({"format": FORMAT, "vmm": "firecracker"} | said) + "\n")
+    (new / MANIFEST).write_text(json.dumps({"format": FORMAT, "vmm": NAME} | said) + "\n")
     (new / MANIFEST).chmod(0o444)
     sync_file(new / MANIFEST)
     new.chmod(0o755)
@@ -147,7 +147,7 @@ def _point(vmm: Path, build: Build) -> None:
         temporary.write_text(json.dumps({"sha256": build.sha256, "version": str(build.version)}) + "\n")
         sync_file(temporary)
         _give(vmm, temporary)
-        temporary.rename(vmm / INDEX)
+        temporary.rename(vmm / INDEXES[NAME])
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(vmm)
@@ -156,7 +156,7 @@ def _point(vmm: Path, build: Build) -> None:
 def _described(folder: Path) -> Build | None:
     body = read_index(folder / MANIFEST)
     texts = [body.get(key) for key in ("version", "sha256", "jailer_sha256")]
-    if body.get("format") != FORMAT or body.get("vmm") != "firecracker":
+    if body.get("format") != FORMAT or body.get("vmm") != NAME:
         return None
     version, sha256, jailer_sha256 = map(str, texts)
     try:
