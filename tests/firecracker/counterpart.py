@@ -20,6 +20,17 @@ def load(name: str) -> list[Event]:
     return events
 
 
+def merged(events: list[Event]) -> list[Event]:
+    """With what is said one after the other said at once: a stream has no seams."""
+    done: list[Event] = []
+    for event in events:
+        if done and event.get("vmm") == "says" == done[-1].get("vmm") and event["on"] == done[-1]["on"]:
+            done[-1] = done[-1] | {"what": done[-1]["what"] + event["what"]}
+        else:
+            done.append(event)
+    return done
+
+
 class Counterpart:
     """One thread that goes through the events in their order. What the host does otherwise is an error, kept."""
 
@@ -95,7 +106,7 @@ def run_counterpart(events: list[Event], folder: Path, name: str = "v.sock") -> 
         listener.settimeout(ANSWER_S)
         listener.bind(address)
         listener.listen()
-        with Counterpart(events, listener) as counterpart:
+        with Counterpart(merged(events), listener) as counterpart:
             yield counterpart
     (folder / name).unlink()
 

@@ -44,6 +44,7 @@ class Word(IntEnum):
     CLOSE = 32
     DROP = 33
     LISTEN = 34
+    CALL = 35
 
 
 @dataclass(frozen=True)

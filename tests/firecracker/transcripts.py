@@ -133,6 +133,14 @@ def heard_and_answered(r: Recorder) -> None:
 
 
 @scenario
+def the_guest_speaks_first(r: Recorder) -> None:
+    """Its words come right behind the answer to the line."""
+    one = r.connect(r.boot("vsock"), b"CONNECT 2048\n")
+    r.hear(one)
+    r.hear(one, 8)
+
+
+@scenario
 def nobody_listens(r: Recorder) -> None:
     """Refused: it closes without a word. The port is open for others all the while."""
     bare = r.boot("vsock")

@@ -1,14 +1,15 @@
-/* Drives virtio-vsock by polling, and listens on port 1024: what comes in goes back.
+/* Drives virtio-vsock by polling, and listens on port 1024: what comes in goes back. On port 2048 it speaks first.
  *
- * It says "listening" once the device takes connections, and "reset" when the host tells it that all are gone. Two words
- * more than others it obeys: CLOSE ends all connections in good order, DROP without any. Who sends and does not read is
- * dropped. With LATE defined (late.c) it touches the device only when it is told to LISTEN.
+ * It says "listening" once the device takes connections, and "reset" when the host tells it that all are gone. Words that
+ * it obeys beside others': CLOSE ends all connections in good order, DROP without any, CALL makes one to a port of the
+ * host's. Who sends and does not read is dropped. With LATE defined (late.c) it touches the device only when it is told
+ * to LISTEN.
  *
  * Sources: the virtio specification 1.2, 2.7 (split queues), 4.2.2 (MMIO registers), 5.10 (socket device).
  */
 #include "guest.h"
 
-enum { CLOSE = 32, DROP, LISTEN };
+enum { CLOSE = 32, DROP, LISTEN, CALL };
 enum { RX, TX, EVENT };
 enum { REQUEST = 1, RESPONSE, RST, SHUTDOWN, RW, CREDIT_UPDATE, CREDIT_REQUEST };
 enum { MAGIC_VALUE = 0, DEVICE_ID = 0x08, FEATURES = 0x20, FEATURES_SELECT = 0x24, QUEUE = 0x30, QUEUE_SIZE = 0x38,
@@ -17,7 +18,9 @@ enum { ACKNOWLEDGED = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8 };
 
 #define VIRT 0x74726976
 #define VSOCK 19
-#define PORT 1024
+#define ECHOES 1024
+#define SPEAKS 2048
+#define CALLS 4096 /* and one more for each word that was obeyed before */
 #define HOST 2
 #define BOTH_WAYS 3
 #define WRITABLE 2
@@ -41,7 +44,7 @@ struct descriptor { u64 address; u32 length; u16 flags, next; };
 struct available { u16 flags, index, ring[SIZE]; };
 struct used { u16 flags, index; struct { u32 id, length; } ring[SIZE]; };
 
-struct connection { u32 open, port, taken, sent, host_room, host_taken; };
+struct connection { u32 open, port, own_port, taken, sent, host_room, host_taken; };
 
 /* All that it remembers, where memory is zero at the start. */
 struct memory {
@@ -151,62 +154,64 @@ static void send(u32 port, u32 own_port, u16 op, u32 flags, u32 taken, const vol
 
 static void answer(struct connection *c, u16 op, u32 flags)
 {
-	send(c->port, PORT, op, flags, c->taken, 0, 0);
+	send(c->port, c->own_port, op, flags, c->taken, 0, 0);
 }
 
-static struct connection *find(u32 open, u32 port)
+static struct connection *find(u32 open, u32 port, u32 own_port)
 {
 	for (int at = 0; at < CONNECTIONS; at++) {
 		struct connection *c = &OWN->connections[at];
-		if (c->open == open && (!open || c->port == port))
+		if (c->open == open && (!open || (c->port == port && c->own_port == own_port)))
 			return c;
 	}
 	return 0;
 }
 
-static void greet(u32 port, u32 own_port)
+static struct connection *open(u32 port, u32 own_port, u16 op)
 {
-	struct connection *c = find(0, 0);
-	if (own_port != PORT || !c) {
-		send(port, own_port, RST, 0, 0, 0, 0);
-		return;
-	}
+	struct connection *c = find(0, 0, 0);
+	if (!c)
+		return 0;
 	c->open = 1;
 	c->port = port;
+	c->own_port = own_port;
 	c->taken = 0;
 	c->sent = 0;
-	answer(c, RESPONSE, 0);
+	answer(c, op, 0);
+	return c;
 }
 
-static void echo(struct connection *c, const volatile u32 *payload, u32 length)
+static void tell(struct connection *c, const volatile u32 *payload, u32 length)
 {
-	c->taken += length;
 	if (c->sent + length - c->host_taken > c->host_room) {
 		answer(c, RST, 0);
 		c->open = 0;
 		return;
 	}
-	send(c->port, PORT, RW, 0, c->taken, payload, length);
+	send(c->port, c->own_port, RW, 0, c->taken, payload, length);
 	c->sent += length;
 }
 
+static const u32 WELCOME[] = { 0x636c6577, 0x0a656d6f }; /* "welcome\n" */
+
 static void receive(const volatile struct header *packet)
 {
-	u32 port = packet->from_port;
+	u32 port = packet->from_port, own_port = packet->to_port;
 	u16 op = packet->op;
-	struct connection *c = find(1, port);
-	if (op == REQUEST && !c) {
-		greet(port, packet->to_port);
-		c = find(1, port);
-	} else if (!c && op != RST) {
-		send(port, packet->to_port, RST, 0, 0, 0, 0);
-	}
+	struct connection *c = find(1, port, own_port);
+	if (!c && op == REQUEST && (own_port == ECHOES || own_port == SPEAKS))
+		c = open(port, own_port, RESPONSE);
+	if (!c && op != RST)
+		send(port, own_port, RST, 0, 0, 0, 0);
 	if (!c)
 		return;
 	c->host_room = packet->room;
 	c->host_taken = packet->taken;
-	if (op == RW) {
-		echo(c, (const volatile u32 *)(packet + 1), packet->length);
+	if (op == REQUEST && own_port == SPEAKS) {
+		tell(c, WELCOME, sizeof WELCOME);
+	} else if (op == RW) {
+		c->taken += packet->length;
+		tell(c, (const volatile u32 *)(packet + 1), packet->length);
 	} else if (op == CREDIT_REQUEST) {
 		answer(c, CREDIT_UPDATE, 0);
 	} else if (op == SHUTDOWN) {
@@ -272,6 +277,8 @@ void _start(void)
 			end_all(SHUTDOWN);
 		else if (word == DROP)
 			end_all(RST);
+		else if (word == CALL)
+			open(BOARD->argument, CALLS + BOARD->obeyed, REQUEST);
 		poll();
 	}
 }
