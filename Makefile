@@ -43,7 +43,7 @@ help:
 	@touch $@
 
 # Without these the tests that want the real Firecracker skip, and say why; nothing else needs them.
-.venv/firecracker/made: .venv/made tests/firecracker/binaries.py
+.venv/firecracker/made: .venv/installed tests/firecracker/binaries.py
 	@command -v gcc >/dev/null || { \
 	  echo 'This machine lacks gcc for the guests of the tests; installing it with apt.'; \
 	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends gcc; } || true

