@@ -33,6 +33,7 @@ class Settings:
     uid_base: int = 2_000_000_000  # as root: the daemon's own uid; machines take the ones after it
     uid_count: int = 4096
     allow_weak_jail: bool = False  # as root: run machines also where control groups can't be written
+    allow_known_bad_vmm: bool = False  # a Firecracker with known defects, or of an unknown version, is run all the same
     idle_exit_s: float = 600.0
     park_margin_s: float = 60.0  # not parked when a timer of its programs is due so soon
     agent_timeout_s: float = 10.0  # how long an agent may be silent before it counts as dead

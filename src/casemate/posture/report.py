@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from casemate.config import Settings
-from casemate.posture import keeping, kernel, kvm, programs, space, stored
+from casemate.posture import keeping, kernel, kvm, programs, space, stored, vmms
 from casemate.posture.check import Check, Status
+from casemate.vmm.choice import choose
 
 COLOURS = {Status.PASS: "32", Status.WARN: "33", Status.FAIL: "31;1", Status.SKIP: "2"}
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """*vmm* is what a machine would run in, as ``qemu 10.0.2``, or None where there is none."""
+    """*vmm* is what a machine would run under, as ``qemu 10.0.2``, or None where there is none."""
 
     isolation: str
     accelerator: str
@@ -48,10 +49,13 @@ def examine(settings: Settings, *, fresh: bool = False) -> Report:
     """
     verdict = kvm.find_verdict(settings.run, fresh=fresh)
     version = programs.qemu_version()
+    choice = choose(settings.home / "vmm", verdict.usable, known_bad_allowed=settings.allow_known_bad_vmm)
     checks = (
         kernel.check_architecture(),
         kvm.check_kvm(verdict),
-        programs.check_qemu(version),
+        vmms.unless_needed(programs.check_qemu(version), choice),
+        vmms.check_firecracker(choice),
+        vmms.check_vmm(choice, version),
         kernel.check_user_namespaces(),
         kernel.check_jail(),
         *map(programs.check_program, programs.PROGRAMS),
@@ -71,9 +75,9 @@ def examine(settings: Settings, *, fresh: bool = False) -> Report:
         stored.check_stored(settings),
     )
     return Report(
-        isolation="hardware" if verdict.usable else "emulated",
-        accelerator="kvm" if verdict.usable else "tcg",
-        vmm=f"qemu {version}" if version else None,
+        isolation="hardware" if choice.accelerator == "kvm" else "emulated",
+        accelerator=choice.accelerator,
+        vmm=vmms.vmm_said(choice, version),
         checks=checks,
     )
 

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import IO, BinaryIO
 from urllib.parse import urlsplit
 
-import httpx
-
 from casemate.archive import Member, Reader
 from casemate.errors import ArchiveRefused, HostError, InvalidSpec, NotSupported, ToolFailed, ToolMissing
 from casemate.vmm.firecracker.versions import PINNED, Version, parse_version
@@ -69,6 +67,8 @@ def check_processor() -> None:
 
 def fetch(release: Release, into: Path, on_line: Callable[[str], None]) -> None:
     """Its archive as the new file *into*. Blocks, at most FETCH_S. Raises HostError, also for a wrong digest."""
+    import httpx  # late: 0.1 s that everybody else saves
+
     host = urlsplit(release.url).hostname
     elsewhere = f"fetch {release.url} elsewhere, then: casemate vmm install firecracker --from FILE"
     on_line(f"fetching Firecracker {release.version} from {host}")
@@ -92,6 +92,8 @@ class _TooMuch(Exception):
 
 def _fetch(url: str, into: Path, on_line: Callable[[str], None]) -> str:
     """The digest of what came."""
+    import httpx
+
     begun = said = time.monotonic()
     sha, size = hashlib.sha256(), 0
     with (

@@ -1,0 +1,65 @@
+"""What the doctor says of Firecracker, and of which VMM machines will run under."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.unit.vmm.installed import put_build
+
+from casemate.config import Settings
+from casemate.posture import kvm, programs, report, vmms
+from casemate.posture.check import Status
+from casemate.vmm.choice import choose
+
+INSTALL = "casemate vmm install firecracker"
+
+
+@pytest.mark.parametrize(
+    ("installed", "usable", "allowed", "status", "found", "hint"),
+    [
+        ("1.15.1", True, False, Status.PASS, "1.15.1 (build ", ""),
+        ("1.15.1", False, False, Status.SKIP, "1.15.1 (build ", ""),
+        (None, True, False, Status.WARN, "not installed", "QEMU is used instead"),
+        (None, False, False, Status.SKIP, "not installed; it needs KVM", ""),
+        ("1.14.0", True, False, Status.WARN, "1.14.0 (build ", "CVE-2026-1386"),
+        ("1.14.0", True, True, Status.WARN, "1.14.0 (build ", "allow_known_bad_vmm"),
+    ],
+)
+def test_firecracker(
+    tmp_path: Path, installed: str | None, usable: bool, allowed: bool, status: Status, found: str, hint: str
+) -> None:
+    if installed:
+        put_build(tmp_path, installed)
+    check = vmms.check_firecracker(choose(tmp_path, usable, known_bad_allowed=allowed))
+    assert (check.name, check.status) == ("firecracker", status)
+    assert found in check.found
+    assert hint in check.hint
+    assert check.fix == (INSTALL if status is Status.WARN else "")
+
+
+def test_the_vmm(tmp_path: Path) -> None:
+    without = choose(tmp_path, False)
+    assert vmms.check_vmm(without, "10.0.2").found.startswith("qemu 10.0.2: without KVM")
+    assert vmms.check_vmm(without, None).status is Status.SKIP
+    assert vmms.vmm_said(without, None) is None
+    put_build(tmp_path, "1.15.1")
+    good = choose(tmp_path, True)
+    check = vmms.check_vmm(good, None)
+    assert (check.status, check.found.partition(":")[0]) == (Status.PASS, "firecracker 1.15.1")
+    for choice, status in ((good, Status.WARN), (without, Status.FAIL)):
+        assert vmms.unless_needed(programs.check_qemu("7.2.0"), choice).status is status
+    assert vmms.unless_needed(programs.check_qemu("10.0.2"), good).status is Status.PASS
+
+
+def test_the_whole_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a host whose KVM is usable."""
+    monkeypatch.setattr(kvm, "find_verdict", lambda run, fresh: kvm.Verdict(True, "as fast as it should be"))
+    monkeypatch.setattr(programs, "qemu_version", lambda: None)
+    put_build(tmp_path / "vmm", "1.12.1")
+    (tmp_path / "run").mkdir()
+    told = report.examine(Settings(home=tmp_path, allow_known_bad_vmm=True))
+    assert (told.isolation, told.accelerator, told.vmm) == ("hardware", "kvm", "firecracker 1.12.1")
+    told = report.examine(Settings(home=tmp_path))
+    assert (told.isolation, told.accelerator, told.vmm) == ("hardware", "kvm", None)
+    assert "qemu" in [check.name for check in told.checks if check.status is Status.FAIL]
