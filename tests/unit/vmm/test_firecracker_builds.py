@@ -13,7 +13,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -315,8 +315,42 @@ def test_it_belongs_to_whom_the_home_belongs_to(
 ) -> None:
     vmm.parent.mkdir()
     os.chown(vmm.parent, 12345, 12345)
-    install(vmm, folder_of(tmp_path / "source", pair("1.15.1")))
+    vmm.parent.chmod(0o700)
+    build = install(vmm, folder_of(tmp_path / "source", pair("1.15.1")))
     assert {path.stat().st_uid for path in (vmm, *vmm.rglob("*"))} == {12345}
+    assert (os.geteuid(), os.getegid()) == (0, 0)
+    assert b"sha256" not in b"".join(name.encode() for name in os.listxattr(build.firecracker))
+    assert len(os.listxattr(build.jailer)) == 1  # approved (host/approval.py)
+
+
+@needs_tools
+@pytest.mark.skipif(os.geteuid() != 0, reason="who is not root has nobody to be careful of")
+def test_root_follows_no_link_of_the_homes_owner(
+    vmm: Path, tmp_path: Path, pair: Callable[[str], dict[str, bytes]]
+) -> None:
+    """The daemon, whose home it is, may be anybody's by then."""
+    (target := tmp_path / "roots").mkdir(mode=0o700)
+    vmm.mkdir(parents=True)
+    files = pair("1.15.1")
+    (vmm / hashlib.sha256(files["firecracker"]).hexdigest()).symlink_to(target)
+    os.chown(vmm, 12345, 12345)
+    with suppress(HostError):
+        install(vmm, folder_of(tmp_path / "source", files))
+    assert not list(target.iterdir())
+    assert (target.stat().st_uid, target.stat().st_mode & 0o7777) == (0, 0o700)
+    assert os.geteuid() == 0
+
+
+@needs_tools
+def test_another_jailer_beside_the_same_firecracker(
+    vmm: Path, tmp_path: Path, pair: Callable[[str], dict[str, bytes]], made: Callable[[str], bytes]
+) -> None:
+    """The one that was checked last is the one that is used."""
+    files = pair("1.15.1")
+    install(vmm, folder_of(tmp_path / "one", files))
+    other = files | {"jailer": made("Jailer v1.15.1\n\nof another build")}
+    assert install(vmm, folder_of(tmp_path / "other", other)) == find_build(vmm)
+    assert find_build(vmm).jailer.read_bytes() == other["jailer"]
 
 
 # ------------------------------------------------------------------------------------------------- fetching

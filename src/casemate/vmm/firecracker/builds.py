@@ -16,9 +16,10 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from casemate.errors import HostError, HostFull, ToolMissing
@@ -88,20 +89,28 @@ def install(
     Raises InvalidSpec for what is no such source, ToolMissing for a release that is not used (versions.py),
     NotSupported for another processor, HostError without a network, HostFull.
     """
-    with _explained(vmm), _new_folder(vmm) as new:
+    with _explained(vmm), tempfile.TemporaryDirectory(prefix="casemate-vmm-") as staged:  # nobody else's, as vmm may be
+        stage = Path(staged)
         if source is None:
             release.check_processor()
-            archive = new / "release.tgz"
-            release.fetch(fetched, archive, on_line)
-            release.unpack(archive, new)
-            archive.unlink()
+            release.fetch(fetched, archive := stage / "release.tgz", on_line)
+            release.unpack(archive, stage)
         else:
             on_line(f"reading {source}")
-            release.unpack(source, new)
-        build = _examined(new)
+            release.unpack(source, stage)
+        build = _examined(stage)
         check_version(build.version, known_bad_allowed=known_bad_allowed)
         on_line(f"Firecracker {build.version}, build {build.sha256[:12]}")
-        return _enter(vmm, new, build)
+        programs = {name: (stage / name).read_bytes() for name in NAMES}  # the owner cannot see them there
+        _make(vmm)
+        with _as_owner(vmm) as here:
+            _write(here, build, programs)
+        kept = replace(build, folder=vmm / build.sha256)
+        if os.geteuid() == 0:
+            approve(kept.jailer, kept.jailer_sha256)  # the launcher runs no other as root
+        with _as_owner(vmm) as here:
+            _point(here, build)
+        return kept
 
 
 def _examined(folder: Path) -> Build:
@@ -115,30 +124,28 @@ def _examined(folder: Path) -> Build:
     return Build(folder, versions["firecracker"], *(_digest(folder / name) for name in NAMES))
 
 
-def _enter(vmm: Path, new: Path, build: Build) -> Build:
-    for name in NAMES:
-        (new / name).chmod(0o555)
-        sync_file(new / name)
-    said = {"version": str(build.version), "sha256": build.sha256, "jailer_sha256": build.jailer_sha256}
-    (new / MANIFEST).write_text(json.dumps({"format": FORMAT, "vmm": NAME} | said) + "\n")
-    (new / MANIFEST).chmod(0o444)
-    sync_file(new / MANIFEST)
-    new.chmod(0o755)
-    _give(vmm, new, *new.iterdir())
-    target = vmm / build.sha256
+def _write(vmm: Path, build: Build, programs: Mapping[str, bytes]) -> None:
+    """What is there already, whole, stays as it is."""
+    new, target = vmm / f".new-{secrets.token_hex(6)}", vmm / build.sha256
+    with suppress(ToolMissing):
+        if find_kept_build(vmm, build.sha256).jailer_sha256 == build.jailer_sha256:
+            return
     try:
-        kept = find_kept_build(vmm, build.sha256)
-    except ToolMissing:
+        new.mkdir(mode=0o755)
+        said = {"version": str(build.version), "sha256": build.sha256, "jailer_sha256": build.jailer_sha256}
+        (new / MANIFEST).write_text(json.dumps({"format": FORMAT, "vmm": NAME} | said) + "\n")
+        for name, data in programs.items():
+            (new / name).write_bytes(data)
+        for path in new.iterdir():
+            path.chmod(0o444 if path.name == MANIFEST else 0o555)
+            sync_file(path)
         if target.exists():  # not what it was; who runs from it has it open
             target.rename(dying := vmm / f".dying-{secrets.token_hex(6)}")
             remove_folder(dying)
         new.rename(target)
         sync_folder(vmm)
-        kept = find_kept_build(vmm, build.sha256)
-    if os.geteuid() == 0:
-        approve(kept.jailer, build.jailer_sha256)  # the launcher runs no other as root
-    _point(vmm, kept)
-    return kept
+    finally:
+        remove_folder(new)
 
 
 def _point(vmm: Path, build: Build) -> None:
@@ -146,7 +153,6 @@ def _point(vmm: Path, build: Build) -> None:
     try:
         temporary.write_text(json.dumps({"sha256": build.sha256, "version": str(build.version)}) + "\n")
         sync_file(temporary)
-        _give(vmm, temporary)
         temporary.rename(vmm / INDEXES[NAME])
     finally:
         temporary.unlink(missing_ok=True)
@@ -177,28 +183,31 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _give(vmm: Path, *paths: Path) -> None:
-    """As root: what is written belongs to whom the home belongs to, who has to be able to delete it."""
-    if os.geteuid() == 0:
-        owner = vmm.stat()
-        for path in paths:
-            os.chown(path, owner.st_uid, owner.st_gid)
+def _make(vmm: Path) -> None:
+    """It belongs to whom the home belongs to."""
+    vmm.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _as_owner(vmm.parent) as home:
+        (home / vmm.name).mkdir(mode=0o710, exist_ok=True)
 
 
 @contextmanager
-def _new_folder(vmm: Path) -> Iterator[Path]:
-    """A temporary one; gone in the end unless it was renamed."""
-    if not vmm.is_dir():
-        vmm.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        vmm.mkdir(mode=0o710)
-        _give(vmm.parent, vmm)
-    new = vmm / f".new-{secrets.token_hex(6)}"
-    new.mkdir(mode=0o700)
+def _as_owner(folder: Path) -> Iterator[Path]:
+    """*folder*, and root is whoever owns it: who has to be able to delete what is written, and may have links there.
+
+    By a descriptor, since that owner may have no way through the folders above.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    owner, ours = os.fstat(descriptor), (os.geteuid(), os.getegid())
     try:
-        yield new
+        if ours[0] == 0:
+            os.setegid(owner.st_gid)
+            os.seteuid(owner.st_uid)
+        yield Path(f"/proc/self/fd/{descriptor}")
     finally:
-        if new.exists():
-            remove_folder(new)
+        if ours[0] == 0:
+            os.seteuid(0)
+            os.setegid(ours[1])
+        os.close(descriptor)
 
 
 @contextmanager
