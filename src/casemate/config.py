@@ -29,6 +29,9 @@ class Settings:
     vcpus: int = 1
     memory_mib: int = 512
     disk_mib: int = 1024
+    vmm: str = "auto"  # which one runs the machines: auto, firecracker, qemu or qemu-tcg; see docs/reference.md
+    disk_bytes_per_s: int = 0  # how fast a machine's own disk is at most; 0: as fast as it goes
+    disk_operations_per_s: int = 0
     tb_size_mib: int = 32  # the translation cache of an emulated machine; see docs/vmm-contract.md
     uid_base: int = 2_000_000_000  # as root: the daemon's own uid; machines take the ones after it
     uid_count: int = 4096

@@ -49,6 +49,7 @@ from casemate.host import (
 )
 from casemate.host.launching import LauncherProcess
 from casemate.images import Identities, Workshop
+from casemate.posture import find_verdict
 from casemate.sandbox import (
     Admission,
     Amount,
@@ -70,6 +71,9 @@ from casemate.sandbox import (
     recover,
 )
 from casemate.sandbox.index import Index
+from casemate.vmm import Driver, RateLimit
+from casemate.vmm.choice import Choice, choose
+from casemate.vmm.firecracker.driver import FirecrackerDriver
 from casemate.vmm.qemu import QemuDriver
 
 log = structlog.get_logger()
@@ -112,7 +116,7 @@ class Service:
         settings: config.Settings,
         sandboxes: Sandboxes,
         images: Images,
-        driver: QemuDriver,
+        driver: Driver,
         admission: Admission,
         recovered: Recovered,
         trail: audit.Trail,
@@ -146,14 +150,14 @@ class Service:
 
 @asynccontextmanager
 async def open_service(
-    settings: config.Settings, launcher: Launcher, swept: Swept, seal: Seal
+    settings: config.Settings, launcher: Launcher, choice: Choice, swept: Swept, seal: Seal
 ) -> AsyncIterator[Service]:
     """Everything from the database up to the sandboxes. Raises HostError."""
     database = storage.open(settings.home / "casemate.db")
     try:
         here = host_id(settings.home)
         shape = Shape(settings.vcpus, settings.memory_mib, settings.disk_mib)
-        driver = QemuDriver(settings, launcher, accelerator="tcg")
+        driver = driver_of(choice, settings, launcher)
         trail, index, folders = audit.Trail(database, here), Index(database, here), settings.home / "sandboxes"
         build_host = BuildHost(
             driver=driver,
@@ -181,7 +185,8 @@ async def open_service(
             budget(settings, folders), commit_ratio=settings.commit_ratio, wait_s=settings.admission_wait_s
         )
         records = Records(index, trail, folders)
-        starter = Starter(driver, records, admission, settings.agent_timeout_s)
+        disk_limit = RateLimit(settings.disk_bytes_per_s, settings.disk_operations_per_s)
+        starter = Starter(driver, records, admission, settings.agent_timeout_s, disk_limit)
         async with open_images(build_host) as images:
             supervisor = Supervisor(
                 starter,
@@ -252,6 +257,7 @@ def doors_of(service: Service, listener: Listener | None) -> Doors:
 async def serve(
     settings: config.Settings,
     process: LauncherProcess,
+    choice: Choice,
     swept: Swept,
     seal: Seal,
     idle_exit_s: float | None,
@@ -260,7 +266,7 @@ async def serve(
     found: Sequence[config.Found],
 ) -> None:
     """Answer requests until SIGTERM, SIGINT, the launcher's end or *idle_exit_s* without use."""
-    async with open_launcher(process) as launcher, open_service(settings, launcher, swept, seal) as service:
+    async with open_launcher(process) as launcher, open_service(settings, launcher, choice, swept, seal) as service:
         doors = doors_of(service, listener)
         with bound(settings) as local:
             busy = Busy(native_app(service.sandboxes, service.images, service.health, doors, service.trail, found))
@@ -419,6 +425,7 @@ def main(arguments: list[str] | None = None) -> int:
         make_home(settings)
         with held_lock(settings), opened(settings) as listener:
             swept = sweep_kernel(settings)
+            choice = chosen(settings)
             give_home(settings)
             enter_view(settings)
             process = start_launcher(settings)
@@ -426,12 +433,26 @@ def main(arguments: list[str] | None = None) -> int:
             seal = open_seal(settings.home)
             on_demand = options.on_demand or options.idle_exit_s is not None
             idle_exit_s = settings.idle_exit_s if on_demand else None
-            arguments_of_serve = settings, process, swept, seal, idle_exit_s, report, listener, found
+            arguments_of_serve = settings, process, choice, swept, seal, idle_exit_s, report, listener, found
             anyio.run(serve, *arguments_of_serve, backend_options={"use_uvloop": True})
     except errors.CasemateError as error:
         report.failed(error)
         return 1
     return 0
+
+
+def chosen(settings: config.Settings) -> Choice:
+    """Which VMM; KVM is measured, once for each boot of the host. Raises what ``choose`` raises."""
+    usable, allowed = find_verdict(settings.run).usable, settings.allow_known_bad_vmm
+    choice = choose(settings.home / "vmm", usable, wish=settings.vmm, known_bad_allowed=allowed)
+    log.info("machines", vmm=choice.vmm, accelerator=choice.accelerator, why=choice.why)
+    return choice
+
+
+def driver_of(choice: Choice, settings: config.Settings, launcher: Launcher) -> Driver:
+    if choice.vmm == "firecracker" and choice.firecracker is not None:
+        return FirecrackerDriver(settings, launcher, choice.firecracker)
+    return QemuDriver(settings, launcher, choice.accelerator)
 
 
 @contextmanager

@@ -67,6 +67,7 @@ class LauncherProcess:
 
     process: subprocess.Popen[bytes]
     socket: socket.socket
+    privileged: bool  # it is root, whatever we become
 
 
 def start_launcher(settings: Settings) -> LauncherProcess:
@@ -83,7 +84,7 @@ def start_launcher(settings: Settings) -> LauncherProcess:
         except OSError as error:
             raise errors.HostError(f"the launcher cannot be started: {error}") from error
     ours.setblocking(False)
-    return LauncherProcess(process, ours)
+    return LauncherProcess(process, ours, privileged=os.geteuid() == 0)
 
 
 class Launcher:
@@ -94,6 +95,11 @@ class Launcher:
         self._spawned: dict[str, Spawned] = {}
         self._asked: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._gone = asyncio.Event()
+
+    @property
+    def privileged(self) -> bool:
+        """It is root: each VMM has a uid of its own, and Firecracker its jailer."""
+        return self._process.privileged
 
     async def wait_gone(self) -> None:
         """Return when the launcher has ended: then nothing can be started or killed any more."""

@@ -8,7 +8,7 @@ from typing import Any
 from casemate.config import Settings
 from casemate.posture import keeping, kernel, kvm, programs, space, stored, vmms
 from casemate.posture.check import Check, Status
-from casemate.vmm.choice import choose
+from casemate.vmm.choice import UNFAILING, choose
 
 COLOURS = {Status.PASS: "32", Status.WARN: "33", Status.FAIL: "31;1", Status.SKIP: "2"}
 
@@ -49,7 +49,8 @@ def examine(settings: Settings, *, fresh: bool = False) -> Report:
     """
     verdict = kvm.find_verdict(settings.run, fresh=fresh)
     version = programs.qemu_version()
-    choice = choose(settings.home / "vmm", verdict.usable, known_bad_allowed=settings.allow_known_bad_vmm)
+    wish = settings.vmm if settings.vmm in UNFAILING else "auto"  # what would be, where what was asked for cannot be
+    choice = choose(settings.home / "vmm", verdict.usable, wish=wish, known_bad_allowed=settings.allow_known_bad_vmm)
     checks = (
         kernel.check_architecture(),
         kvm.check_kvm(verdict),

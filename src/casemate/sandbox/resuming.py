@@ -183,7 +183,7 @@ class Resumer:
     async def _restore_suspended(self, boot: Boot) -> AsyncIterator[None]:
         assert boot.found is not None, "check comes first"
         restored = self.starter.driver.restore(
-            boot.snapshot.machine(boot.id, boot.place.disk),
+            boot.snapshot.machine(boot.id, boot.place.disk, self.starter.disk_limit),
             SnapshotFiles(memory=boot.memory, state=boot.place.kept / "state"),
             difference=boot.place.kept / "difference" if "difference" in boot.found.digests else None,
             vmm_sha256=boot.found.platform.vmm_sha256,
@@ -283,7 +283,7 @@ class Resumer:
         before, boot.own_memory = boot.own_memory, f"{OWN_MEMORY}{secrets.token_hex(6)}"
         boot.booted = True
         boot.place.folder.chmod(0o710)  # a VMM's uid passes through by its group to the file bound into its jail
-        spec = boot.snapshot.machine(boot.id, boot.place.disk)
+        spec = boot.snapshot.machine(boot.id, boot.place.disk, self.starter.disk_limit)
         async with self.starter.driver.boot(spec, boot.kernel, boot.memory) as boot._machine:
             try:
                 yield

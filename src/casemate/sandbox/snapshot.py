@@ -29,7 +29,7 @@ from casemate.sandbox.digests import digest_of_sparse
 from casemate.sandbox.fitness import Made
 from casemate.sandbox.seal import Kind, Seal
 from casemate.sandbox.spec import Shape, ShapeWish
-from casemate.vmm import Drive, MachineSpec, Platform, SnapshotFiles
+from casemate.vmm import UNLIMITED, Drive, MachineSpec, Platform, RateLimit, SnapshotFiles
 from casemate.wire import GENERATION
 
 FORMAT = 2
@@ -101,9 +101,9 @@ class Snapshot:
     def made(self) -> Made:
         return Made(self.platform, self.kernel_release, self.generation, self.root, self.agent)
 
-    def machine(self, guest_id: str, disk: Path) -> MachineSpec:
-        """What a clone named *guest_id* with its own *disk* consists of."""
-        return machine_spec(guest_id, self.shape, self.root, self.agent, disk)
+    def machine(self, guest_id: str, disk: Path, limit: RateLimit = UNLIMITED) -> MachineSpec:
+        """What a clone named *guest_id* with its own *disk*, as fast as *limit* lets it be, consists of."""
+        return machine_spec(guest_id, self.shape, self.root, self.agent, disk, limit)
 
     def digest_of(self, name: str, descriptor: int) -> str:
         """What the open file *descriptor* has, to be held against ``digests[name]``. Blocks. Raises OSError."""
@@ -205,13 +205,15 @@ def needed_by(manifest: Path) -> tuple[set[str], set[str]]:
         return set(), set()
 
 
-def machine_spec(guest_id: str, shape: Shape, root: Path, agent: Path, disk: Path) -> MachineSpec:
+def machine_spec(
+    guest_id: str, shape: Shape, root: Path, agent: Path, disk: Path, limit: RateLimit = UNLIMITED
+) -> MachineSpec:
     """The three drives every guest expects, in order: root, agent disk, writable disk."""
     return MachineSpec(
         guest_id=guest_id,
         vcpus=shape.vcpus,
         memory_mib=shape.memory_mib,
-        drives=(Drive(root), Drive(agent), Drive(disk, writable=True)),
+        drives=(Drive(root), Drive(agent), Drive(disk, writable=True, limit=limit)),
     )
 
 

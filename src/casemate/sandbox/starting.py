@@ -30,7 +30,7 @@ from casemate.sandbox.plan import Step
 from casemate.sandbox.records import Records
 from casemate.sandbox.spec import StateReason, Timings
 from casemate.sandbox.states import Action, Reason, State
-from casemate.vmm import Driver
+from casemate.vmm import UNLIMITED, Driver, RateLimit
 
 log = structlog.get_logger()
 STARTS_AT_ONCE = 2 * (os.cpu_count() or 1)
@@ -45,6 +45,7 @@ class Starter:
     records: Records
     admission: Admission
     agent_timeout_s: float
+    disk_limit: RateLimit = UNLIMITED
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS_AT_ONCE))
 
     def life_plan(self) -> tuple[Step[Boot], ...]:
@@ -156,7 +157,7 @@ class Starter:
         build = snapshot.platform.vmm_sha256 if snapshot.is_session else None  # it is kept for as long as that is
         here = Here(await self.driver.platform(), (snapshot.root, snapshot.agent), (build,) if build else ())
         check_fit(snapshot.made, here, snapshot.sealed_as, f"snapshot {snapshot.id}")
-        spec = snapshot.machine(boot.id, boot.place.disk)
+        spec = snapshot.machine(boot.id, boot.place.disk, self.disk_limit)
         await boot.intended.wait()  # the deed; if the intent cannot be made durable this is cancelled
         async with self.driver.restore(spec, snapshot.files, vmm_sha256=build) as boot._machine:
             yield

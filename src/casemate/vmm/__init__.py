@@ -1,6 +1,7 @@
 """One machine: the contract every driver keeps. The drivers themselves are named by the daemon only."""
 
 from casemate.vmm.contract import (
+    UNLIMITED,
     Accelerator,
     Drive,
     Driver,
@@ -9,12 +10,14 @@ from casemate.vmm.contract import (
     Machine,
     MachineSpec,
     Platform,
+    RateLimit,
     SnapshotFiles,
     VmmExit,
 )
 from casemate.vmm.difference import Difference
 
 __all__ = [
+    "UNLIMITED",
     "Accelerator",
     "Difference",
     "Drive",
@@ -24,6 +27,7 @@ __all__ = [
     "Machine",
     "MachineSpec",
     "Platform",
+    "RateLimit",
     "SnapshotFiles",
     "VmmExit",
 ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from casemate.errors import ToolMissing
+from casemate.errors import HostError, InvalidSpec, ToolMissing
 from casemate.vmm.contract import Accelerator
 from casemate.vmm.firecracker.builds import Build, find_build
 from casemate.vmm.firecracker.versions import check_version, find_defects
 
 VmmName = Literal["firecracker", "qemu"]
+UNFAILING = ("auto", "qemu", "qemu-tcg")
+WISHES = (*UNFAILING, "firecracker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +28,31 @@ class Choice:
     known_bad: str = ""  # the names of its defects, where it is run all the same
 
 
-def choose(vmm: Path, kvm_usable: bool, *, known_bad_allowed: bool = False) -> Choice:
+def choose(vmm: Path, kvm_usable: bool, *, wish: str = "auto", known_bad_allowed: bool = False) -> Choice:
     """Firecracker where a good one is installed below *vmm* and KVM is usable; else QEMU, with KVM or emulated.
 
-    Blocks some milliseconds.
+    *wish*: ``auto`` for that; ``firecracker`` for that or nothing, ``qemu``, or ``qemu-tcg`` for emulation whatever KVM
+    can do. Blocks some milliseconds. Raises InvalidSpec for another word; HostError, ToolMissing for a wish that this
+    host cannot fulfil.
     """
+    if wish not in WISHES:
+        raise InvalidSpec(f"setting vmm: {wish!r} is none of {', '.join(WISHES)}")
+    found = _found(vmm, kvm_usable, known_bad_allowed)
+    match wish:
+        case "firecracker" if found.refusal is not None:
+            raise found.refusal
+        case "firecracker" if not kvm_usable:
+            raise HostError(
+                "Firecracker was asked for, and it needs KVM, which cannot be used here",
+                hint="casemate doctor says why; vmm = 'auto' takes what there is",
+            )
+        case "qemu" | "qemu-tcg":
+            accelerator: Accelerator = "kvm" if kvm_usable and wish == "qemu" else "tcg"
+            return replace(found, vmm="qemu", accelerator=accelerator, why="it was asked for", known_bad="")
+    return found
+
+
+def _found(vmm: Path, kvm_usable: bool, known_bad_allowed: bool) -> Choice:
     build, refusal = None, None
     try:
         build = find_build(vmm)

@@ -21,11 +21,26 @@ Accelerator = Literal["kvm", "tcg"]
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimit:
+    """How fast a drive is at most, reads and writes together; 0: as fast as it goes. A guest that wants more waits."""
+
+    bytes_per_s: int = 0
+    operations_per_s: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.bytes_per_s or self.operations_per_s)
+
+
+UNLIMITED = RateLimit()
+
+
+@dataclass(frozen=True, slots=True)
 class Drive:
     """One virtio block device. The guest sees the drives in order: /dev/vda, /dev/vdb, ..."""
 
     path: Path
     writable: bool = False
+    limit: RateLimit = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,10 @@ class VmmProcess:
     def pid(self) -> int:
         return self._spawned.pid
 
+    @property
+    def has_ended(self) -> bool:
+        return self._spawned.exited.is_set()
+
     async def wait_exit(self) -> VmmExit:
         await self._spawned.exited.wait()
         return exit_of(self._spawned)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tests.unit.vmm.installed import put_build
 
+from casemate import errors
 from casemate.vmm.choice import choose
 
 GOOD, BAD = "1.15.1", "1.12.1"
@@ -46,3 +47,23 @@ def test_one_that_was_changed_is_none(tmp_path: Path) -> None:
 
 def test_no_home_yet(tmp_path: Path) -> None:
     assert choose(tmp_path / "none", True).vmm == "qemu"
+
+
+@pytest.mark.parametrize("kvm", [True, False])
+def test_what_was_asked_for(tmp_path: Path, kvm: bool) -> None:
+    put_build(tmp_path, GOOD)
+    qemu, emulated = (choose(tmp_path, kvm, wish=wish) for wish in ("qemu", "qemu-tcg"))
+    assert (qemu.vmm, qemu.accelerator) == ("qemu", "kvm" if kvm else "tcg")
+    assert (emulated.vmm, emulated.accelerator) == ("qemu", "tcg")
+    assert "asked for" in qemu.why
+
+
+def test_what_cannot_be_had_is_refused_and_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(errors.ToolMissing, match="not installed"):
+        choose(tmp_path, True, wish="firecracker")
+    put_build(tmp_path, GOOD)
+    with pytest.raises(errors.HostError, match="needs KVM"):
+        choose(tmp_path, False, wish="firecracker")
+    assert choose(tmp_path, True, wish="firecracker").vmm == "firecracker"
+    with pytest.raises(errors.InvalidSpec, match="bochs"):
+        choose(tmp_path, True, wish="bochs")

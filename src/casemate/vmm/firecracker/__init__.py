@@ -1,1 +1,1 @@
-"""The Firecracker driver. Named by the composition root only."""
+"""The Firecracker driver. Named by ``vmm.choice`` only."""

@@ -149,5 +149,10 @@ def load(state: str, memory: str, track_dirty_pages: bool, resume: bool = False,
     return Call("PUT", "/snapshot/load", body)
 
 
+def limit_drive(name: str, limiter: Limiter) -> Call:
+    """How fast a drive of a machine that is there may be from now on."""
+    return Call("PATCH", f"/drives/{name}", {"drive_id": name, "rate_limiter": limiter.to_json()})
+
+
 def _limited(limiter: Limiter | None) -> dict[str, Any]:
     return {} if limiter is None else {"rate_limiter": limiter.to_json()}

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from casemate.host import Bind, Jail, Limits
-from casemate.host.jail import FIRST_DESCRIPTOR
 from casemate.vmm.contract import Accelerator, Kernel, MachineSpec
+from casemate.vmm.descriptors import Descriptor, Numbers
 
 MEMORY, KERNEL, INITRD = "/guest/memory", "/guest/vmlinux", "/guest/initrd"
 CONSOLE_BYTES = 65_536
@@ -31,15 +31,6 @@ SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 
 @dataclass(frozen=True, slots=True)
-class Descriptor:
-    """One descriptor of the VMM. *what*: ``closure``, ``memory``, ``state``, ``drive 0`` …, ``stream``, ``monitor``."""
-
-    number: int
-    what: str
-    writable: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """*command* runs in *jail*; *descriptors* in the order of their numbers, from 3 on."""
 
@@ -48,21 +39,9 @@ class Plan:
     descriptors: tuple[Descriptor, ...]
 
 
-class _Numbers:
-    """Hands out descriptor numbers in order."""
-
-    def __init__(self) -> None:
-        self.taken: list[Descriptor] = []
-
-    def add(self, what: str, *, writable: bool = False) -> int:
-        number = FIRST_DESCRIPTOR + len(self.taken)
-        self.taken.append(Descriptor(number, what, writable))
-        return number
-
-
 def plan_boot(spec: MachineSpec, kernel: Kernel, accelerator: Accelerator, tb_size_mib: int, binary: str) -> Plan:
     """A cold boot; the machine's memory is a file it writes."""
-    numbers = _Numbers()
+    numbers = Numbers()
     binds = [
         Bind(numbers.add("closure"), "/usr"),
         Bind(numbers.add("memory", writable=True), MEMORY, writable=True),
@@ -81,7 +60,7 @@ def plan_restore(
 
     *configured*: that state is a booted machine's, not a clone's.
     """
-    numbers = _Numbers()
+    numbers = Numbers()
     binds = [Bind(numbers.add("closure"), "/usr"), Bind(numbers.add("memory"), MEMORY)]
     memory = f"mem-path={MEMORY},share=off,readonly=on,rom=off"
     command = _common(spec, accelerator, tb_size_mib, binary, numbers, memory)
@@ -105,7 +84,7 @@ def _jail(binds: Sequence[Bind], spec: MachineSpec, accelerator: Accelerator, tb
 
 
 def _common(
-    spec: MachineSpec, accelerator: Accelerator, tb_size_mib: int, binary: str, numbers: _Numbers, memory: str
+    spec: MachineSpec, accelerator: Accelerator, tb_size_mib: int, binary: str, numbers: Numbers, memory: str
 ) -> list[str]:
     stream, monitor = numbers.add("stream"), numbers.add("monitor")
     return [
@@ -127,7 +106,7 @@ def _common(
     ]
 
 
-def _drives(spec: MachineSpec, numbers: _Numbers) -> list[str]:
+def _drives(spec: MachineSpec, numbers: Numbers) -> list[str]:
     words: list[str] = []
     for index, drive in enumerate(spec.drives):
         words += ["-add-fd", f"fd={numbers.add(f'drive {index}')},set={index},opaque=ro"]
@@ -137,6 +116,10 @@ def _drives(spec: MachineSpec, numbers: _Numbers) -> list[str]:
             options += ",file.locking=off,discard=unmap"
         else:
             options += ",readonly=on"
+        if drive.limit.bytes_per_s:
+            options += f",throttling.bps-total={drive.limit.bytes_per_s}"
+        if drive.limit.operations_per_s:
+            options += f",throttling.iops-total={drive.limit.operations_per_s}"
         words += ["-drive", options, "-device", f"virtio-blk-device,drive=drive{index}"]
     return words
 

@@ -1,0 +1,93 @@
+"""The folder that a VMM and the daemon share: the VMM makes sockets and files in it, the daemon reads them.
+
+Anybody may write in it, and nobody but its machine's VMM and the daemon's user can reach it. What lies there is the
+word of a VMM that its guest may have taken over: no link is followed, and only plain files and our own pipes are read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from casemate.errors import HostError, HostFull, VmmRefused
+from casemate.host import own, remove_folder
+from casemate.vmm.firecracker.plan import LOG, METRICS
+
+MAX_STATE_BYTES = 16 << 20  # a machine's has some 20 KB
+PIPES = (LOG, METRICS)
+
+
+class Exchange:
+    """Made by ``open_exchange``. *folder* is an open descriptor of it."""
+
+    def __init__(self, path: Path, folder: int) -> None:
+        self.path = path
+        self.folder = folder
+
+    def open_pipe(self, name: str) -> int:
+        """Our end of a pipe the VMM writes to: never at its end, for we hold its other one as well."""
+        return os.open(name, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.folder)
+
+    def take(self, name: str, into: Path) -> None:
+        """Move the file *name* to the new file *into*, by a copy. Blocks. Raises VmmRefused, HostFull, HostError."""
+        descriptor = self._open(name)
+        try:
+            size = os.fstat(descriptor).st_size
+            if not 0 < size <= MAX_STATE_BYTES:
+                raise VmmRefused(f"a device state of {size} bytes is none")
+            with open(into, "xb", opener=lambda path, flags: os.open(path, flags | os.O_CLOEXEC, 0o600)) as file:
+                file.write(os.pread(descriptor, size, 0))
+            os.unlink(name, dir_fd=self.folder)
+        except OSError as error:
+            kind = HostFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else HostError
+            raise kind(f"{into} could not be written: {error.strerror}", hint="free some disk space") from error
+        finally:
+            os.close(descriptor)
+
+    def drop(self, name: str) -> None:
+        """Remove the file *name*, if it is there. Blocks. Raises HostError."""
+        try:
+            os.unlink(name, dir_fd=self.folder)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise HostError(f"{self.path / name} could not be removed: {error.strerror}") from error
+
+    def _open(self, name: str) -> int:
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.folder)
+        except OSError as error:
+            raise VmmRefused(f"the VMM left no file {name!r}: {error.strerror}") from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise VmmRefused(f"what the VMM left as {name!r} is no file")
+        return descriptor
+
+
+@asynccontextmanager
+async def open_exchange(path: Path) -> AsyncIterator[Exchange]:
+    """A fresh one at *path*, instead of what a killed daemon left; gone with all in it at the end. Raises HostError."""
+    async with own(f"folder {path}", partial(anyio.to_thread.run_sync, remove_folder, path), limit_s=20.0):
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            remove_folder(path)
+            path.mkdir()
+            path.chmod(0o777)  # another uid than ours works in it, and to all others the folder above is closed
+            for name in PIPES:
+                os.mkfifo(path / name)
+                (path / name).chmod(0o666)
+            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"{path} could not be made: {error.strerror}", hint="free some disk space") from error
+        try:
+            yield Exchange(path, folder)
+        finally:
+            os.close(folder)

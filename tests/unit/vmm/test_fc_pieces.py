@@ -1,0 +1,150 @@
+"""The folder that a VMM and the daemon share, what a VMM says on a pipe, and memory made sparse."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+
+from casemate import errors
+from casemate.vmm.firecracker.exchange import MAX_STATE_BYTES, Exchange, open_exchange
+from casemate.vmm.firecracker.sparse import BLOCK_BYTES, dig_holes
+from casemate.vmm.firecracker.tail import Tail
+
+
+def in_exchange(tmp_path: Path, body: Callable[[Exchange], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with open_exchange(tmp_path / "vmm" / "guest") as exchange:
+            await body(exchange)
+
+    anyio.run(run)
+    assert list((tmp_path / "vmm").iterdir()) == []
+
+
+def test_what_a_killed_daemon_left_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "vmm" / "guest" / "old").mkdir(parents=True)
+
+    async def body(exchange: Exchange) -> None:
+        assert sorted(os.listdir(exchange.folder)) == ["log", "metrics"]
+        assert exchange.path.stat().st_mode & 0o777 == 0o777
+
+    in_exchange(tmp_path, body)
+
+
+def test_only_ours_may_look_into_the_folder_above(tmp_path: Path) -> None:
+    async def body(exchange: Exchange) -> None:
+        assert exchange.path.parent.stat().st_mode & 0o777 == 0o700
+
+    in_exchange(tmp_path, body)
+
+
+def test_a_state_is_taken_and_is_gone_then(tmp_path: Path) -> None:
+    async def body(exchange: Exchange) -> None:
+        (exchange.path / "state").write_bytes(b"state")
+        exchange.take("state", tmp_path / "taken")
+        assert (tmp_path / "taken").read_bytes() == b"state"
+        assert not (exchange.path / "state").exists()
+
+    in_exchange(tmp_path, body)
+
+
+def _link(place: Path, secret: Path) -> None:
+    place.symlink_to(secret)
+
+
+def _pipe(place: Path, _: Path) -> None:
+    os.mkfifo(place)
+
+
+def _folder(place: Path, _: Path) -> None:
+    place.mkdir()
+
+
+def _large(place: Path, _: Path) -> None:
+    place.touch()
+    os.truncate(place, MAX_STATE_BYTES + 1)
+
+
+def _empty(place: Path, _: Path) -> None:
+    place.touch()
+
+
+@pytest.mark.parametrize("plant", [_link, _pipe, _folder, _large, _empty])
+def test_a_taken_over_vmm_is_not_believed(tmp_path: Path, plant: Callable[[Path, Path], None]) -> None:
+    """Without O_NOFOLLOW the first one hands out a file of ours; without O_NONBLOCK the second one hangs for ever."""
+    secret = tmp_path / "secret"
+    secret.write_text("ours")
+
+    async def body(exchange: Exchange) -> None:
+        plant(exchange.path / "state", secret)
+        with pytest.raises(errors.VmmRefused), anyio.fail_after(5):
+            await anyio.to_thread.run_sync(exchange.take, "state", tmp_path / "taken", abandon_on_cancel=True)
+        assert not (tmp_path / "taken").exists()
+
+    in_exchange(tmp_path, body)
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    async def body(exchange: Exchange) -> None:
+        exchange.drop("state")
+        with pytest.raises(errors.VmmRefused, match="no file 'state'"):
+            exchange.take("state", tmp_path / "taken")
+
+    in_exchange(tmp_path, body)
+
+
+def test_a_flood_costs_bounded_memory_and_its_writer_nothing() -> None:
+    async def run() -> None:
+        ours, theirs = os.pipe2(os.O_NONBLOCK)
+        tail = Tail(ours, kept_bytes=1000)
+        tail.follow()
+        written = refused = 0
+        for _ in range(200):
+            try:
+                written += os.write(theirs, b"x" * 10_000)
+            except BlockingIOError:
+                refused += 1
+            await anyio.lowlevel.checkpoint()
+        assert refused > 0
+        while tail.written < written:
+            await anyio.sleep(0.01)
+        assert tail.read() == b"x" * 1000
+        os.close(theirs)
+        await anyio.sleep(0.1)  # its end: nobody may spin on it
+        tail.close()
+
+    anyio.run(run)
+
+
+def test_a_tail_is_the_end_of_what_was_said() -> None:
+    async def run() -> None:
+        ours, theirs = os.pipe2(os.O_NONBLOCK)
+        tail = Tail(ours)
+        os.write(theirs, b"first ")
+        assert tail.read() == b"first "
+        os.write(theirs, b"second")
+        assert tail.read() == b"first second"
+        assert tail.written == 12
+        os.close(theirs)
+        tail.close()
+
+    anyio.run(run)
+
+
+def test_holes_are_where_only_zeros_were(tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    content = bytearray(8 * BLOCK_BYTES + 100)
+    content[3 * BLOCK_BYTES + 7] = 1
+    content[-1] = 2
+    path.write_bytes(content)
+    before = path.stat().st_blocks
+    if not dig_holes(path):
+        pytest.skip("this file system has no holes")
+    assert path.read_bytes() == content
+    assert path.stat().st_blocks < before
+    assert dig_holes(path) == 7 * BLOCK_BYTES
