@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
@@ -142,9 +143,11 @@ class FirecrackerDriver:
                 numbers = [said_write]
                 for wanted in plan.descriptors:
                     numbers.append(_open(given, file_of(wanted.what, spec, found), writable=wanted.writable))
+                began = time.perf_counter()
                 spawned = await held.enter_async_context(
                     self._launcher.spawn(plan.jail, plan.command, numbers, said=said_read)
                 )
+            spawn_ms = (time.perf_counter() - began) * 1e3
             for tail in (console, said, metrics):
                 tail.follow()
             try:
@@ -153,7 +156,14 @@ class FirecrackerDriver:
                 await _configure(api, plan)
                 tasks = await held.enter_async_context(_open_tasks(spec.guest_id))
                 machine = FirecrackerMachine(
-                    VmmProcess(self._launcher, spawned), api, exchange, console, metrics, tasks, booted_memory
+                    VmmProcess(self._launcher, spawned),
+                    api,
+                    exchange,
+                    console,
+                    metrics,
+                    tasks,
+                    booted_memory,
+                    spawn_ms,
                 )
                 held.callback(machine.close_stream)
                 yield machine

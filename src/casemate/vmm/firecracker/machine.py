@@ -49,6 +49,7 @@ class FirecrackerMachine:
         metrics: Tail,
         beside: Beside,
         booted_memory: Path | None,
+        spawn_ms: float,
     ) -> None:
         self._process = process
         self._api = api
@@ -56,6 +57,7 @@ class FirecrackerMachine:
         self._console = console
         self._metrics = metrics
         self._beside = beside
+        self.spawn_ms = spawn_ms  # until it ran in its jail
         self._booted_memory = booted_memory  # the file that a booted machine's memory is saved to; a clone has none
         self._stream: socket.socket | None = None
         if booted_memory is not None:
