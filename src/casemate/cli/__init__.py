@@ -35,6 +35,7 @@ VERBS = {
     "image": ("image", "app"),
     "snapshots": ("snapshots", "app"),
     "pool": ("pool", "app"),
+    "vmm": ("vmm", "app"),
     "doctor": ("doctor", "doctor"),
     "config": ("config", "app"),
     "completion": ("completion", "completion"),

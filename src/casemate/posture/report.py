@@ -8,7 +8,6 @@ from typing import Any
 from casemate.config import Settings
 from casemate.posture import keeping, kernel, kvm, programs, space, stored, vmms
 from casemate.posture.check import Check, Status
-from casemate.vmm.choice import UNFAILING, choose
 
 COLOURS = {Status.PASS: "32", Status.WARN: "33", Status.FAIL: "31;1", Status.SKIP: "2"}
 
@@ -49,14 +48,13 @@ def examine(settings: Settings, *, fresh: bool = False) -> Report:
     """
     verdict = kvm.find_verdict(settings.run, fresh=fresh)
     version = programs.qemu_version()
-    wish = settings.vmm if settings.vmm in UNFAILING else "auto"  # what would be, where what was asked for cannot be
-    choice = choose(settings.home / "vmm", verdict.usable, wish=wish, known_bad_allowed=settings.allow_known_bad_vmm)
+    choice, refusal = vmms.find_choice(settings, verdict.usable)
     checks = (
         kernel.check_architecture(),
         kvm.check_kvm(verdict),
         vmms.unless_needed(programs.check_qemu(version), choice),
-        vmms.check_firecracker(choice),
-        vmms.check_vmm(choice, version),
+        vmms.check_firecracker(choice, verdict.usable),
+        vmms.check_vmm(choice, version, refusal),
         kernel.check_user_namespaces(),
         kernel.check_jail(),
         *map(programs.check_program, programs.PROGRAMS),
@@ -90,9 +88,6 @@ def summary(report: Report) -> str:
         return f"No sandbox can run here yet: {', '.join(failing)}."
     warnings = sum(check.status is Status.WARN for check in report.checks)
     remark = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
-    if report.isolation == "hardware":
-        served = "this host could isolate them by hardware, which this version does not serve yet"
-        return f"Sandboxes can run here, emulated ({report.vmm}); {served}{remark}."
     return f"Sandboxes can run here: isolation {report.isolation} ({report.vmm}, {report.accelerator}){remark}."
 
 

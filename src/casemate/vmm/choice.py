@@ -12,8 +12,7 @@ from casemate.vmm.firecracker.builds import Build, find_build
 from casemate.vmm.firecracker.versions import check_version, find_defects
 
 VmmName = Literal["firecracker", "qemu"]
-UNFAILING = ("auto", "qemu", "qemu-tcg")
-WISHES = (*UNFAILING, "firecracker")
+WISHES = ("auto", "firecracker", "qemu", "qemu-tcg")
 
 
 @dataclass(frozen=True, slots=True)

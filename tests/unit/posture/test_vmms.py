@@ -8,6 +8,7 @@ import pytest
 from tests.unit.vmm.installed import put_build
 
 from casemate.config import Settings
+from casemate.errors import InvalidSpec
 from casemate.posture import kvm, programs, report, vmms
 from casemate.posture.check import Status
 from casemate.vmm.choice import choose
@@ -31,7 +32,7 @@ def test_firecracker(
 ) -> None:
     if installed:
         put_build(tmp_path, installed)
-    check = vmms.check_firecracker(choose(tmp_path, usable, known_bad_allowed=allowed))
+    check = vmms.check_firecracker(choose(tmp_path, usable, known_bad_allowed=allowed), usable)
     assert (check.name, check.status) == ("firecracker", status)
     assert found in check.found
     assert hint in check.hint
@@ -63,3 +64,24 @@ def test_the_whole_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     told = report.examine(Settings(home=tmp_path))
     assert (told.isolation, told.accelerator, told.vmm) == ("hardware", "kvm", None)
     assert "qemu" in [check.name for check in told.checks if check.status is Status.FAIL]
+
+
+def test_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon would not start where it cannot be had."""
+    monkeypatch.setattr(kvm, "find_verdict", lambda run, fresh: kvm.Verdict(False, "no /dev/kvm"))
+    monkeypatch.setattr(programs, "qemu_version", lambda: "10.0.2")
+    put_build(tmp_path / "vmm", "1.15.1")
+    (tmp_path / "run").mkdir()
+    for wish, status in (("auto", Status.PASS), ("qemu-tcg", Status.PASS), ("firecracker", Status.FAIL)):
+        told = report.examine(Settings(home=tmp_path, vmm=wish))
+        (check,) = [check for check in told.checks if check.name == "vmm"]
+        assert check.status is status
+        assert told.vmm == "qemu 10.0.2"
+    assert "it needs KVM" in check.found
+    assert "setting vmm" in check.hint
+    monkeypatch.setattr(kvm, "find_verdict", lambda run, fresh: kvm.Verdict(True, "fast"))
+    told = report.examine(Settings(home=tmp_path, vmm="qemu-tcg"))
+    assert (told.isolation, told.vmm) == ("emulated", "qemu 10.0.2")
+    assert [check.status for check in told.checks if check.name == "firecracker"] == [Status.PASS]
+    with pytest.raises(InvalidSpec, match="setting vmm"):
+        report.examine(Settings(home=tmp_path, vmm="xen"))

@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import io
-import json
 import os
-import shutil
-import subprocess
 import tarfile
 import threading
 import zipfile
@@ -21,6 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.unit.vmm.installed import make_pair, make_program, needs_tools
 
 from casemate.errors import CasemateError, HostError, HostFull, InvalidSpec, NotSupported, ToolFailed, ToolMissing
 from casemate.vmm.firecracker import builds, release
@@ -29,48 +27,15 @@ from casemate.vmm.firecracker.release import RELEASE, Release
 from casemate.vmm.firecracker.versions import PINNED, Version
 from casemate.vmm.kept import installed_builds, kept_builds
 
-CC = shutil.which("gcc") or shutil.which("cc")
-BWRAP = shutil.which("bwrap")
-needs_tools = pytest.mark.skipif(CC is None or BWRAP is None, reason="no C compiler or no bwrap on this host")
-SAYS = """
-static long call(long number, long first, const void *second, long third) {
-    long answer;
-    __asm__ volatile("syscall" : "=a"(answer) : "a"(number), "D"(first), "S"(second), "d"(third)
-                     : "rcx", "r11", "memory");
-    return answer;
-}
-void _start(void) {
-    static const char said[] = SAID;
-    if (SPINS) for (;;) ;
-    call(1, 1, said, sizeof said - 1);
-    call(60, 0, 0, 0);
-}
-"""
-Programs = Callable[..., Path]
-
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
-    """A static program that prints a text, as often as it is asked for."""
-    folder = tmp_path_factory.mktemp("programs")
-
-    def make(text: str, spins: bool = False) -> bytes:
-        path = folder / hashlib.sha256(f"{text}{spins}".encode()).hexdigest()
-        if not path.exists():
-            (source := folder / "says.c").write_text(SAYS)
-            argv = [str(CC), "-nostdlib", "-static", "-O1", f"-DSAID={json.dumps(text)}", f"-DSPINS={int(spins)}"]
-            subprocess.run([*argv, "-o", str(path), str(source)], check=True)
-        return path.read_bytes()
-
-    return make
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bytes]:
+    return partial(make_program, tmp_path_factory.mktemp("programs"))
 
 
 @pytest.fixture
-def pair(made: Callable[[str], bytes]) -> Callable[[str], dict[str, bytes]]:
-    return lambda version: {
-        "firecracker": made(f"Firecracker v{version}\n\nand more\n"),
-        "jailer": made(f"Jailer v{version}\n\n"),
-    }
+def pair(made: Callable[..., bytes]) -> Callable[[str], dict[str, bytes]]:
+    return partial(make_pair, made)
 
 
 @pytest.fixture
@@ -343,7 +308,7 @@ def test_root_follows_no_link_of_the_homes_owner(
 
 @needs_tools
 def test_another_jailer_beside_the_same_firecracker(
-    vmm: Path, tmp_path: Path, pair: Callable[[str], dict[str, bytes]], made: Callable[[str], bytes]
+    vmm: Path, tmp_path: Path, pair: Callable[[str], dict[str, bytes]], made: Callable[..., bytes]
 ) -> None:
     """The one that was checked last is the one that is used."""
     files = pair("1.15.1")
