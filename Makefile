@@ -1,5 +1,6 @@
 # make demo    set up everything, then run untrusted code over a real file in a fresh microVM
 # make test    set up everything, check, then all tests (what CI runs)
+# make test-kvm  the contract on Firecracker with a Linux guest, where KVM runs one
 # make check   lint, types, import contracts, spelling      make fix    what can be mended by itself
 # make soak    all slow tests with machines, and every point of every sweep of faults, three times over
 #              (make test takes a sample of both, another one each time)
@@ -16,7 +17,7 @@ WORKERS ?= $(shell echo $$(($$(nproc) < 4 ? $$(nproc) : 4)))
 SUDO   := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check fix bench soak help clean
+.PHONY: demo test test-kvm check fix bench soak help clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -64,6 +65,10 @@ check: .venv/installed-dev
 test: check .venv/firecracker/made
 	$(BIN)/casemate setup --yes
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-kvm: .venv/installed-dev .venv/firecracker/made
+	@$(BIN)/casemate setup --yes
+	$(BIN)/pytest -m kvm tests/vm
 
 soak: .venv/installed-dev
 	@$(BIN)/casemate setup --yes

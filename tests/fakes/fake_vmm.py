@@ -237,6 +237,7 @@ class FakeDriver:
     kernel_arguments = "quiet"
     filters = ("fake",)
     namespaces = frozenset(NAMESPACES)
+    memory_is_file = True
 
     def __init__(self) -> None:
         self._saved: dict[bytes, Agent] = {}  # guests as they were when their state was saved

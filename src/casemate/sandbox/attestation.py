@@ -137,7 +137,7 @@ def _deviations(account: Account, snapshot: Snapshot, sandbox_id: str, driver: D
         "its executable is another": account.executable_sha256 == snapshot.platform.vmm_sha256,
         "this sandbox's memory is not mapped once, copy-on-write": booted
         or (account.private_bytes, account.shared_bytes) == (memory_bytes, 0),
-        "its own memory is not mapped once": not booted
+        "its own memory is not mapped once": not (booted and driver.memory_is_file)
         or (account.private_bytes, account.shared_bytes) == (0, memory_bytes),
         "it has capabilities": account.capabilities == 0,
         "it may gain privileges": account.no_new_privs,

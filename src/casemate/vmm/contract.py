@@ -193,11 +193,15 @@ class Driver(Protocol):
     def namespaces(self) -> frozenset[str]:
         """Those that each of its VMMs has to itself, by the kernel's names; the attestation asks for these."""
 
+    @property
+    def memory_is_file(self) -> bool:
+        """Whether a booted machine's memory is its file all the time; if not, it is once its state has been saved."""
+
     async def platform(self) -> Platform:
         """Measured once, then remembered. Raises ToolMissing when the VMM is not installed or too old."""
 
     def boot(self, spec: MachineSpec, kernel: Kernel, memory: Path) -> AbstractAsyncContextManager[Machine]:
-        """A running machine, booted cold; its memory *is* the file *memory* (created, sparse).
+        """A running machine, booted cold; the file *memory* (created, sparse) is its memory, see ``memory_is_file``.
 
         Entering raises VmmExited (evidence: argv, exit, console), VmmRefused, HostError.
         Leaving kills the VMM, whatever it does.

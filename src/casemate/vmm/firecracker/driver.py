@@ -53,6 +53,7 @@ class FirecrackerDriver:
 
     isolation: Isolation = "hardware"
     accelerator: Accelerator = "kvm"
+    memory_is_file = False
     kernel_arguments = " ".join(KERNEL_ARGUMENTS)
     filters = ("firecracker",)  # its own, one for each kind of thread; they are on when a guest is there
 
@@ -83,6 +84,7 @@ class FirecrackerDriver:
     async def boot(self, spec: MachineSpec, kernel: Kernel, memory: Path) -> AsyncIterator[FirecrackerMachine]:
         plan = plan_boot(spec, kernel, privileged=self._launcher.privileged)
         memory.touch(mode=0o600, exist_ok=False)
+        os.truncate(memory, spec.memory_mib << 20)
         files = {"memory": memory, "kernel": kernel.vmlinux, "initrd": kernel.initrd}
         async with self._machine(spec, plan, self._build, files, booted_memory=memory) as machine:
             yield machine

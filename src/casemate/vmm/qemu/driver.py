@@ -207,6 +207,8 @@ class QemuDriver:
         ours = FILTERS[self._accelerator]
         return (*((f"casemate:{ours}",) if ours else ()), "qemu:-sandbox")
 
+    memory_is_file = True
+
     @property
     def namespaces(self) -> frozenset[str]:
         return frozenset(NAMESPACES)
