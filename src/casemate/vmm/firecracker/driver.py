@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import structlog
 
@@ -229,9 +230,10 @@ async def _open_tasks(guest_id: str) -> AsyncIterator[Any]:
     try:
         yield start
     finally:
-        for task in running:
-            task.cancel()
         with anyio.CancelScope(shield=True):
+            await anyio.lowlevel.checkpoint()  # one that never began would not close what it was given
+            for task in running:
+                task.cancel()
             for ended in await asyncio.gather(*running, return_exceptions=True):
                 if isinstance(ended, Exception):
                     log.warning("relay ended", guest=guest_id, error=repr(ended))

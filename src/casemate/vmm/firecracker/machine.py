@@ -30,7 +30,12 @@ FIRST_STREAM_S = 0.2  # an agent that waits takes a connection in a millisecond
 STREAM_S = 5.0
 BOOT_S = 300.0  # whoever boots has a shorter deadline of his own
 METRICS_S = 1.0
-DISK_FULL = ("os error 28", "os error 122")  # ENOSPC, EDQUOT, in the words of Rust's standard library
+DISK_FULL = (
+    "os error 28)",
+    "os error 122)",
+    "code: 28,",
+    "code: 122,",
+)  # ENOSPC, EDQUOT, as Rust shows them
 T = TypeVar("T")
 Beside = Callable[[Coroutine[Any, Any, None]], object]  # runs it beside the rest, for as long as the machine is open
 
