@@ -1,6 +1,7 @@
 """A VMM without a machine: the agent is coroutines of this process, the VMM's process a program that sleeps.
 
-For sweeps over states and cancellations, where a real machine would cost a second each. It passes check_vmm.
+For sweeps over states and cancellations, where a real machine would cost a second each. It passes check_vmm, with a
+stream that survives being saved (as QEMU's does) and with one that does not (as Firecracker's).
 """
 
 from __future__ import annotations
@@ -87,14 +88,18 @@ class Agent(Guest):
                 super()._on(event)
 
     def reopen(self) -> socket.socket:
-        """A fresh stream; what was half said on the old one is forgotten."""
+        """A fresh stream; what was half said on the old one is forgotten, unless both had agreed to rest."""
         self._connect()
-        self.connection.lost()
+        if not self.connection.resting:
+            self.connection.lost()
         return self.host_end
 
-    def wake_up(self) -> None:
+    def wake_up(self, *, same_stream: bool) -> None:
         """In another machine, as it was: the conversation goes on where it stopped."""
-        self._connect()
+        if same_stream:
+            self._connect()
+        else:
+            self.reopen()
         self.running.clear()
 
     def _connect(self) -> None:
@@ -104,10 +109,17 @@ class Agent(Guest):
 
 
 class FakeMachine:
-    stream_survives = True
-
-    def __init__(self, spec: MachineSpec, saved: dict[bytes, Agent] | None = None, agent: Agent | None = None) -> None:
+    def __init__(
+        self,
+        spec: MachineSpec,
+        saved: dict[bytes, Agent] | None = None,
+        agent: Agent | None = None,
+        *,
+        stream_survives: bool = True,
+    ) -> None:
         self._spec = spec
+        self.stream_survives = stream_survives
+        self.has_run = True  # so that it has a stream
         self._saved = {} if saved is None else saved
         self._process = subprocess.Popen(["sleep", "infinity"], stdin=subprocess.DEVNULL)
         self._exited = asyncio.Event()
@@ -125,6 +137,8 @@ class FakeMachine:
 
     @property
     def stream(self) -> socket.socket:
+        if not self.has_run:
+            raise errors.StateConflict("the fake VMM has no stream before its guest has run")
         return self._stream
 
     def _on_exit(self) -> None:
@@ -144,6 +158,7 @@ class FakeMachine:
         await asyncio.sleep(0)
         self._alive()
         self._paused = self.agent.kept = False
+        self.has_run = True
         self.agent.running.set()
 
     async def pause(self) -> None:
@@ -160,6 +175,13 @@ class FakeMachine:
         self.agent.kept = True
         with into.open("xb") as file:
             file.write(token)
+        if not self.stream_survives:
+            await self._break_stream()
+
+    async def _break_stream(self) -> None:
+        """What the host has sent and the guest has not read is lost; the host reads to the end of what came."""
+        self._agent_task.cancel()
+        await asyncio.wait([self._agent_task])
 
     async def save_difference(self, memory: Path, into: Path) -> Difference:
         await asyncio.sleep(0)
@@ -198,8 +220,7 @@ class FakeMachine:
 
     async def reopen_stream(self) -> socket.socket:
         self._alive()
-        self._agent_task.cancel()
-        await asyncio.wait([self._agent_task])
+        await self._break_stream()
         self._stream.close()
         self._stream = self.agent.reopen()
         self._agent_task = asyncio.create_task(self.agent.run())
@@ -239,7 +260,8 @@ class FakeDriver:
     namespaces = frozenset(NAMESPACES)
     memory_is_file = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, stream_survives: bool = True) -> None:
+        self.stream_survives = stream_survives
         self._saved: dict[bytes, Agent] = {}  # guests as they were when their state was saved
         self.latest: FakeMachine | None = None
         self.restores = 0  # how often a VMM was started with somebody's state
@@ -273,9 +295,10 @@ class FakeDriver:
         agent = None
         if difference is not None:
             agent = self._saved[snapshot.state.read_bytes()]
-            agent.wake_up()
+            agent.wake_up(same_stream=self.stream_survives)
         async with self._machine(spec, agent) as machine:
             await machine.pause()
+            machine.has_run = self.stream_survives
             yield machine
 
     def describe(self, spec: MachineSpec, snapshot: SnapshotFiles) -> Mapping[str, Any]:
@@ -283,7 +306,7 @@ class FakeDriver:
 
     @asynccontextmanager
     async def _machine(self, spec: MachineSpec, agent: Agent | None = None) -> AsyncIterator[FakeMachine]:
-        machine = self.latest = FakeMachine(spec, self._saved, agent)
+        machine = self.latest = FakeMachine(spec, self._saved, agent, stream_survives=self.stream_survives)
         async with own("fake machine", machine.close):
             await asyncio.sleep(0)
             yield machine

@@ -118,7 +118,14 @@ class Server:
             self._start_anew(data, violation)
 
     def lose(self) -> None:
-        """The stream ended. What runs goes on or not as its starter wished; the next SYNC begins anew."""
+        """The stream ended. What runs goes on or not as its starter wished; the next SYNC begins anew.
+
+        Of a conversation at rest that was foreseen: it goes on over the next stream.
+        """
+        if not self.connection.resting:
+            self._break_off()
+
+    def _break_off(self) -> None:
         self._drop_all()
         self.connection.lost()
 
@@ -129,7 +136,7 @@ class Server:
 
     def _start_anew(self, data: bytes, violation: ProtocolViolation) -> None:
         print(violation, file=sys.stderr)
-        self.lose()
+        self._break_off()
         begin = data.rfind(MAGIC) - HEADER_BYTES
         if begin > 0:  # the host has begun anew in the very same piece
             self.receive(data[begin:])

@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 
 from casemate import errors
 from casemate.sandbox.admission import Reservation
+from casemate.sandbox.carrying import Carrier
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.link import Link
 from casemate.sandbox.snapshot import Snapshot
@@ -50,6 +51,7 @@ class Boot:
     _reservation: Reservation | None = None
     _machine: Machine | None = None
     _link: Link | None = None
+    _carrier: Carrier | None = None
 
     @property
     def id(self) -> str:
@@ -84,3 +86,8 @@ class Boot:
     def link(self) -> Link:
         assert self._link is not None, "link comes first"
         return self._link
+
+    @property
+    def carrier(self) -> Carrier:
+        assert self._carrier is not None, "link comes first"
+        return self._carrier

@@ -7,8 +7,9 @@ parse (many small frames) gets smaller pieces and as much pause as its turn took
 
 For as long as its user's processes are frozen it holds (``hold``): nothing may be begun that would wait for them.
 
-A link outlives its stream when its machine is suspended: ``hush``, ``drained``, then ``rest`` and the end of ``run``.
-The conversation goes on, byte by byte, when ``run`` carries it over the resumed machine's stream.
+A link outlives its machine's stream: ``hush`` and ``drained`` where that goes on in who is restored, else
+``agree_to_rest``; then ``rest`` and the end of ``run``. The conversation goes on, byte by byte, when ``run`` carries it
+over the next one.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Link:
         self._wake = asyncio.Event()
         self._speaking = asyncio.Event()  # not while it is hushed
         self._speaking.set()
+        self._agreed = asyncio.Event()  # with the guest, that neither speaks
         self._holding = False  # from then on until it is known to be as before, or itself again
         self._sending = False
         self._resting = False
@@ -90,6 +92,7 @@ class Link:
             self.last_traffic = self._asked_at = time.monotonic()
             self._rested_s += self.last_traffic - self._rested_at
             self._resting = self._doubted = False
+            self.connection.go_on()
             self._speaking.set()  # who is held waits for the hand-shake, too
             self.wake()
         try:
@@ -146,6 +149,26 @@ class Link:
         if self.failure is not None:
             raise self.failure
 
+    async def agree_to_rest(self, *, timeout_s: float) -> None:
+        """Hold, and agree with the guest that nobody says more: nothing is under way, either way, when this returns.
+
+        Raises AgentSilent when it does not answer; then call ``speak``.
+        """
+        await self.hold(timeout_s=timeout_s)
+        try:
+            with anyio.fail_after(timeout_s):
+                self._agreed.clear()
+                self.connection.rest()
+                self.wake()
+                await self._agreed.wait()
+        except TimeoutError as error:
+            raise errors.AgentSilent(
+                f"sandbox {self.guest_id}: it did not come to rest within {timeout_s:g} s"
+            ) from error
+        if self.failure is not None:
+            raise self.failure
+        self._speaking.clear()
+
     async def drained(self, stream: socket.socket, ask: Callable[[], Awaitable[object]], *, timeout_s: float) -> None:
         """Take all that a stopped machine's VMM still has for us; *ask* is a round trip to the VMM.
 
@@ -166,7 +189,8 @@ class Link:
 
     def rest(self) -> None:
         """The end of ``run`` is not the end of the conversation."""
-        self._resting, self._rested_at = True, time.monotonic()
+        if not self._resting:
+            self._resting, self._rested_at = True, time.monotonic()
 
     def clock(self) -> float:
         """Seconds; it stands still while the guest's clocks do."""
@@ -175,6 +199,7 @@ class Link:
     def unhush(self) -> None:
         """It goes on, for who has a channel; it still holds."""
         self.last_traffic = self._asked_at = time.monotonic()  # it could not speak either
+        self.connection.go_on()
         self._speaking.set()
         self.wake()
 
@@ -209,9 +234,9 @@ class Link:
             if held.failure is not None:
                 raise held.failure
 
-    def close(self) -> None:
+    def close(self, failure: errors.CasemateError | None = None) -> None:
         """The end of one that rests."""
-        self._fail(errors.AgentSilent(f"sandbox {self.guest_id}: it ended while it was suspended"))
+        self._fail(failure or errors.AgentSilent(f"sandbox {self.guest_id}: it ended while it was suspended"))
         self.ended.set()
 
     def stand_still(self, still: bool) -> None:
@@ -363,6 +388,8 @@ class Link:
                 said = self._hellos.popleft()
                 said.ready = event.body
                 said.over.set()
+            case wire.Rested():
+                self._agreed.set()
             case wire.Synced():
                 pass  # the decoder checked the nonce
             case wire.Hello():
@@ -381,6 +408,7 @@ class Link:
         self.speak()  # who waits to speak learns that it is over
         for channel in self._channels.values():
             channel.on_failure(self.failure)
+        self._agreed.set()
         for waiting in self._pongs.values():
             waiting.set()
         for said in self._hellos:

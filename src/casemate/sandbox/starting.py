@@ -22,6 +22,7 @@ from casemate.images import copy_disk
 from casemate.sandbox.admission import RETRY_AFTER_S, Admission
 from casemate.sandbox.attestation import attest
 from casemate.sandbox.boot import Boot
+from casemate.sandbox.carrying import carried
 from casemate.sandbox.fitness import Here, check_fit
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.handshake import Introduction
@@ -187,14 +188,12 @@ class Starter:
 
     @asynccontextmanager
     async def carried(self, boot: Boot) -> AsyncIterator[None]:
-        async with anyio.create_task_group() as carrier:
-            carrier.start_soon(boot.link.run, boot.machine.stream)
+        async with carried(boot.link, boot.machine) as boot._carrier:
             try:
                 yield
             finally:
                 if boot.sealed:
                     boot.link.rest()
-                carrier.cancel_scope.cancel()
 
     @asynccontextmanager
     async def unpause(self, boot: Boot) -> AsyncIterator[None]:

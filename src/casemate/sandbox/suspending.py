@@ -32,8 +32,6 @@ from casemate.sandbox.suspended import Suspended, digest_of_part, stored_bytes
 log = structlog.get_logger()
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 SYNC_S = 10.0  # a guest that does not write its files in that time is stored as it is
-QUIET_S = 10.0
-DRAIN_S = 5.0
 LIMIT_S = 150.0
 
 
@@ -118,12 +116,13 @@ class Suspender:
 
     @asynccontextmanager
     async def _hush(self, saving: Saving) -> AsyncIterator[None]:
-        link = saving.boot.link
+        carrier = saving.boot.carrier
         try:
-            await link.hush(saving.boot.machine.stream, timeout_s=QUIET_S)
+            await carrier.hush()
             yield
         except BaseException:
-            link.speak()
+            await carrier.unhush()
+            saving.boot.link.speak()
             raise
 
     @asynccontextmanager
@@ -141,9 +140,7 @@ class Suspender:
 
     @asynccontextmanager
     async def _drain(self, saving: Saving) -> AsyncIterator[None]:
-        boot = saving.boot
-        # The question goes to the VMM and back; what the machine had said before has come by then
-        await boot.link.drained(boot.machine.stream, boot.machine.console, timeout_s=DRAIN_S)
+        await saving.boot.carrier.drain()
         yield
 
     @asynccontextmanager

@@ -21,13 +21,14 @@ import structlog
 
 from casemate import errors
 from casemate.sandbox.boot import Boot
+from casemate.sandbox.carrying import QUIET_S
 from casemate.sandbox.handshake import Introduction
 from casemate.sandbox.link import Link
 from casemate.sandbox.plan import Step
 from casemate.sandbox.snapshot import Taken, TakenFacts
 from casemate.sandbox.starting import copy_where_there_is_room, introduce, thaw
 from casemate.sandbox.states import Reason
-from casemate.sandbox.suspending import DRAIN_S, QUIET_S, write_files
+from casemate.sandbox.suspending import write_files
 
 log = structlog.get_logger()
 FREEZE_S = 10.0  # the agent gives up after half of that
@@ -120,12 +121,12 @@ async def _thaw(taking: Taking) -> None:
 
 @asynccontextmanager
 async def _hush(taking: Taking) -> AsyncIterator[None]:
-    link = taking.link
+    link, carrier = taking.link, taking.boot.carrier
     try:
-        await link.hush(taking.boot.machine.stream, timeout_s=QUIET_S)
+        await carrier.hush()
         yield
     finally:
-        link.unhush()
+        await carrier.unhush()
         if taking.paused_at is not None and link.failure is None:
             with anyio.CancelScope(shield=True):  # its clocks stood still, too
                 await introduce(link, Introduction(taking.boot.id, fresh=False), taking.agent_timeout_s)
@@ -147,8 +148,7 @@ async def _pause(taking: Taking) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _drain(taking: Taking) -> AsyncIterator[None]:
-    machine = taking.boot.machine
-    await taking.link.drained(machine.stream, machine.console, timeout_s=DRAIN_S)
+    await taking.boot.carrier.drain()
     yield
 
 

@@ -16,6 +16,7 @@ from casemate.wire.events import (
     Pong,
     Ready,
     Reset,
+    Rested,
     Synced,
     Writable,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Pong",
     "Ready",
     "Reset",
+    "Rested",
     "Side",
     "Synced",
     "Writable",

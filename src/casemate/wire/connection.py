@@ -34,6 +34,7 @@ from casemate.wire.events import (
     Pong,
     Ready,
     Reset,
+    Rested,
     Synced,
     Writable,
 )
@@ -90,6 +91,10 @@ class Connection:
         self._new: deque[int] = deque()  # channels that had nothing to send in the last round: first for one turn
         self._round: deque[int] = deque()
         self._after: list[Event] = []
+        self._last = b""  # said before it rests
+        self.resting = False  # it says no more
+        self._rests = 0  # unanswered
+        self._rested = False  # nor does the guest
 
     # ------------------------------------------------------------------ sending
 
@@ -113,6 +118,26 @@ class Connection:
             raise StateConflict(f"{self._pings} pings are unanswered")
         self._pings += 1
         self._echoes.append(pack(frames.PING, 0, token))
+
+    def rest(self) -> None:
+        """Say no more but REST, which the guest answers in kind (host): after ``Rested`` the stream may end.
+
+        The conversation goes on where it stopped, over another one, by ``go_on``; the guest's when it hears that.
+        """
+        if self._side is not Side.HOST:
+            raise StateConflict("only a host puts a connection to rest")
+        self._rests += 1
+        self._say_last()
+
+    def go_on(self) -> None:
+        """Speak again; nothing changes where it does (host)."""
+        self.resting = self._rested = False
+
+    def _say_last(self) -> None:
+        self._last = b"".join((self._last, *self._first, *self._echoes, *self._control, pack(frames.REST)))
+        for queue in (self._first, self._echoes, self._control):
+            queue.clear()
+        self.resting = True
 
     def open(self, kind: str, params: dict[str, Any]) -> int:
         """Ask for a channel and return its id; data may follow at once.
@@ -207,10 +232,13 @@ class Connection:
         """The next bytes to send, b"" when there are none: at most *limit* and one frame.
 
         Pings and their echoes go first, then control, credit, and a turn for each channel: one that was
-        silent before those that keep sending.
+        silent before those that keep sending. At rest, once, all the control there was.
         """
         if not self._synced and self._side is Side.GUEST:
             return b""
+        if self._last or self.resting:
+            last, self._last = self._last, b""
+            return last
         out: list[bytes | memoryview] = []
         size = 0
         for queue in (self._first, self._echoes, self._control):
@@ -299,6 +327,8 @@ class Connection:
         events, self._after = self._after, []
         try:
             for kind, number, sub, payload, text in self._decoder.feed(data):
+                if self.resting:
+                    self._on_heard()
                 if number == 0:
                     self._on_connection(kind, payload, text, events)
                 elif kind == frames.OPEN:
@@ -314,6 +344,23 @@ class Connection:
             raise
         return events
 
+    def _on_heard(self) -> None:
+        if self._side is Side.GUEST:
+            self.resting = False
+        elif self._rested:
+            raise ProtocolViolation("it spoke when it had said that it rests")
+
+    def _on_rest(self, events: list[Event]) -> None:
+        if self._side is Side.GUEST:
+            self._say_last()
+            return
+        if not self._rests:
+            raise ProtocolViolation("a REST nobody asked for")
+        self._rests -= 1
+        if not self._rests and self.resting:  # else it is the answer to one that was given up
+            self._rested = True
+            events.append(Rested())
+
     def _on_connection(self, kind: int, payload: bytes, text: str, events: list[Event]) -> None:
         host = self._side is Side.HOST
         if kind == frames.SYNC:
@@ -325,6 +372,8 @@ class Connection:
         elif kind == frames.PONG and self._pings:
             self._pings -= 1
             events.append(Pong(payload))
+        elif kind == frames.REST:
+            self._on_rest(events)
         elif kind == frames.HELLO and not host:
             events.append(Hello(load(text)))
         elif kind == frames.READY and host:

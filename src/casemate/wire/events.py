@@ -29,6 +29,11 @@ class Pong:
 
 
 @dataclass(frozen=True, slots=True)
+class Rested:
+    """To a host: each end has all that the other has said, and says no more for now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """The peer wants a channel; answer with accept or deny. Nobody checked *kind* or *params*."""
 
@@ -106,4 +111,4 @@ class Closed:
 
 
 ChannelEvent = Opened | Accepted | Denied | Data | Message | Writable | Finished | Reset | Closed
-Event = Synced | Hello | Ready | Pong | ChannelEvent
+Event = Synced | Hello | Ready | Pong | Rested | ChannelEvent

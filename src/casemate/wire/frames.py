@@ -28,9 +28,9 @@ MAX_SKIPPED = 1 << 20
 PREAMBLE_BYTES = MAX_PAYLOAD + HEADER_BYTES
 PREAMBLE = bytes(PREAMBLE_BYTES)  # fills up any frame an agent may be in the middle of, and a NOP
 
-NOP, SYNC, OPEN, ACCEPT, DENY, DATA, CREDIT, FIN, RESET, PING, PONG, HELLO, READY = range(13)
+NOP, SYNC, OPEN, ACCEPT, DENY, DATA, CREDIT, FIN, RESET, PING, PONG, HELLO, READY, REST = range(14)
 KINDS = ("NOP", "SYNC", "OPEN", "ACCEPT", "DENY", "DATA", "CREDIT", "FIN", "RESET", "PING", "PONG", "HELLO",
-         "READY")  # fmt: skip
+         "READY", "REST")  # fmt: skip
 MESSAGE, BYTES, STDERR, RESULT = range(4)  # the subs of DATA
 
 _SYNC_PAYLOAD = len(MAGIC) + NONCE_BYTES
@@ -38,10 +38,10 @@ _SYNC_START = HEADER.pack(_SYNC_PAYLOAD, 0, SYNC, 0, 0) + MAGIC
 _SYNC_ZEROS = len(_SYNC_START) - len(_SYNC_START.lstrip(b"\0"))
 SYNC_BYTES = len(_SYNC_START) + NONCE_BYTES
 
-_CHANNELLESS = frozenset((SYNC, PING, PONG, HELLO, READY))
+_CHANNELLESS = frozenset((SYNC, PING, PONG, HELLO, READY, REST))
 _JSON = frozenset((OPEN, ACCEPT, DENY, RESET, HELLO, READY))  # and DATA with sub 0
-_LEAST = tuple({SYNC: _SYNC_PAYLOAD, DATA: 1, CREDIT: 4, PING: 8, PONG: 8}.get(k, 2 * (k in _JSON)) for k in range(13))
-_MOST = tuple({DATA: MAX_PAYLOAD}.get(k, MAX_JSON if k in _JSON else _LEAST[k]) for k in range(13))
+_LEAST = tuple({SYNC: _SYNC_PAYLOAD, DATA: 1, CREDIT: 4, PING: 8, PONG: 8}.get(k, 2 * (k in _JSON)) for k in range(14))
+_MOST = tuple({DATA: MAX_PAYLOAD}.get(k, MAX_JSON if k in _JSON else _LEAST[k]) for k in range(14))
 
 Frame = tuple[int, int, int, bytes, str]  # kind, channel, sub, and the payload: bytes, or text when it is JSON
 
@@ -113,7 +113,7 @@ class Decoder:
             self._hunting = True
             self._zeros = 4  # those after the channel
             return False
-        if not NOP < kind <= READY or zero or not _LEAST[kind] <= length <= _MOST[kind]:
+        if not NOP < kind <= REST or zero or not _LEAST[kind] <= length <= _MOST[kind]:
             raise ProtocolViolation(f"a frame of kind {kind} with {length} bytes")
         if sub > (RESULT if kind == DATA else 0) or (channel == 0) != (kind in _CHANNELLESS):
             raise ProtocolViolation(f"a frame of kind {KINDS[kind]} with sub {sub} on channel {channel}")
