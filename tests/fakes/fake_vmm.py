@@ -259,9 +259,11 @@ class FakeDriver:
     filters = ("fake",)
     namespaces = frozenset(NAMESPACES)
     memory_is_file = True
+    stream_survives = True
 
-    def __init__(self, *, stream_survives: bool = True) -> None:
-        self.stream_survives = stream_survives
+    def __init__(self, *, stream_survives: bool | None = None) -> None:
+        if stream_survives is not None:
+            self.stream_survives = stream_survives
         self._saved: dict[bytes, Agent] = {}  # guests as they were when their state was saved
         self.latest: FakeMachine | None = None
         self.restores = 0  # how often a VMM was started with somebody's state

@@ -23,6 +23,7 @@ from casemate.sandbox.plan import Moment, Reach, undone
 from casemate.sandbox.taking import plan
 from casemate.sandbox.templates import Templates
 
+pytestmark = pytest.mark.usefixtures("each_stream")
 STEPS = [step.name for step in plan()]
 UNDONE = list(undone(plan()))
 

@@ -13,6 +13,8 @@ from tests.unit.sandbox.sandbox_world import TENANT, World, open_world
 from casemate.errors import CasemateError
 from casemate.sandbox import SandboxSpec, State
 
+pytestmark = pytest.mark.usefixtures("each_stream")
+
 
 def test_who_is_to_be_suspended_when_idle_is_suspended_at_the_end(tmp_path: Path, no_trace: None) -> None:
     async def main() -> tuple[str, str, World]:

@@ -22,6 +22,7 @@ from casemate.sandbox.pool_spec import SHARED, PoolSpec
 from casemate.sandbox.pools import MAX_DEAD
 from casemate.sandbox.recover import Recovered, recover
 
+pytestmark = pytest.mark.usefixtures("each_stream")
 OTHER = "u"
 
 
