@@ -33,6 +33,8 @@ def check_firecracker(choice: Choice, kvm_usable: bool) -> Check:
         return warned(name, found, why, INSTALL)
     if choice.known_bad:
         return warned(name, found, f"known to be bad: {choice.known_bad}; allow_known_bad_vmm is set", INSTALL)
+    if choice.flaws:
+        return warned(name, found, f"it is used, but a newer one is better: {choice.flaws}", INSTALL)
     return passed(name, found)
 
 

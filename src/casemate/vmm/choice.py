@@ -9,7 +9,7 @@ from typing import Literal
 from casemate.errors import HostError, InvalidSpec, ToolMissing
 from casemate.vmm.contract import Accelerator
 from casemate.vmm.firecracker.builds import Build, find_build
-from casemate.vmm.firecracker.versions import check_version, find_defects
+from casemate.vmm.firecracker.versions import check_version, find_defects, find_flaws
 
 VmmName = Literal["firecracker", "qemu"]
 WISHES = ("auto", "firecracker", "qemu", "qemu-tcg")
@@ -25,6 +25,7 @@ class Choice:
     firecracker: Build | None  # the installed one, also where it is not chosen
     refusal: ToolMissing | None  # why it would not be, whatever KVM can do
     known_bad: str = ""  # the names of its defects, where it is run all the same
+    flaws: str = ""  # of the installed one, which it is used with
 
 
 def choose(vmm: Path, kvm_usable: bool, *, wish: str = "auto", known_bad_allowed: bool = False) -> Choice:
@@ -52,10 +53,11 @@ def choose(vmm: Path, kvm_usable: bool, *, wish: str = "auto", known_bad_allowed
 
 
 def _found(vmm: Path, kvm_usable: bool, known_bad_allowed: bool) -> Choice:
-    build, refusal = None, None
+    build, refusal, flaws = None, None, ""
     try:
         build = find_build(vmm)
         check_version(build.version, known_bad_allowed=known_bad_allowed)
+        flaws = "; ".join(f"{flaw.what} ({flaw.name})" for flaw in find_flaws(build.version))
     except ToolMissing as error:
         refusal = error
     if not kvm_usable:
@@ -64,4 +66,4 @@ def _found(vmm: Path, kvm_usable: bool, known_bad_allowed: bool) -> Choice:
         return Choice("qemu", "kvm", f"KVM is usable, but {refusal and refusal.message}", build, refusal)
     defects = ", ".join(defect.name for defect in find_defects(build.version))
     known = f"though known to be bad ({defects})" if defects else "of a good version"
-    return Choice("firecracker", "kvm", f"it is installed, {known}, and KVM is usable", build, None, defects)
+    return Choice("firecracker", "kvm", f"it is installed, {known}, and KVM is usable", build, None, defects, flaws)

@@ -23,6 +23,7 @@ INSTALL = "casemate vmm install firecracker"
         ("1.15.1", False, False, Status.SKIP, "1.15.1 (build ", ""),
         (None, True, False, Status.WARN, "not installed", "QEMU is used instead"),
         (None, False, False, Status.SKIP, "not installed; it needs KVM", ""),
+        ("1.14.4", True, False, Status.WARN, "1.14.4 (build ", "a newer one is better: ports of before"),
         ("1.14.0", True, False, Status.WARN, "1.14.0 (build ", "CVE-2026-1386"),
         ("1.14.0", True, True, Status.WARN, "1.14.0 (build ", "allow_known_bad_vmm"),
     ],

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.errors import ToolMissing
-from casemate.vmm.firecracker.versions import DEFECTS, NEXT, OLDEST, PINNED, Version, check_version, parse_version
+from casemate.vmm.firecracker.versions import (
+    DEFECTS,
+    NEXT,
+    OLDEST,
+    PINNED,
+    Version,
+    check_version,
+    find_flaws,
+    parse_version,
+)
 
 GOOD = ("1.13.2", "1.14.1", "1.14.4", "1.15.0", "1.15.1", "1.15.7")
 BAD = {
@@ -37,6 +46,16 @@ def test_a_bad_release_is_refused_by_its_defect_and_run_if_that_is_wanted(text: 
     assert f"casemate vmm install firecracker (installs {PINNED})" in refused.value.hint
     assert defect == "range" or defect in refused.value.message
     check_version(version, known_bad_allowed=True)
+
+
+FLAWED = {"1.13.2": 3, "1.14.1": 3, "1.14.3": 3, "1.14.4": 1, "1.15.0": 2, "1.15.1": 0}
+
+
+@pytest.mark.parametrize(("text", "flaws"), FLAWED.items())
+def test_a_flaw_is_no_reason_to_refuse(text: str, flaws: int) -> None:
+    check_version(version := parse_version(text))
+    assert len(find_flaws(version)) == flaws
+    assert len({flaw.name for flaw in find_flaws(version)}) == flaws
 
 
 @pytest.mark.parametrize("text", ["0.25.2", "1.11.0", "2.0.0"])

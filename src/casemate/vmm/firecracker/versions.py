@@ -50,6 +50,15 @@ DEFECTS = (
     Defect(Version(1, 16, 0), Version(1, 16, 1), "firecracker #6100", "no connection to a guest after a pause"),
     Defect(Version(1, 16, 0), Version(1, 16, 1), "firecracker #6074", "traffic during a pause ends in a busy loop"),
 )
+FLAWS = (  # of releases that are used all the same
+    Defect(OLDEST, Version(1, 14, 4), "firecracker #5688", "ports of before a restore are given again"),
+    Defect(OLDEST, Version(1, 14, 3), "firecracker #5762", "a guest can make it take memory, up to its limit"),
+    Defect(OLDEST, Version(1, 14, 3), "firecracker #5809", "a guest's clocks jump at a restore"),
+    Defect(
+        Version(1, 15, 0), Version(1, 15, 0), "firecracker #5762", "a guest can make it take memory, up to its limit"
+    ),
+    Defect(Version(1, 15, 0), Version(1, 15, 0), "firecracker #5809", "a guest's clocks jump at a restore"),
+)
 
 
 def parse_version(text: str) -> Version:
@@ -65,8 +74,17 @@ def parse_version(text: str) -> Version:
 
 
 def find_defects(version: Version) -> tuple[Defect, ...]:
-    """What is known to be wrong with it."""
-    return tuple(defect for defect in DEFECTS if defect.first <= version <= defect.last)
+    """Why it is refused."""
+    return _of(version, DEFECTS)
+
+
+def find_flaws(version: Version) -> tuple[Defect, ...]:
+    """What is wrong with it, and no reason not to use it."""
+    return _of(version, FLAWS)
+
+
+def _of(version: Version, defects: tuple[Defect, ...]) -> tuple[Defect, ...]:
+    return tuple(defect for defect in defects if defect.first <= version <= defect.last)
 
 
 def check_version(version: Version, *, known_bad_allowed: bool = False) -> None:
