@@ -7,10 +7,11 @@ import http.server
 import io
 import os
 import tarfile
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,14 @@ def pair(made: Callable[..., bytes]) -> Callable[[str], dict[str, bytes]]:
 @pytest.fixture
 def vmm(tmp_path: Path) -> Path:
     return tmp_path / "home" / "vmm"
+
+
+@pytest.fixture
+def roots() -> Iterator[Path]:
+    """A folder that everybody may look into; pytest's own are closed."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
 
 
 def folder_of(path: Path, files: Mapping[str, bytes]) -> Path:
@@ -291,19 +300,25 @@ def test_it_belongs_to_whom_the_home_belongs_to(
 @needs_tools
 @pytest.mark.skipif(os.geteuid() != 0, reason="who is not root has nobody to be careful of")
 def test_root_follows_no_link_of_the_homes_owner(
-    vmm: Path, tmp_path: Path, pair: Callable[[str], dict[str, bytes]]
+    vmm: Path, tmp_path: Path, roots: Path, pair: Callable[[str], dict[str, bytes]]
 ) -> None:
     """The daemon, whose home it is, may be anybody's by then."""
-    (target := tmp_path / "roots").mkdir(mode=0o700)
-    vmm.mkdir(parents=True)
-    files = pair("1.15.1")
-    (vmm / hashlib.sha256(files["firecracker"]).hexdigest()).symlink_to(target)
+    source = folder_of(tmp_path / "source", pair("1.15.1"))
+    sha256 = hashlib.sha256((source / "firecracker").read_bytes()).hexdigest()
+    vmm.parent.mkdir()
+    os.chown(vmm.parent, 12345, 12345)
+    vmm.symlink_to(roots)
+    with pytest.raises(HostError, match="was not installed"):
+        install(vmm, source)
+    vmm.unlink()
+    vmm.mkdir()
     os.chown(vmm, 12345, 12345)
-    with suppress(HostError):
-        install(vmm, folder_of(tmp_path / "source", files))
-    assert not list(target.iterdir())
-    assert (target.stat().st_uid, target.stat().st_mode & 0o7777) == (0, 0o700)
-    assert os.geteuid() == 0
+    (vmm / sha256).symlink_to(roots)
+    with pytest.raises(HostError, match="was not installed"):
+        install(vmm, source)
+    assert list(roots.iterdir()) == []
+    assert (roots.stat().st_uid, roots.stat().st_mode & 0o7777) == (0, 0o755)
+    assert (os.geteuid(), os.getegid()) == (0, 0)
 
 
 @needs_tools

@@ -109,7 +109,9 @@ def test_every_call_is_one_of_the_description(version: Version) -> None:
 
 
 def test_no_function_is_forgotten() -> None:
-    ours = {name for name, one in vars(calls).items() if isfunction(one) and one.__annotations__.get("return") == "Call"}
+    ours = {
+        name for name, one in vars(calls).items() if isfunction(one) and one.__annotations__.get("return") == "Call"
+    }
     assert ours == set(by_function(PINNED))
     for call in possible(PINNED):
         assert str(call) == f"{call.method} {call.path}"

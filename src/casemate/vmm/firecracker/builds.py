@@ -186,7 +186,7 @@ def _digest(path: Path) -> str:
 def _make(vmm: Path) -> None:
     """It belongs to whom the home belongs to."""
     vmm.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _as_owner(vmm.parent) as home:
+    with _as_owner(vmm.parent.resolve()) as home:
         (home / vmm.name).mkdir(mode=0o710, exist_ok=True)
 
 
@@ -194,9 +194,10 @@ def _make(vmm: Path) -> None:
 def _as_owner(folder: Path) -> Iterator[Path]:
     """*folder*, and root is whoever owns it: who has to be able to delete what is written, and may have links there.
 
-    By a descriptor, since that owner may have no way through the folders above.
+    By a descriptor, since that owner may have no way through the folders above. Raises OSError for a link: it could
+    lead to a folder of root's.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     owner, ours = os.fstat(descriptor), (os.geteuid(), os.getegid())
     try:
         if ours[0] == 0:
