@@ -32,6 +32,7 @@ LONGEST = (
     "remanence",
     "fork_differs",
     "fork_faults",
+    "fc_faults",
 )
 SOAK = bool(os.environ.get("CASEMATE_SOAK"))
 REPEAT = "all with CASEMATE_SOAK=1"

@@ -32,11 +32,15 @@ def merged(events: list[Event]) -> list[Event]:
 
 
 class Counterpart:
-    """One thread that goes through the events in their order. What the host does otherwise is an error, kept."""
+    """One thread that goes through the events in their order. What the host does otherwise is an error, kept.
 
-    def __init__(self, events: list[Event], listener: socket.socket) -> None:
+    With *acted*, which counts the host's acts, it waits for each; without, it is silent for a while and goes on.
+    """
+
+    def __init__(self, events: list[Event], listener: socket.socket, acted: threading.Semaphore | None) -> None:
         self._events = events
         self._listener = listener
+        self._acted = acted
         self._stack = ExitStack()
         self._connections: dict[int, socket.socket] = {}
         self._thread = threading.Thread(target=self._play)
@@ -55,7 +59,9 @@ class Counterpart:
         with self._stack:
             try:
                 for place, event in enumerate(self._events):
-                    if "on" in event:
+                    if "act" in event:
+                        assert self._acted is None or self._acted.acquire(timeout=ANSWER_S), "the host did not act"
+                    else:
                         number = event["on"]
                         after = next((later for later in self._events[place + 1 :] if later.get("on") == number), {})
                         self._host(event, after) if "host" in event else self._vmm(event, after)
@@ -92,6 +98,8 @@ class Counterpart:
         connection = self._connections[event["on"]]
         if event["vmm"] == "says":
             connection.sendall(event["what"].encode())
+        elif event["vmm"] == "is silent" and self._acted:
+            return  # until it acts, or speaks
         elif event["vmm"] == "is silent":
             early = select.select([connection], [], [], 2 * SILENT_S)[0]
             assert not early or "host" in after, "the host was to wait"
@@ -100,15 +108,17 @@ class Counterpart:
 
 
 @contextmanager
-def run_counterpart(events: list[Event], folder: Path, name: str = "v.sock") -> Iterator[Counterpart]:
-    """Listening on *name* in *folder*; leaving fails if the host did not do what the host of the transcript did."""
-    with socket.socket(socket.AF_UNIX) as listener, address_below(folder, name) as address:
+def run_counterpart(
+    events: list[Event], folder: Path, acted: threading.Semaphore | None = None
+) -> Iterator[Counterpart]:
+    """Listening on ``v.sock`` in *folder*; leaving fails if the host did not do what the host of the transcript did."""
+    with socket.socket(socket.AF_UNIX) as listener, address_below(folder, "v.sock") as address:
         listener.settimeout(ANSWER_S)
         listener.bind(address)
         listener.listen()
-        with Counterpart(merged(events), listener) as counterpart:
+        with Counterpart(merged(events), listener, acted) as counterpart:
             yield counterpart
-    (folder / name).unlink()
+    (folder / "v.sock").unlink()
 
 
 class Absent:

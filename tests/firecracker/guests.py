@@ -29,6 +29,7 @@ OBEYED = BOARD + 24
 PLENTY = 0x400000
 PAGE = 4096
 OBEYED_S = 20.0
+STILL_S = 0.5
 
 
 class Word(IntEnum):
@@ -124,9 +125,15 @@ class GuestMemory:
         wait_for(lambda: self.board().obeyed > before, f"the guest to obey {word.name}")
 
     def runs(self) -> bool:
-        """Whether the counter goes up; a vCPU that others keep from running looks as if it were stopped."""
+        """Whether the counter goes up; one whose vCPU others keep from running for so long would look as if stopped."""
+        return self._counts_within(OBEYED_S)
+
+    def stands_still(self) -> bool:
+        return not self._counts_within(STILL_S)
+
+    def _counts_within(self, limit_s: float) -> bool:
         before = self.board().counter
-        deadline = time.monotonic() + 0.5
+        deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             if self.board().counter != before:
                 return True

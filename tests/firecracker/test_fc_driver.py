@@ -44,7 +44,7 @@ def test_a_boot_and_a_pause(driven: Drive) -> None:
             memory = await memory_of(machine)
             assert memory.runs()
             await machine.pause()
-            assert not memory.runs()
+            assert memory.stands_still()
             await machine.unpause()
             assert memory.runs()
             memory.obey(Word.SAY, 0xFEED)
@@ -66,7 +66,7 @@ def test_two_restores_go_ways_of_their_own(driven: Drive) -> None:
         async with ground.restore(files) as one, ground.restore(files) as two:
             first, second = await memory_of(one), await memory_of(two)
             assert first.board() == second.board() == saved
-            assert not first.runs()
+            assert first.stands_still()
             await one.unpause()
             await two.unpause()
             first.obey(Word.TOUCH, 100)
@@ -136,7 +136,7 @@ def test_frozen_and_thawed(driven: Drive) -> None:
             await machine.unpause()
             memory = await memory_of(machine)
             await machine.freeze()
-            assert not memory.runs()
+            assert memory.stands_still()
             with pytest.raises(errors.StateConflict):
                 await machine.pause()
             await machine.thaw()
@@ -152,6 +152,25 @@ def test_a_stream(driven: Drive) -> None:
         async with ground.restore(files) as machine:
             await machine.unpause()
             await say_and_hear(machine.stream)
+            await say_and_hear(await machine.reopen_stream())
+            await machine.pause()
+            await machine.unpause()
+            await say_and_hear(machine.stream)  # not so with firecracker #6100
+
+    driven(body)
+
+
+def test_a_save_ends_the_stream_and_another_is_had(driven: Drive) -> None:
+    async def body(ground: Ground) -> None:
+        async with ground.boot("vsock") as machine:
+            await say_and_hear(machine.stream)
+            assert not machine.stream_survives
+            await machine.pause()
+            await machine.save_state(ground.folder / "state")
+            await machine.unpause()
+            machine.stream.send(b"hello")
+            with anyio.fail_after(ENDS_S):
+                assert await asyncio.get_running_loop().sock_recv(machine.stream, 100) == b""
             await say_and_hear(await machine.reopen_stream())
 
     driven(body)

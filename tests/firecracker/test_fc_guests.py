@@ -37,7 +37,7 @@ def test_paused_it_stands_still(firecracker: Build, guests: Path, tmp_path: Path
         bare.boot(guests / "counter")
         memory = bare.memory()
         bare.pause()
-        assert not memory.runs()
+        assert memory.stands_still()
         bare.unpause()
         assert memory.runs()
 
@@ -66,7 +66,7 @@ def test_halted_it_is_still_there(firecracker: Build, guests: Path, tmp_path: Pa
         bare.boot(guests / "counter")
         memory = bare.memory()
         memory.tell(Word.HALT)
-        wait_for(lambda: not memory.runs(), "the vCPU to halt")
+        wait_for(memory.stands_still, "the vCPU to halt")
         assert bare.process.poll() is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import cast
 
@@ -24,20 +25,28 @@ def test_the_real_one_does_it_again(name: str, firecracker: Build, guests: Path,
 class Played(Recorder):
     """A scenario's host, where a counterpart is the VMM."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, folder, folder)
+        self.acted = threading.Semaphore(0)
+
+    def act(self, what: str) -> None:
+        super().act(what)
+        self.acted.release()
+
     def start(self, name: str = "one") -> Bare:
         return cast(Bare, Absent(self.folder))
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_counterpart_does_it_too(name: str, tmp_path: Path) -> None:
-    with run_counterpart(load(name), tmp_path), Played(tmp_path, tmp_path, tmp_path) as recorder:
+    with Played(tmp_path) as recorder, run_counterpart(load(name), tmp_path, recorder.acted):
         ALL[name](recorder)
     assert recorder.events == load(name)
 
 
 def test_the_counterpart_minds_what_it_hears(tmp_path: Path) -> None:
     def hear_another_line() -> None:
-        with run_counterpart(load("heard_and_answered"), tmp_path), Played(tmp_path, tmp_path, tmp_path) as recorder:
+        with Played(tmp_path) as recorder, run_counterpart(load("heard_and_answered"), tmp_path):
             recorder.hear(recorder.connect(recorder.start(), b"CONNECT 1023\n"))
 
     with pytest.raises(AssertionError, match="not in the transcript"):
