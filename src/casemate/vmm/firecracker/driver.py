@@ -252,5 +252,10 @@ async def _add_evidence(error: errors.VmmError, spawned: Spawned, plan: Plan, co
     last = {name: text[-EVIDENCE_BYTES:].decode(errors="replace") for name, text in texts.items()}
     jailed = isinstance(plan.jail, Jailer)
     error.evidence |= {"argv": list(plan.command), "jailer": jailed, "exit": str(exit_of(spawned))} | last
-    if (lines := (last["log"] or last["console"]).strip().splitlines()) and not error.hint:
-        error.hint = f"it said: {lines[-1][:300]}"
+    if not error.hint and (fault := _fault_of(last["log"]) or last["console"].strip().rpartition("\n")[2]):
+        error.hint = f"it said: {fault[:300]}"
+
+
+def _fault_of(said: str) -> str:
+    """The last line that tells of an error, or why KVM gave up a guest."""
+    return next((line for line in reversed(said.splitlines()) if ":ERROR]" in line or "KVM_EXIT" in line), "")

@@ -130,7 +130,8 @@ def _plan(spec: MachineSpec, numbers: Numbers, files: list[Bind], made: list[Cal
         Bind(numbers.add(f"drive {index}", writable=drive.writable), _drive_path(index), drive.writable)
         for index, drive in enumerate(spec.drives)
     ]
-    words = ["--api-sock", f"{EXCHANGE}/{API}", "--log-path", f"{EXCHANGE}/{LOG}", "--level", "Warning"]
+    words = ["--api-sock", f"{EXCHANGE}/{API}", "--log-path", f"{EXCHANGE}/{LOG}"]
+    words += ["--level", "Info", "--show-level"]  # how a guest ended is no error to it, and said nowhere else
     executable = numbers.add("firecracker")
     if privileged:
         jailer = Jailer(tuple(binds), spec.guest_id, limits_of(spec), executable, numbers.add("jailer"))
