@@ -59,6 +59,9 @@ class Amount:
     def fits(self, room: Amount) -> bool:
         return self.memory_mib <= room.memory_mib and self.disk_mib <= room.disk_mib
 
+    def __mul__(self, count: int) -> Amount:
+        return Amount(self.memory_mib * count, self.disk_mib * count)
+
     def is_nothing(self) -> bool:
         return self.memory_mib <= 0 and self.disk_mib <= 0
 
@@ -94,6 +97,14 @@ class Reservation:
         """Raises HostFull after ``admission_wait_s``; then nothing is taken."""
         await self.admission.wait_admitted(self.tenant, Amount(memory_mib, 0))
         self.held += Amount(memory_mib, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One of the like parts of a reservation that was made for several."""
+
+    of: Reservation
+    amount: Amount
 
 
 @dataclass(eq=False)
@@ -170,7 +181,9 @@ class Admission:
         return True
 
     @asynccontextmanager
-    async def reserved_for(self, tenant: str, amount: Amount) -> AsyncIterator[Reservation]:
+    async def reserved_for(
+        self, tenant: str, amount: Amount, what: str = "a sandbox of this shape"
+    ) -> AsyncIterator[Reservation]:
         """*amount* is set aside until the block ends; for good where something opened inside has leaked.
 
         Where it does not fit and ending what nobody uses makes room, it waits for that, RELIEF_S at most.
@@ -178,12 +191,19 @@ class Admission:
         """
         if not amount.fits(self.budget):
             raise HostFull(
-                f"a sandbox of this shape reserves {amount}; this host gives {self.budget} in all",
+                f"{what}: {amount} would be reserved; this host gives {self.budget} in all",
                 hint="ask for less memory or disk, or raise memory_budget_mib or disk_budget_mib",
                 evidence=self._evidence(amount),
             )
         await self.wait_admitted(tenant, amount)
         async with self._owned(Reservation(self, tenant, amount)) as reservation:
+            yield reservation
+
+    @asynccontextmanager
+    async def shared(self, share: Share) -> AsyncIterator[Reservation]:
+        """As reserved_for, out of what is reserved already."""
+        share.of.held -= share.amount
+        async with self._owned(Reservation(self, share.of.tenant, share.amount)) as reservation:
             yield reservation
 
     @asynccontextmanager

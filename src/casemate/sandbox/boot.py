@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from anyio.abc import TaskGroup
 
 from casemate import errors
-from casemate.sandbox.admission import Reservation
+from casemate.sandbox.admission import Reservation, Share
 from casemate.sandbox.carrying import Carrier
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.link import Link
@@ -30,6 +30,7 @@ class Boot:
 
     handle: Handle
     place: Place
+    share: Share | None = None  # what was set aside for it, and others, before it was thought of
     born: float = field(default_factory=time.perf_counter)
     started: bool = False
     has_turn: bool = False  # it is one of the few that are being started

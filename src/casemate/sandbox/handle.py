@@ -206,6 +206,16 @@ class Handle:
             await self._want(Wish(Action.RESUME, actor, cold))
         return self.info
 
+    async def check_copyable(self) -> None:
+        """A call as any other: see ``reach``. Raises NotSupported when its agent cannot be asked to be a copy."""
+        async with self.reach() as link:
+            if not link.knows_copies:
+                raise errors.NotSupported(
+                    f"sandbox {self.info.id} cannot be copied: its agent is of an older Casemate, which knew no copies",
+                    hint=f"suspend it, then start it anew from its disk: casemate resume --cold {self.info.id};"
+                    " or create another one",
+                )
+
     async def take(self, into: Path, actor: str = "host") -> Taken:
         """Its whole state of one moment is in the folder *into* when this returns; it goes on exactly as before.
 

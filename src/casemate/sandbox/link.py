@@ -47,6 +47,7 @@ class Link:
         self.failure: errors.CasemateError | None = None
         self.ended = asyncio.Event()
         self.last_traffic = time.monotonic()
+        self.knows_copies = False  # its agent does, as it has said when it was introduced
         self._silence_s = silence_s
         self._asked_at = self.last_traffic  # since when an answer is waited for
         self._doubted = False  # somebody gave up waiting, and nothing was heard since

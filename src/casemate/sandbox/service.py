@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 from prometheus_client.core import Metric
 
 from casemate import errors
-from casemate.sandbox.admission import Amount, Relief
+from casemate.sandbox.admission import Amount, Relief, Share
 from casemate.sandbox.copying import Copier, Copy, amount_of, stored_amount
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.ids import new_id
@@ -193,6 +193,7 @@ class Sandboxes:
         GuestError.
         """
         self._check_serving()
+        await self.get(tenant, ref).check_copyable()
         handle, wanted = self.get(tenant, ref), Copy(snapshot_id or new_id(), image, kind, durable, actor)
         async with self._supervisor.starter.admission.reserved_for(tenant, await self._most_of(handle)):
             return await self._copier.copy(handle, wanted, {"image": image})
@@ -209,6 +210,8 @@ class Sandboxes:
     ) -> Sequence[Handle]:
         """*count* running copies of a sandbox at its present moment, all or none; it goes on as before.
 
+        Room for all of them is reserved before anything is copied.
+
         Each is another sandbox: of its spec, but without a name, with *labels* beside its own and a life that begins
         now. Cancelled or failed: the copies are ended. Raises InvalidSpec, and as take and create.
         """
@@ -217,20 +220,34 @@ class Sandboxes:
         self._check_serving()
         parent, progress = self.get(tenant, ref), on_progress or _nobody_listens
         spec = replace(parent.spec, name=None, attached=False, labels={**parent.spec.labels, **(labels or {})})
-        wanted = Copy(new_id(), parent.info.image, "fork", False, actor)
-        async with self.templates.being_made(wanted.id, tenant, await self._most_of(parent)) as template:
+        await parent.check_copyable()
+        wanted, admission = Copy(new_id(), parent.info.image, "fork", False, actor), self._supervisor.starter.admission
+        each = admission.amount(wanted.id, parent.info.memory_mib, parent.info.disk_mib)
+        what = f"{count} copies of sandbox {parent.info.id}"
+        async with (
+            admission.reserved_for(tenant, each * count, what) as room,
+            self.templates.being_made(wanted.id, tenant, await self._most_of(parent)) as template,
+        ):
             progress("copy", f"copying sandbox {parent.info.id}", 0.0)
             snapshot = await self._copier.copy(parent, wanted, {"count": count})
             self.templates.measured(template, await anyio.to_thread.run_sync(stored_amount, snapshot.folder))
-            return await self._start_all(parent, spec, snapshot, count, actor, progress)
+            return await self._start_all(parent, spec, snapshot, Share(room, each), count, actor, progress)
 
     async def _start_all(
-        self, parent: Handle, spec: SandboxSpec, snapshot: Snapshot, count: int, actor: str, progress: Progress
+        self,
+        parent: Handle,
+        spec: SandboxSpec,
+        snapshot: Snapshot,
+        share: Share,
+        count: int,
+        actor: str,
+        progress: Progress,
     ) -> Sequence[Handle]:
         copies: dict[str, Handle] = {}
 
         async def start() -> None:
-            handle = await self._start(parent.info.tenant, spec, snapshot, actor, forked_from=parent.info.id)
+            tenant, forked_from = parent.info.tenant, parent.info.id
+            handle = await self._start(tenant, spec, snapshot, actor, forked_from=forked_from, share=share)
             copies[handle.info.id] = handle
             progress("start", f"{len(copies)} of {count} run", len(copies) / count)
 
@@ -299,7 +316,14 @@ class Sandboxes:
         await handle.ended.wait()
 
     async def _start(
-        self, tenant: str, spec: SandboxSpec, snapshot: Snapshot, actor: str, *, forked_from: str | None = None
+        self,
+        tenant: str,
+        spec: SandboxSpec,
+        snapshot: Snapshot,
+        actor: str,
+        *,
+        forked_from: str | None = None,
+        share: Share | None = None,
     ) -> Handle:
         if self._draining:  # since it asked for its snapshot
             raise stopping()
@@ -310,16 +334,18 @@ class Sandboxes:
         if forked_from is None:
             self.pools.count_use(handle, snapshot)
         try:
-            await self._tasks.start(self._supervise, handle, snapshot)
+            await self._tasks.start(self._supervise, handle, snapshot, share)
             self.meters.restores.observe((handle.info.timings.restore_ms or 0.0) / 1000)
         except BaseException:  # also cancellation: the caller will never see this sandbox
             handle.ask_stop(Reason.BOOT_FAILED, "its create was cancelled or failed")
             raise
         return handle
 
-    async def _supervise(self, handle: Handle, snapshot: Snapshot, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    async def _supervise(
+        self, handle: Handle, snapshot: Snapshot, share: Share | None, *, task_status: anyio.abc.TaskStatus[None]
+    ) -> None:
         try:
-            await self._supervisor.supervise(handle, snapshot, task_status=task_status)
+            await self._supervisor.supervise(handle, snapshot, share, task_status=task_status)
         finally:
             self._leave(handle)
             self.pools.end_use(handle)

@@ -77,8 +77,12 @@ class Starter:
     @asynccontextmanager
     async def _reserve(self, boot: Boot) -> AsyncIterator[None]:
         info = boot.handle.info
-        amount = self.admission.amount(boot.snapshot.id, info.memory_mib, info.disk_mib)
-        async with self.admission.reserved_for(info.tenant, amount) as boot._reservation:
+        if boot.share is None:
+            amount = self.admission.amount(boot.snapshot.id, info.memory_mib, info.disk_mib)
+            reserved = self.admission.reserved_for(info.tenant, amount)
+        else:
+            reserved = self.admission.shared(boot.share)
+        async with reserved as boot._reservation:
             boot.admitted_ms = since(boot.born)
             yield
 
@@ -322,6 +326,7 @@ async def introduce(link: Link, introduction: Introduction, timeout_s: float, *,
     ready = await link.handshake(introduction.hello(), timeout_s=timeout_s)
     # not the wall's time now: it may have been set back, and an honest guest is no liar for that
     introduction.check(ready, sent_ns, sent_ns + time.monotonic_ns() - sent_at)
+    link.knows_copies = "copy" in ready  # one from before there were any does not speak of them
 
 
 async def thaw(link: Link, timeout_s: float) -> None:

@@ -22,6 +22,7 @@ from anyio.abc import TaskStatus
 
 from casemate import errors
 from casemate.audit import EventKind
+from casemate.sandbox.admission import Share
 from casemate.sandbox.boot import Boot
 from casemate.sandbox.handle import Handle, Wish
 from casemate.sandbox.plan import Reach, Step, carried_out, pass_by
@@ -55,12 +56,14 @@ class Supervisor:
     def records(self) -> Records:
         return self.starter.records
 
-    async def supervise(self, handle: Handle, snapshot: Snapshot, *, task_status: TaskStatus[None]) -> None:
+    async def supervise(
+        self, handle: Handle, snapshot: Snapshot, share: Share | None = None, *, task_status: TaskStatus[None]
+    ) -> None:
         """Run one sandbox from pending to terminated. Reports *started* when it runs.
 
         Raises, before started, what kept it from running; after that nothing: the end is in the info.
         """
-        boot = Boot(handle, self.place_of(handle), _snapshot=snapshot)
+        boot = Boot(handle, self.place_of(handle), share, _snapshot=snapshot)
         start = self.starter.start_plan(copy=snapshot.is_session)
         await self.start(boot, self.starter.life_plan(), start, task_status.started)
 

@@ -204,6 +204,34 @@ def test_all_of_them_or_none(tmp_path: Path, no_trace: None) -> None:
     run(tmp_path, main, room=4)
 
 
+def test_where_not_all_fit_nothing_is_copied(tmp_path: Path, no_trace: None) -> None:
+    """And what fits is all set aside before: nobody else gets it in between."""
+    steps = list[str]()
+
+    async def main(world: World) -> None:
+        parent = await lone(world)
+        alone, most = world.admission.reserved, await world.sandboxes._most_of(parent)
+        each = world.admission.amount("unknown", parent.info.memory_mib, parent.info.disk_mib)
+        fit = (world.admission.budget - alone).memory_mib // each.memory_mib
+        steps.clear()
+        with pytest.raises(errors.HostFull, match=f"{each * (fit + 1)}"):
+            await world.sandboxes.fork(TENANT, parent.info.id, fit + 1)
+        assert steps == []
+        await settled(world, alone)
+        seen = list[Amount]()
+        copies = await world.sandboxes.fork(
+            TENANT, parent.info.id, fit, on_progress=lambda *_: seen.append(world.admission.reserved)
+        )
+        assert seen[0] == alone + each * fit + most
+        assert "take-copy" in steps
+        for copy in copies:
+            await copy.kill()
+        await settled(world, alone)
+        await parent.kill()
+
+    run(tmp_path, main, reach=lambda name, _: steps.append(name), room=4)
+
+
 @pytest.mark.parametrize("moment", range(1, 60, 4))
 def test_who_asked_gives_up(tmp_path: Path, moment: int, no_trace: None) -> None:
     """At some moment, whichever it is: nothing of it stays, and the parent goes on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,42 @@ def test_after_a_copy_it_ends_its_own_sandbox(tmp_path: Path, lie: dict[str, str
         await answers(other)
 
     run(tmp_path, main)
+
+
+class Older(Handshake):
+    """As it was before there were copies."""
+
+    def apply(self, hello: Hello) -> dict[str, Any]:
+        ready = super().apply(hello)
+        del ready["copy"]
+        return ready
+
+
+def test_one_whose_agent_knows_no_copies_is_refused(tmp_path: Path, no_trace: None) -> None:
+    """It was suspended when its Casemate was replaced."""
+    steps = list[str]()
+
+    async def main(world: World) -> None:
+        parent = await lone(world)
+        machine = parent._machine
+        assert isinstance(machine, FakeMachine)
+        machine.agent._handshake = Older(machine.agent._handshake._machine, "older")
+        await parent.suspend()
+        await parent.resume()
+        alone = world.admission.reserved
+        steps.clear()
+        for ask in (
+            partial(world.sandboxes.fork, TENANT, parent.info.id, 1),
+            partial(world.sandboxes.take, TENANT, parent.info.id, image="work@1"),
+        ):
+            with pytest.raises(errors.NotSupported, match=f"{parent.info.id} cannot be copied: .*older") as refused:
+                await ask()
+            assert "resume --cold" in refused.value.hint
+        assert (steps, world.admission.reserved, list((tmp_path / "snapshots").iterdir())) == ([], alone, [])
+        await answers(parent)
+        await parent.kill()
+
+    run(tmp_path, main, reach=lambda name, _: steps.append(name))
 
 
 class Refusing(Agent):
