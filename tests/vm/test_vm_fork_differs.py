@@ -28,7 +28,7 @@ from forking import (
 )
 from vm_world import Daemon
 
-from casemate.sdk import Client, Images, Sandbox
+from casemate.sdk import Sandbox
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow]
 COPIES = 8
@@ -123,18 +123,3 @@ def test_all_have_what_was_and_none_what_another_changed(family: Family) -> None
     assert at_once(seen, family.all) == [(f"of {n}", f"of {n}".encode()) for n in range(COPIES + 1)]
     there = at_once(lambda one: [entry.name for entry in one.files.list("/var/tmp")], family.all)
     assert [[name for name in names if name.isdecimal()] for names in there] == [[str(n)] for n in range(COPIES + 1)]
-
-
-def test_what_node_draws_differs(daemon: Daemon) -> None:
-    code = "console.log(require('crypto').randomBytes(16).toString('hex') + ' ' + Math.random())"
-    with Client(daemon.url) as client:
-        if not any(image["name"] == "python-full" for image in Images(client).list()):
-            pytest.skip("no image with Node is built: casemate image build python-full")
-    with ExitStack() as held:
-        parent = held.enter_context(Sandbox.create("python-full"))
-        context = parent.contexts.create("javascript")
-        ran(parent, code, context=context)  # so that what it draws from is there
-        copies = [held.enter_context(copy) for copy in parent.fork(COPIES)]
-        drawn = [text.split() for text in at_once(lambda one: ran(one, code, context=context), [parent, *copies])]
-    for source in zip(*drawn, strict=True):
-        assert len(set(source)) == COPIES + 1, source

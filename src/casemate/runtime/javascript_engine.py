@@ -12,6 +12,7 @@ import termios
 import time
 from typing import Any, Dict, List, Optional
 
+from .calling_object import calling
 from .companion import READY_S, Companion, Interrupts
 from .engines import EngineMissing, Limits, Show
 
@@ -46,8 +47,10 @@ class JavaScriptEngine:
 
     def _start(self, path: str) -> List[socket.socket]:
         pairs = [socket.socketpair() for _ in range(3)]
-        numbers = [theirs.fileno() for _, theirs in pairs]
+        poll = _memory_file("reseed.node", calling("RAND_poll"))
+        numbers = [*(theirs.fileno() for _, theirs in pairs), poll]
         self._companion = Companion([path, *_FLAGS, _LOOP, *map(str, numbers)], numbers, stdin=self._stdin)
+        os.close(poll)
         for _, theirs in pairs:
             theirs.close()
         return [ours for ours, _ in pairs]
@@ -204,6 +207,13 @@ def _checked(body: Any) -> Optional[Dict[str, Any]]:
     if body.get("type") not in ("result", "display") or not isinstance(body.get("metadata", {}), dict):
         return None
     return body
+
+
+def _memory_file(name: str, content: bytes) -> int:
+    memory = os.memfd_create(name)
+    with open(memory, "wb", closefd=False) as file:
+        file.write(content)
+    return memory
 
 
 def _units(text: str) -> int:

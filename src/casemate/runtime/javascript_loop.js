@@ -1,9 +1,9 @@
 'use strict';
 // What Node runs for a context: one cell after another in its global scope, as the prompt of the developer tools does.
 //
-// Three descriptors, named on the command line: orders, a line of JSON each; our answers, where what must keep its place
-// among the streams waits for one byte back; and one where the number of a cell that has not ended stops what runs, be
-// it a loop that never comes back (a thread waits for it). Code is evaluated through the inspector, which alone knows
+// Four descriptors, named on the command line: orders, a line of JSON each; our answers, where what must keep its place
+// among the streams waits for one byte back; one where the number of a cell that has not ended stops what runs, be it a
+// loop that never comes back (a thread waits for it); and an object that reseeds OpenSSL when it is loaded. Code is evaluated through the inspector, which alone knows
 // top-level await and lets a later cell declare a `const` anew.
 
 const crypto = require('crypto');
@@ -16,7 +16,7 @@ const { Writable } = require('stream');
 const util = require('util');
 const { Worker } = require('worker_threads');
 
-const [ORDERS, ANSWERS, STOP] = process.argv.splice(1).slice(1).map(Number);
+const [ORDERS, ANSWERS, STOP, RESEED] = process.argv.splice(1).slice(1).map(Number);
 const ANSWER_LIMIT = 64 * 1024 * 1024;
 const JSON_LIMIT = 256 * 1024;
 const JSON_NODES = 10_000;
@@ -328,18 +328,38 @@ async function complete({ id, code, cursor }) {
 
 // --- Randomness --------------------------------------------------------------------------------------------------
 
+const FORESEEN_UUIDS = 128; // drawn ahead by crypto.randomUUID
+const FORESEEN_NUMBERS = 1024; // and by crypto.randomInt
 let seededRandom = Math.random;
-const own = { randomFillSync: crypto.randomFillSync, randomUUID: crypto.randomUUID };
+const own = {
+  dlopen: process.dlopen.bind(process),
+  randomFillSync: crypto.randomFillSync,
+  randomInt: crypto.randomInt,
+  randomUUID: crypto.randomUUID,
+};
 
-// Neither generator of Node can be given a seed. Math.random is replaced, unless the user has done so. OpenSSL's goes
-// another way by being asked for another number of blocks: 64 questions of 1 to 4 blocks are 128 bits.
+// Neither generator of Node can be given a seed from here. Math.random is replaced, unless the user has done so.
 function reseed({ entropy }) {
   const bytes = Buffer.from(entropy, 'hex');
-  for (const byte of bytes.subarray(0, 16)) {
+  reseedOpenSSL(bytes.subarray(0, 16));
+  for (let n = 0; n < FORESEEN_UUIDS; n++) own.randomUUID();
+  for (let n = 0; n < FORESEEN_NUMBERS; n++) own.randomInt(2);
+  if (Math.random === seededRandom) Math.random = seededRandom = generator(bytes.subarray(16, 32));
+}
+
+// OpenSSL has a tree of generators, two for each thread below one that asks the kernel. That one does so anew by
+// RAND_poll, which loading our object calls; all below it notice before they draw next, in whatever thread. Where there
+// is no RAND_poll (another library than OpenSSL) at least this thread's goes another way: by being asked for another
+// number of blocks. 64 questions of 1 to 4 blocks are 128 bits.
+function reseedOpenSSL(bytes) {
+  try {
+    own.dlopen({ exports: {} }, `/proc/self/fd/${RESEED}`);
+  } catch {
+    // always: loaded it was, and called what it calls; but it is no module of Node's
+  }
+  for (const byte of bytes) {
     for (let shift = 0; shift < 8; shift += 2) own.randomFillSync(Buffer.alloc(16 * (1 + ((byte >> shift) & 3))));
   }
-  for (let n = 0; n < 128; n++) own.randomUUID(); // it keeps as many in store
-  if (Math.random === seededRandom) Math.random = seededRandom = generator(bytes.subarray(16, 32));
 }
 
 // Source: sfc32 of PractRand (Chris Doty-Humphrey), which is in the public domain.

