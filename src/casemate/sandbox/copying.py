@@ -24,7 +24,7 @@ from casemate.sandbox.digests import digest_of_memory
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.plan import refusals_named
 from casemate.sandbox.seal import Seal
-from casemate.sandbox.snapshot import FILES, SPARSE, Snapshot, SnapshotKind, Taken
+from casemate.sandbox.snapshot import FILES, SPARSE, Snapshot, SnapshotKind, Surroundings, Taken
 from casemate.sandbox.suspended import Place
 
 BUILDING = ".building-"  # what a daemon finds of that name at its start was left half made
@@ -87,6 +87,7 @@ class Copier:
             parent_sandbox=handle.info.id,
             taken=taken.facts,
             image_tenant=base.image_owner if wanted.kind == "fork" else None,
+            surroundings=Surroundings.of(handle.spec) if wanted.kind == "user" else None,
         )
         manifest = taken.folder / "manifest.json"
         with manifest.open("x") as file:

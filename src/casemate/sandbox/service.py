@@ -85,6 +85,8 @@ class Sandboxes:
         wish = ShapeWish(spec.vcpus, spec.memory_mib, spec.disk_mib)
         async with self._find_snapshot(tenant, spec.image, wish, build=spec.build, progress=progress) as snapshot:
             self._check_serving()  # a build takes a while
+            if snapshot.surroundings is not None:
+                spec = snapshot.surroundings.under(spec)
             try:
                 with self._counted(), anyio.fail_after(spec.create_timeout_s):
                     claimed = await self.pools.claim(Claim(tenant, spec, actor), snapshot)

@@ -7,8 +7,9 @@ clone; never written again (mode 0444). Deleted with its image.
      "platform": {…}, "kernel_release", "generation", "root", "agent", "mac"}
 
 One of a living sandbox (a *session*: what its user's processes held in memory is in it) is written by ``copying``, has
-also "kind", "parent_sandbox" and "taken", a fork's "image_tenant", and is sealed as another kind of thing. A ``user``
-snapshot is deleted with its image, what a ``fork`` makes with the last sandbox that stands on it (``templates``).
+also "kind", "parent_sandbox" and "taken", a fork's "image_tenant", what a user has kept "surroundings", and is sealed
+as another kind of thing. A ``user`` snapshot is deleted with its image, what a ``fork`` makes with the last sandbox
+that stands on it (``templates``).
 
 The MAC is over all the rest and the tenant: so over the digests, and by them over every byte a VMM is given.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -28,7 +29,7 @@ from casemate.images import digest_of
 from casemate.sandbox.digests import digest_of_sparse
 from casemate.sandbox.fitness import Made
 from casemate.sandbox.seal import Kind, Seal
-from casemate.sandbox.spec import Shape, ShapeWish
+from casemate.sandbox.spec import SandboxSpec, Shape, ShapeWish
 from casemate.vmm import UNLIMITED, Drive, MachineSpec, Platform, RateLimit, SnapshotFiles
 from casemate.wire import GENERATION
 
@@ -55,6 +56,24 @@ class TakenFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What its programs find. In the memory of what is made of it all that is so; a boot from a disk needs it told."""
+
+    env: Mapping[str, str] = field(repr=False)
+    user: str | None
+    cwd: str | None
+
+    @classmethod
+    def of(cls, spec: SandboxSpec) -> Self:
+        return cls(spec.env, spec.user, spec.cwd)
+
+    def under(self, spec: SandboxSpec) -> SandboxSpec:
+        """*spec*, with these where it says nothing itself. Raises InvalidSpec when both environments are too much."""
+        env = {**self.env, **spec.env}
+        return replace(spec, env=env, user=spec.user or self.user, cwd=spec.cwd or self.cwd)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """*root* and *agent* are the shared read-only disks its guest has mounted."""
 
@@ -73,6 +92,7 @@ class Snapshot:
     parent_sandbox: str | None = None  # whose state a session is
     taken: TakenFacts | None = None  # how that was
     image_tenant: str | None = None  # of a fork, whose the image is that it has; None: an older version made it
+    surroundings: Surroundings | None = None  # of what a user has kept: those its sandbox was given
 
     @property
     def image_owner(self) -> str | None:
@@ -129,7 +149,11 @@ class Snapshot:
             return body
         taken = asdict(self.taken) if self.taken else None
         body |= {"kind": self.kind, "parent_sandbox": self.parent_sandbox, "taken": taken}
-        return body if self.image_tenant is None else body | {"image_tenant": self.image_tenant}
+        if self.image_tenant is not None:
+            body["image_tenant"] = self.image_tenant
+        if self.surroundings is not None:
+            body["surroundings"] = asdict(self.surroundings)
+        return body
 
     @classmethod
     def read(cls, folder: Path, seal: Seal, *, tenant: str) -> Self:
@@ -150,6 +174,7 @@ class Snapshot:
         try:  # sealed, so by us; but maybe by another version
             made, shape = Made.from_json(body), Shape(**body["shape"])
             taken = TakenFacts(**body["taken"]) if body.get("taken") else None
+            surroundings = Surroundings(**body["surroundings"]) if "surroundings" in body else None
             digests: Mapping[str, str] = body["digests"]
             if digests.keys() != FILES:
                 raise ValueError("digests of other files")
@@ -171,6 +196,7 @@ class Snapshot:
             parent_sandbox=body.get("parent_sandbox"),
             taken=taken,
             image_tenant=body.get("image_tenant"),
+            surroundings=surroundings,
         )
 
 

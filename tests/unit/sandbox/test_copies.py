@@ -20,6 +20,8 @@ from casemate import errors
 from casemate.host import remove_folder
 from casemate.sandbox import Amount, Handle, Seal, Snapshot, State, starting, templates
 from casemate.sandbox.plan import Moment, Reach, undone
+from casemate.sandbox.spec import MAX_ENV_BYTES
+from casemate.sandbox.suspended import Suspended
 from casemate.sandbox.taking import plan
 from casemate.sandbox.templates import Templates
 
@@ -339,6 +341,28 @@ def test_what_suspended_copies_stand_on_stays(tmp_path: Path, no_trace: None) ->
             assert stored(tmp_path) == sorted([*(left if suspended else ()), "image"])
 
     anyio.run(live)
+
+
+def test_what_is_made_of_it_has_its_surroundings_on_record_too(tmp_path: Path, no_trace: None) -> None:
+    """For a boot from its disk, when its memory is of no use. A create's own win."""
+
+    async def main(world: World) -> None:
+        parent = await lone(world, env={"A": "parent", "B": "parent"}, user="worker", cwd="/srv")
+        kept = await world.sandboxes.take(TENANT, parent.info.id, image="mine@1")
+        assert Snapshot.read(kept.folder, Seal(bytes(32)), tenant=TENANT).surroundings == kept.surroundings
+        world.snapshot = kept
+        child = await lone(world, env={"B": "child"}, cwd="/tmp")
+        assert (child.spec.env, child.spec.user, child.spec.cwd) == ({"A": "parent", "B": "child"}, "worker", "/tmp")
+        (grandchild,) = await world.sandboxes.fork(TENANT, child.info.id, 1)
+        await grandchild.suspend()
+        spec = Suspended.read(tmp_path / "sandboxes" / grandchild.info.id).user_spec()
+        assert (spec.env, spec.user, spec.cwd) == (child.spec.env, "worker", "/tmp")
+        with pytest.raises(errors.InvalidSpec, match="env is over"):
+            await lone(world, env={"C": "x" * (MAX_ENV_BYTES - 10)})
+        await kill_all(world)
+        remove_folder(kept.folder)
+
+    run(tmp_path, main)
 
 
 def test_what_is_kept_is_sealed_as_what_it_is(tmp_path: Path, no_trace: None) -> None:
