@@ -135,7 +135,7 @@ class Launcher:
             words = "" if said is None else _read_said(said)
             why = child.refusal or f"exit status {child.status}"
             if child.refusal is None and words:
-                why += f": {words.splitlines()[0][:MAX_WORDS]}"
+                why += f": {' '.join(words.split())[:MAX_WORDS]}"
             raise errors.ToolFailed(
                 f"{what} did not start: {why}",
                 hint=child.hint or "casemate doctor says what this host lacks",
