@@ -48,7 +48,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock = connect_below(self._folder, "api.sock")
 
 
-def _answers(folder: Path) -> bool:
+def answers(folder: Path) -> bool:
     """A moment after its file is there it refuses."""
     try:
         connect_below(folder, "api.sock").close()
@@ -131,7 +131,7 @@ def run_bare(firecracker: Path, folder: Path) -> Iterator[Bare]:
         argv = [firecracker, "--api-sock", "api.sock", "--log-path", "log", "--level", "Info"]
         process = subprocess.Popen(argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=console, stderr=errors)
     try:
-        wait_for(lambda: _answers(folder), "the API's socket")
+        wait_for(lambda: answers(folder), "the API's socket")
         yield Bare(process, folder)
     finally:
         process.kill()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.firecracker.bare import Bare
+from tests.firecracker.bare import Bare, answers
 from tests.firecracker.guests import wait_for
 
 from casemate.host import Bind, Jailer, Limits
@@ -75,21 +76,21 @@ class Jailed:
         return found
 
     def api(self) -> JailedBare:
-        wait_for(lambda: (self.exchange / "api.sock").exists(), "the API's socket")
+        wait_for(lambda: answers(self.exchange), "the API's socket")
         return JailedBare(self.pid, self.exchange)
 
 
 class Jails:
     """The daemon's end of a launcher of its own."""
 
-    def __init__(self, binaries: Build, folder: Path, group: str) -> None:
+    def __init__(self, binaries: Build, folder: Path, group: str, before: Sequence[str]) -> None:
         self.binaries = binaries
         self.folder = folder
         self.group = group
         self.asked: list[Jailed] = []
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            argv = [sys.executable, "-I", "-m", "casemate.host.launcher", str(theirs.fileno()), str(UIDS), "8"]
+            argv = [*before, sys.executable, "-I", "-m", "casemate.host.launcher", str(theirs.fileno()), str(UIDS), "8"]
             self.process = subprocess.Popen(
                 [*argv, group, "strict"], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )
@@ -121,9 +122,10 @@ class Jails:
             exchange.chmod(0o777)
         places = {"/exchange": exchange} | dict(given or {})
         said, says = os.pipe2(os.O_CLOEXEC)
-        descriptors = [says, os.open(executable or self.binaries.firecracker, os.O_RDONLY)]
-        descriptors += [os.open(program or self.binaries.jailer, os.O_RDONLY)]
-        descriptors += [os.open(path, os.O_PATH) for path in places.values()]
+        programs = (executable or self.binaries.firecracker, program or self.binaries.jailer)
+        here = f"/proc/{self.process.pid}/root"  # it can use mounts of its own namespace alone
+        descriptors = [says, *(os.open(f"{here}{path.resolve()}", os.O_RDONLY) for path in programs)]
+        descriptors += [os.open(f"{here}{path.resolve()}", os.O_PATH) for path in places.values()]
         binds = tuple(Bind(number, place, place in writable) for number, place in enumerate(places, 5))
         try:
             jail = Jailer(binds, name, limits, 3, 4).to_json() | dict(changed or {})
@@ -153,14 +155,14 @@ class Jails:
 
     def close(self) -> None:
         self.socket.close()
-        self.process.wait(HEARD_S)
+        assert self.process.wait(HEARD_S) in (0, -signal.SIGKILL), "it ended as nobody wanted"
         for asked in self.asked:
             os.close(asked.said)
 
 
 @contextmanager
-def open_jails(binaries: Build, folder: Path, group: str) -> Iterator[Jails]:
-    jails = Jails(binaries, folder, group)
+def open_jails(binaries: Build, folder: Path, group: str, before: Sequence[str] = ()) -> Iterator[Jails]:
+    jails = Jails(binaries, folder, group, before)
     try:
         yield jails
     finally:

@@ -151,6 +151,20 @@ def test_killed_by_us_it_is_gone_with_all_of_its_jail(jails: Jails) -> None:
     assert jails.spawn().told["spawned"] == "one", "nothing else is in the way of another of that name"
 
 
+def test_its_mounts_reach_nobody_although_the_hosts_are_shared(
+    firecracker: Build, no_trace: None, tmp_path: Path
+) -> None:
+    """As systemd has them; here they may be private to begin with."""
+    shared = ("unshare", "-m", "sh", "-c", 'mount --make-rshared / && exec "$@"', "sh")
+    with open_jails(firecracker, tmp_path, GROUP, shared) as jails:
+        mounts = Path(f"/proc/{jails.process.pid}/mountinfo")
+        wait_for(lambda: b"-I" in (mounts.parent / "cmdline").read_bytes().split(b"\0")[:2], "it to be the launcher")
+        before = mounts.read_text()
+        assert "shared:" in before
+        jails.spawn().api()
+        assert mounts.read_text() == before
+
+
 def test_its_end_is_told_with_its_status(jails: Jails, idle: Jailed) -> None:
     os.kill(idle.pid, signal.SIGSEGV)
     assert jails.hear()["status"] == 150, "Firecracker's own for SIGSEGV, which it handles"

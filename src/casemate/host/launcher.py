@@ -186,6 +186,7 @@ class Launcher:
             if self._leases is not None:
                 uid, lease = self._lease(self._leases)
             info_read, info_write = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(info_read, False)
             try:
                 entry = Entry(jail, command, descriptors, info_write, uid, group, os.getpid())
                 pid = os.fork() if group is None else group.fork()
@@ -238,8 +239,13 @@ class Launcher:
 
     def _informed(self, descriptor: int) -> None:
         """bubblewrap has said which pid the VMM has, or has ended without saying."""
-        child = next(c for c in self._children.values() if c.info == descriptor)
-        piece = os.read(descriptor, INFO_LIMIT_BYTES)
+        child = next((c for c in self._children.values() if c.info == descriptor), None)
+        if child is None:
+            return  # its end was noticed in the same moment, a line before
+        try:
+            piece = os.read(descriptor, INFO_LIMIT_BYTES)
+        except BlockingIOError:
+            return  # that one's; this child has the number since
         child.told = (child.told + piece)[:INFO_LIMIT_BYTES]
         if piece and not child.told.rstrip().endswith(b"}"):
             return

@@ -230,6 +230,25 @@ def test_when_the_launcher_is_killed_all_go(peer: Peer) -> None:
         assert next_one.sweep() == ["one"], "its group is left, for the next start to find"
 
 
+def test_an_end_and_a_pid_that_are_told_in_one_moment(peer: Peer) -> None:
+    """It learns of both at once: what is gone by then was none to ask about, and the launcher died of asking."""
+    peer.spawn("other", "/usr/bin/sleep", "60")
+    other = peer.hear()["pid"]
+    children = Path(f"/proc/{peer.process.pid}/task/{peer.process.pid}/children")
+    before = children.read_text().split()
+    for attempt in range(5):
+        peer.spawn(f"n-{attempt}", "/usr/bin/sleep", "60")
+        wait_until(lambda: len(children.read_text().split()) > len(before))
+        peer.process.send_signal(signal.SIGSTOP)
+        (child,) = set(children.read_text().split()) - set(before)
+        os.kill(int(child), signal.SIGKILL)
+        wait_until(lambda child=child: "State:\tZ" in Path(f"/proc/{child}/status").read_text())  # type: ignore[misc]
+        peer.process.send_signal(signal.SIGCONT)
+        told = peer.hear()
+        assert (peer.hear() if "spawned" in told else told)["exited"] == f"n-{attempt}"
+    assert comm(other) == "sleep"
+
+
 @cgroups
 def test_what_outlives_a_killed_launcher_is_swept(peer: Peer) -> None:
     """bubblewrap's child asks for its death signal some time after its pid is known; killed before, it lives on."""
