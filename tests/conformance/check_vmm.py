@@ -22,6 +22,7 @@ from casemate.images import copy_disk
 from casemate.sandbox import Introduction, Link, execs, introduce, new_id
 from casemate.sandbox.carrying import carried
 from casemate.vmm import Drive, Driver, Kernel, Machine, MachineSpec, SnapshotFiles
+from casemate.vmm.working_set import read_ahead
 
 ANSWER_S = 30.0
 SILENCE_S = 0.5  # no answer for so long: its vCPUs stand still
@@ -371,6 +372,21 @@ async def check_cancelled_while_it_starts(bench: Bench) -> None:
         with anyio.move_on_after(delay_s):
             async with bench.driver.restore(bench.clone(), bench.template):
                 break
+
+
+async def check_what_a_clone_needs_first_is_recorded(bench: Bench) -> None:
+    recorded = replace(bench.template, working_set=bench.folder / "working-set")
+    assert recorded.working_set is not None
+    async with bench.driver.restore(bench.clone(), recorded) as machine:
+        await machine.unpause()
+        async with linked(machine) as link:
+            await introduce(link, Introduction("first"), ANSWER_S)
+            await machine.record_working_set(recorded.memory, recorded.working_set)
+    assert read_ahead(recorded) > 0
+    async with bench.driver.restore(bench.clone(), recorded) as machine:
+        await machine.unpause()
+        async with linked(machine) as link:
+            await introduce(link, Introduction("second"), ANSWER_S)
 
 
 CHECKS = [check for name, check in sorted(globals().items()) if name.startswith("check_")]

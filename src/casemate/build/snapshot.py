@@ -23,6 +23,7 @@ from casemate import errors
 from casemate.host import own_folder
 from casemate.images import Artifacts, copy_disk, make_scratch_disk
 from casemate.sandbox import Introduction, Link, Seal, Shape, Snapshot, introduce, machine_spec, new_id
+from casemate.sandbox.snapshot import WORKING_SET
 from casemate.vmm import Driver, Kernel, Machine, Platform
 
 log = structlog.get_logger()
@@ -153,6 +154,7 @@ async def _prove(driver: Driver, snapshot: Snapshot, timeout_s: float) -> None:
             tasks.start_soon(link.run, machine.stream)
             await introduce(link, Introduction(guest_id), timeout_s)
             await link.ping(timeout_s=timeout_s)
+            await machine.record_working_set(snapshot.files.memory, snapshot.folder / WORKING_SET)
             tasks.cancel_scope.cancel()
     finally:
         disk.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ SCANNED_AT_ONCE = 512  # regions: as many as the kernel gathers; with room for m
 ENTRY_BYTES = 8  # of pagemap, for each page
 TOP_BYTE = 7  # of an entry: bit 63 present, 62 swapped, 61 a file's (or shared)
 _WRITTEN = bytes(byte & 0xC0 != 0 and not byte & 0x20 for byte in range(256))
+_TOUCHED = bytes(byte & 0xC0 != 0 for byte in range(256))
 _RUN = re.compile(rb"\x01+")
 
 
@@ -79,15 +80,22 @@ class ProcessMemory:
 
     def written(self) -> Runs:
         """The pages that the process wrote. Raises HostError when the kernel does not say."""
+        return self._told(touched=False)
+
+    def touched(self) -> Runs:
+        """The pages that the process wrote or read, and some beside those it read. Raises HostError."""
+        return self._told(touched=True)
+
+    def _told(self, *, touched: bool) -> Runs:
         try:
-            runs = scan(self.pagemap, self.start, self.size_bytes)
+            runs = scan(self.pagemap, self.start, self.size_bytes, touched=touched)
             if os.pread(self.pagemap, ENTRY_BYTES, self.start // PAGE_BYTES * ENTRY_BYTES):
                 return runs
             raise HostError("the kernel does not tell the written pages: the process has ended")  # the scan found none
         except OSError as error:
             if error.errno not in (errno.ENOTTY, errno.EINVAL, errno.EILSEQ):  # Linux before 6.7, or one not as known
                 raise HostError(f"the kernel does not tell the written pages: {error}") from error
-        return read_pagemap(self.pagemap, self.start, self.size_bytes)
+        return read_pagemap(self.pagemap, self.start, self.size_bytes, touched=touched)
 
     def read_into(self, page: int, buffer: memoryview) -> None:
         """Fill *buffer* from *page* on. Raises HostError, also when the process has ended."""
@@ -114,8 +122,11 @@ class ProcessMemory:
             done += put
 
 
-def scan(pagemap: int, start: int, size_bytes: int) -> Runs:
-    """By the PAGEMAP_SCAN ioctl. Raises OSError: ENOTTY before Linux 6.7, EILSEQ for an answer that is not in order."""
+def scan(pagemap: int, start: int, size_bytes: int, *, touched: bool = False) -> Runs:
+    """By the PAGEMAP_SCAN ioctl what was written; *touched*: also what was read.
+
+    Raises OSError: ENOTTY before Linux 6.7, EILSEQ for an answer that is not in order.
+    """
     regions = (_Region * SCANNED_AT_ONCE)()
     end = start + size_bytes
     wanted = _ScanArg(
@@ -125,9 +136,9 @@ def scan(pagemap: int, start: int, size_bytes: int) -> Runs:
         vec=ctypes.addressof(regions),
         vec_len=SCANNED_AT_ONCE,
         category_inverted=PAGE_IS_FILE,
-        category_mask=PAGE_IS_FILE,
+        category_mask=0 if touched else PAGE_IS_FILE,
         category_anyof_mask=PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-        return_mask=PAGE_IS_FILE,  # never so here: neighbours are told as one, swapped out or not
+        return_mask=0 if touched else PAGE_IS_FILE,  # never so here: neighbours are told as one, swapped out or not
     )
     first, count = array.array("Q"), array.array("Q")
     told = start
@@ -149,8 +160,8 @@ def scan(pagemap: int, start: int, size_bytes: int) -> Runs:
     return Runs(first, count)
 
 
-def read_pagemap(pagemap: int, start: int, size_bytes: int) -> Runs:
-    """By reading an entry for each page. Raises HostError."""
+def read_pagemap(pagemap: int, start: int, size_bytes: int, *, touched: bool = False) -> Runs:
+    """As ``scan``, by reading an entry for each page. Raises HostError."""
     wanted = size_bytes // PAGE_BYTES * ENTRY_BYTES
     entries = bytearray(wanted)
     view, done = memoryview(entries), 0
@@ -163,7 +174,7 @@ def read_pagemap(pagemap: int, start: int, size_bytes: int) -> Runs:
             raise HostError("the kernel does not tell the written pages: the process has ended")
         done += got
     first, count = array.array("Q"), array.array("Q")
-    for run in _RUN.finditer(entries[TOP_BYTE::ENTRY_BYTES].translate(_WRITTEN)):
+    for run in _RUN.finditer(entries[TOP_BYTE::ENTRY_BYTES].translate(_TOUCHED if touched else _WRITTEN)):
         first.append(run.start())
         count.append(run.end() - run.start())
     return Runs(first, count)

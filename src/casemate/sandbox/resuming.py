@@ -26,7 +26,7 @@ from casemate.sandbox.link import Link
 from casemate.sandbox.plan import Step
 from casemate.sandbox.pool_spec import SHARED
 from casemate.sandbox.seal import Seal
-from casemate.sandbox.snapshot import Snapshot
+from casemate.sandbox.snapshot import WORKING_SET, Snapshot
 from casemate.sandbox.spec import SandboxInfo, SandboxSpec
 from casemate.sandbox.starting import Starter, copy_where_there_is_room, given_up, introduce, ours
 from casemate.sandbox.states import Action, State
@@ -184,7 +184,7 @@ class Resumer:
         assert boot.found is not None, "check comes first"
         restored = self.starter.driver.restore(
             boot.snapshot.machine(boot.id, boot.place.disk, self.starter.disk_limit),
-            SnapshotFiles(memory=boot.memory, state=boot.place.kept / "state"),
+            SnapshotFiles(boot.memory, boot.place.kept / "state", boot.memory.with_name(WORKING_SET)),
             difference=boot.place.kept / "difference" if "difference" in boot.found.digests else None,
             vmm_sha256=boot.found.platform.vmm_sha256,
         )

@@ -34,6 +34,7 @@ from casemate.vmm import UNLIMITED, Drive, MachineSpec, Platform, RateLimit, Sna
 from casemate.wire import GENERATION
 
 FORMAT = 2
+WORKING_SET = "working-set"
 FILES = frozenset({"memory", "state", "disk"})
 SPARSE = ("memory", "disk")
 MAX_MANIFEST_BYTES = 1 << 20
@@ -110,7 +111,7 @@ class Snapshot:
 
     @property
     def files(self) -> SnapshotFiles:
-        return SnapshotFiles(memory=self.folder / "memory", state=self.folder / "state")
+        return SnapshotFiles(self.folder / "memory", self.folder / "state", working_set=self.folder / WORKING_SET)
 
     @property
     def disk(self) -> Path:

@@ -64,10 +64,14 @@ class MachineSpec:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotFiles:
-    """A stopped machine: its memory (memory_mib MiB, sparse, mapped copy-on-write) and its device state."""
+    """A stopped machine: its memory (memory_mib MiB, sparse, mapped copy-on-write) and its device state.
+
+    *working_set*: where it may be recorded what a clone needs of the memory first; see working_set.py.
+    """
 
     memory: Path
     state: Path
+    working_set: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,9 @@ class Machine(Protocol):
         How many bytes that was; *into* is then all of its memory. Not synchronised to the disk. Cancelled or failed:
         *into* may be half written; the machine stays paused. Raises as save_difference.
         """
+
+    async def record_working_set(self, memory: Path, into: Path) -> None:
+        """Write which parts of *memory* this clone has touched to the new file *into*. Raises HostError, VmmExited."""
 
     async def freeze(self) -> None:
         """Stop the VMM process: it costs no CPU; the guest's clocks go on, and it notices nothing but the hour.

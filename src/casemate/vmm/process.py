@@ -16,6 +16,7 @@ from casemate import errors
 from casemate.host import Account, Launcher, ProcessMemory, Spawned
 from casemate.vmm.contract import MachineSpec, VmmExit
 from casemate.vmm.difference import load
+from casemate.vmm.working_set import record
 
 STOPPED_S = 1.0
 ENDED_OR_STOPPED = "TtZX"  # Source: proc_pid_stat(5)
@@ -68,6 +69,11 @@ class VmmProcess:
         """Write it over its copy of *memory*; nothing may run yet. Raises ImageBroken, HostError."""
         with await self.memory(memory) as process:
             await anyio.to_thread.run_sync(load, difference, process, anyio.from_thread.check_cancelled)
+
+    async def record_working_set(self, memory: Path, into: Path) -> None:
+        """See the contract."""
+        with await self.memory(memory) as process:
+            await anyio.to_thread.run_sync(record, process, into)
 
     async def stop(self) -> None:
         """SIGSTOP; returns when no thread of it goes on any more. Raises HostError."""

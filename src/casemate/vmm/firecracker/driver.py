@@ -40,6 +40,7 @@ from casemate.vmm.firecracker.plan import (
 from casemate.vmm.firecracker.tail import Tail
 from casemate.vmm.process import GivenAway, VmmProcess, exit_of, file_of
 from casemate.vmm.processor import host_tsc_khz, processor_features, processor_name
+from casemate.vmm.working_set import ReadAhead
 
 API_S = 10.0  # from the start of the process until it takes a connection
 LOAD_S = 60.0  # a restore maps its memory; a kernel and an initrd are read
@@ -62,6 +63,7 @@ class FirecrackerDriver:
         self._settings = settings
         self._launcher = launcher
         self._build = build
+        self._ahead = ReadAhead()
 
     @property
     def namespaces(self) -> frozenset[str]:
@@ -104,6 +106,7 @@ class FirecrackerDriver:
             build = await anyio.to_thread.run_sync(find_kept_build, self._kept, vmm_sha256)
         plan = plan_restore(spec, build.version, privileged=self._launcher.privileged)
         files = {"memory": snapshot.memory, "state": snapshot.state}
+        await self._ahead.of(snapshot)
         async with self._machine(spec, plan, build, files) as machine:
             if difference is not None:
                 await machine.load_difference(snapshot.memory, difference)

@@ -126,6 +126,9 @@ class FirecrackerMachine:
             raise errors.StateConflict(f"process {self.pid}: its guest is {state!r}, so its memory cannot be saved")
         return await self._process.saved_from(memory, into, act)
 
+    async def record_working_set(self, memory: Path, into: Path) -> None:
+        await self._process.record_working_set(memory, into)
+
     async def freeze(self) -> None:
         async with self._api.idle:
             self._api.frozen = True

@@ -31,6 +31,7 @@ from casemate.vmm.qemu.closure import BINARY, Closure, find_closure, find_kept
 from casemate.vmm.qemu.features import find_features
 from casemate.vmm.qemu.monitor import Monitor, open_monitor
 from casemate.vmm.qemu.plan import CPU_MODELS, FILTERS, STATE_SET, Plan, arguments_text, plan_boot, plan_restore
+from casemate.vmm.working_set import ReadAhead
 
 SAVE_SET = 20  # the fdsets after it are those that device state is saved to
 MAX_STATE_BYTES = 16 << 20  # a booted machine's has some 110 KB
@@ -113,6 +114,9 @@ class QemuMachine:
     async def load_state(self) -> None:
         await self._monitor.migrate("migrate-incoming", f"file:/dev/fdset/{STATE_SET}")
 
+    async def record_working_set(self, memory: Path, into: Path) -> None:
+        await self._process.record_working_set(memory, into)
+
     async def freeze(self) -> None:
         await self.console()  # it cannot be asked then
         async with self._monitor.idle:
@@ -175,6 +179,7 @@ class QemuDriver:
         self._settings = settings
         self._launcher = launcher
         self._accelerator: Accelerator = accelerator
+        self._ahead = ReadAhead()
         self._closure: Closure | None = None
         self._platform: Platform | None = None
 
@@ -254,6 +259,7 @@ class QemuDriver:
         difference: Path | None = None,
         vmm_sha256: str | None = None,
     ) -> AsyncIterator[QemuMachine]:
+        await self._ahead.of(snapshot)
         configured = _is_configured(snapshot.state)
         plan = plan_restore(spec, self._accelerator, self._settings.tb_size_mib, BINARY, configured=configured)
         usr = find_kept(self._kept, vmm_sha256) if vmm_sha256 else (await self._find_closure()).usr
