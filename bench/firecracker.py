@@ -2,7 +2,8 @@
 
     python bench/firecracker.py '{"memory": …, "state": …, "firecracker": …, "jailer": …}'      as root
 
-Reads names of acts, a line each, and answers with one of JSON: how long it took until the guest said something.
+Reads names of acts, a line each, and answers with one of JSON: how long it took until the guest said something, and
+of that until the API took a connection.
 ``bare``: Firecracker in a folder of its own by chroot, nothing else around it. ``jailed``: by its own jailer.
 """
 
@@ -69,7 +70,7 @@ def prepare(root: Path, files: dict[str, str]) -> None:
     (root / "exchange/metrics").chmod(0o666)
 
 
-def bare(base: Path, files: dict[str, str]) -> float:
+def bare(base: Path, files: dict[str, str]) -> dict[str, float]:
     root = base / "root"
     (root / "dev").mkdir(parents=True)
     shutil.copy(files["firecracker"], root / "firecracker")
@@ -83,7 +84,7 @@ def bare(base: Path, files: dict[str, str]) -> float:
     return until_it_runs(process, root, began, files)
 
 
-def jailed(base: Path, files: dict[str, str]) -> float:
+def jailed(base: Path, files: dict[str, str]) -> dict[str, float]:
     root = base / "firecracker/floor/root"
     root.mkdir(parents=True)
     prepare(root, files)
@@ -95,10 +96,14 @@ def jailed(base: Path, files: dict[str, str]) -> float:
     return until_it_runs(process, root, began, files)
 
 
-def until_it_runs(process: subprocess.Popen[bytes], root: Path, began: float, files: dict[str, str]) -> float:
+def until_it_runs(
+    process: subprocess.Popen[bytes], root: Path, began: float, files: dict[str, str]
+) -> dict[str, float]:
     metrics = os.open(root / "exchange/metrics", os.O_RDWR | os.O_NONBLOCK)
     try:
         api = Connection(str(root / "exchange/api.sock"))
+        api.connect()
+        started = time.perf_counter()
         old = tuple(map(int, files["version"].split("."))) < RENAMED
         for method, path, body in CALLS:
             text = json.dumps(body)
@@ -112,9 +117,9 @@ def until_it_runs(process: subprocess.Popen[bytes], root: Path, began: float, fi
         assert process.stdout
         while b"x" not in process.stdout.read1(65_536):
             pass
-        took_ms = (time.perf_counter() - began) * 1e3
+        runs = time.perf_counter()
         api.close()
-        return took_ms
+        return {"ms": (runs - began) * 1e3, "started_ms": (started - began) * 1e3}
     finally:
         os.close(metrics)
         process.send_signal(signal.SIGKILL)
@@ -127,7 +132,7 @@ def main() -> None:
     for line in sys.stdin:
         with tempfile.TemporaryDirectory(prefix="casemate-floor-", dir=Path(files["memory"]).parent) as folder:
             try:
-                answer = {"ms": acts[line.strip()](Path(folder), files)}
+                answer: dict[str, object] = {**acts[line.strip()](Path(folder), files)}
             except (OSError, KeyError, http.client.HTTPException) as error:
                 answer = {"error": repr(error)}
         print(json.dumps(answer), flush=True)
