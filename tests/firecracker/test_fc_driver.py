@@ -220,7 +220,7 @@ def test_a_guest_that_ends(word: Word, said: str, driven: Drive) -> None:
         with anyio.fail_after(ENDS_S):
             report = await report_of(told(ground))
         assert said in report.hint
-        assert report.evidence["console"] == "counting\n"
+        assert report.evidence["console"].startswith("counting\n")  # the VMM's own last word may come after it
         assert "status=" in report.evidence["exit"]
 
     driven(body)

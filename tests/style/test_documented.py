@@ -149,7 +149,7 @@ def test_the_example_names_its_source() -> None:
 @pytest.mark.parametrize("page", ["SPECIFICATION.md", "THREATS.md"])
 def test_every_test_that_a_promise_names_is_there(page: str) -> None:
     text = (HERE / "docs" / page).read_text()
-    named = set(re.findall(r"`((?:unit|vm|faults|style|conformance)/[^`]*)`", text))
+    named = set(re.findall(r"`((?:unit|vm|faults|firecracker|style|conformance)/[^`]*)`", text))
     assert named
     for test in named:
         path, _, name = test.partition("::")

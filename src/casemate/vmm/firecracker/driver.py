@@ -260,5 +260,6 @@ async def _add_evidence(error: errors.VmmError, spawned: Spawned, plan: Plan, co
 
 
 def _fault_of(said: str) -> str:
-    """The last line that tells of an error, or why KVM gave up a guest."""
-    return next((line for line in reversed(said.splitlines()) if ":ERROR]" in line or "KVM_EXIT" in line), "")
+    """Why KVM gave up the guest, where it did; else the last error that is told."""
+    lines = said.splitlines()[::-1]
+    return next((line for mark in ("KVM_EXIT", ":ERROR]") for line in lines if mark in line), "")
