@@ -7,12 +7,20 @@ from pathlib import Path
 
 import pytest
 from tests.firecracker.bare import run_bare
+from tests.firecracker.binaries import find_binaries
 from tests.firecracker.guests import PAGE, PLENTY, Word, board_in_file, wait_for
 
 from casemate.vmm.firecracker.builds import Build
 
 pytestmark = pytest.mark.usefixtures("no_trace")
 ENDS_S = 20.0
+
+
+def test_another_binary_is_not_taken(tmp_path: Path) -> None:
+    assert "make test" in str(find_binaries(tmp_path))
+    for name in ("firecracker", "jailer"):
+        (tmp_path / name).write_bytes(b"another")
+    assert "is another firecracker" in str(find_binaries(tmp_path))
 
 
 def test_it_says_its_version(firecracker: Build, tmp_path: Path) -> None:
