@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +69,7 @@ class Jailed:
 
     def words_until(self, last: str) -> str:
         found = ""
-        while not found.endswith(last):
+        while last not in found:
             assert select.select([self.said], [], [], HEARD_S)[0], f"{last!r} was not said after {found!r}"
             found += (piece := os.read(self.said, 65_536).decode())
             assert piece, f"{last!r} was not said after {found!r}"
@@ -83,7 +83,7 @@ class Jailed:
 class Jails:
     """The daemon's end of a launcher of its own."""
 
-    def __init__(self, binaries: Build, folder: Path, group: str, before: Sequence[str]) -> None:
+    def __init__(self, binaries: Build, folder: Path, group: str, before: Sequence[str], how: str) -> None:
         self.binaries = binaries
         self.folder = folder
         self.group = group
@@ -91,9 +91,7 @@ class Jails:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             argv = [*before, sys.executable, "-I", "-m", "casemate.host.launcher", str(theirs.fileno()), str(UIDS), "8"]
-            self.process = subprocess.Popen(
-                [*argv, group, "strict"], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
-            )
+            self.process = subprocess.Popen([*argv, group, how], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self.socket.settimeout(HEARD_S)
 
     def say(self, body: Mapping[str, Any], *descriptors: int) -> None:
@@ -115,25 +113,34 @@ class Jails:
         changed: Mapping[str, Any] | None = None,
     ) -> Jailed:
         """Ask for a VMM; *given* are files at their places inside, *changed* parts of the message."""
+        places = {"/exchange": self.make_exchange(name)} | dict(given or {})
+        files = [executable or self.binaries.firecracker, program or self.binaries.jailer, *places.values()]
+        binds = tuple(Bind(number, place, place in writable) for number, place in enumerate(places, 5))
+        jail = Jailer(binds, name, limits, 3, 4).to_json() | dict(changed or {})
+        return self.ask_for(name, jail, command or API, files)
+
+    def make_exchange(self, name: str) -> Path:
         exchange = self.folder / name / "exchange"
         if not exchange.exists():
             exchange.parent.mkdir(mode=0o700)
             exchange.mkdir()
             exchange.chmod(0o777)
-        places = {"/exchange": exchange} | dict(given or {})
+        return exchange
+
+    def ask_for(self, name: str, jail: Mapping[str, Any], command: Sequence[str], files: Iterable[Path]) -> Jailed:
+        """With *files* as its descriptors from 3 on."""
+        here = f"/proc/{self.process.pid}/root"  # the launcher can use mounts of its own namespace alone
         said, says = os.pipe2(os.O_CLOEXEC)
-        programs = (executable or self.binaries.firecracker, program or self.binaries.jailer)
-        here = f"/proc/{self.process.pid}/root"  # it can use mounts of its own namespace alone
-        descriptors = [says, *(os.open(f"{here}{path.resolve()}", os.O_RDONLY) for path in programs)]
-        descriptors += [os.open(f"{here}{path.resolve()}", os.O_PATH) for path in places.values()]
-        binds = tuple(Bind(number, place, place in writable) for number, place in enumerate(places, 5))
+        descriptors = [says]
+        for path in files:
+            readable = path.is_file() or path.is_dir()
+            descriptors.append(os.open(f"{here}{path.resolve()}", os.O_RDONLY if readable else os.O_PATH))
         try:
-            jail = Jailer(binds, name, limits, 3, 4).to_json() | dict(changed or {})
-            self.say({"do": "spawn", "id": name, "jail": jail, "command": list(command or API)}, *descriptors)
+            self.say({"do": "spawn", "id": name, "jail": dict(jail), "command": list(command)}, *descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        found = Jailed(name, exchange, said)
+        found = Jailed(name, self.folder / name / "exchange", said)
         self.asked.append(found)
         return found
 
@@ -161,8 +168,11 @@ class Jails:
 
 
 @contextmanager
-def open_jails(binaries: Build, folder: Path, group: str, before: Sequence[str] = ()) -> Iterator[Jails]:
-    jails = Jails(binaries, folder, group, before)
+def open_jails(
+    binaries: Build, folder: Path, group: str, before: Sequence[str] = (), *, strict: bool = True
+) -> Iterator[Jails]:
+    """*before*: what starts the launcher, by whose namespaces it then is."""
+    jails = Jails(binaries, folder, group, before, "strict" if strict else "weak")
     try:
         yield jails
     finally:
