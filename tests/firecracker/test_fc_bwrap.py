@@ -12,6 +12,7 @@ import pytest
 from tests.firecracker.jails import LIMITS, Jailed, Jails, open_jails
 
 from casemate.host import Bind, Jail
+from casemate.host.jailer import FILTER
 from casemate.vmm.firecracker.builds import Build
 
 GROUP = f"casemate-test-bwrap-{os.getpid()}"
@@ -33,7 +34,7 @@ def jails(request: pytest.FixtureRequest, firecracker: Build, no_trace: None, tm
 def machine(jails: Jails, guests: Path) -> Jailed:
     files = {"/exchange": jails.make_exchange("one"), BINARY: jails.binaries.firecracker, "/kernel": guests / "counter"}
     binds = tuple(Bind(number, place, place == "/exchange") for number, place in enumerate(files, 3))
-    jail = Jail(binds, "one", LIMITS, devices=("/dev/kvm",), output=True)
+    jail = Jail(binds, "one", LIMITS, FILTER, devices=("/dev/kvm",), output=True)
     found = jails.ask_for("one", jail.to_json(), [BINARY, "--api-sock", "/exchange/api.sock"], files.values())
     found.told = jails.hear()
     assert "pid" in found.told, found.words()

@@ -75,7 +75,14 @@ def test_its_filters_are_on_in_every_thread_once_a_guest_runs(jails: Jails, gues
     threads = [(path / "status").read_text() for path in (found.process / "task").iterdir()]
     assert len(threads) >= 3
     assert all("Seccomp:\t2\n" in thread for thread in threads)
+    assert all("Seccomp_filters:\t2\n" in thread for thread in threads), "its own, beside ours"
     assert all("NoNewPrivs:\t1\n" in thread for thread in threads)
+
+
+def test_a_filter_of_ours_is_on_before_its_own_are(idle: Jailed) -> None:
+    threads = [(path / "status").read_text() for path in (idle.process / "task").iterdir()]
+    assert all("Seccomp:\t2\n" in thread for thread in threads)
+    assert any("Seccomp_filters:\t1\n" in thread for thread in threads)
 
 
 def test_its_root_holds_what_was_given_and_what_the_jailer_made(jails: Jails, guests: Path) -> None:

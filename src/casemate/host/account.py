@@ -198,10 +198,13 @@ def areas_of(process: Path, memory: int) -> list[Area]:
     return found
 
 
-def bare(process: Path, *, filtered: bool) -> bool:
-    """Whether a process of a jail has given up all it gives up before it becomes a VMM. Raises OSError, KeyError."""
+def bare(process: Path, *, filters: int) -> bool:
+    """Whether a process of a jail has given up all that a VMM gives up before it runs a guest.
+
+    *filters*: so many of system calls it is then under. Raises OSError, KeyError.
+    """
     threads = [_status(path / "status") for path in (process / "task").iterdir()]
-    limited = not filtered or all(thread["Seccomp"] == "2" for thread in threads)
+    limited = all(int(thread["Seccomp_filters"]) >= filters for thread in threads)
     return bool(threads) and limited and _capabilities(threads) == 0
 
 

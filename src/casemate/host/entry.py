@@ -53,7 +53,7 @@ def enter(entry: Entry) -> None:
         said = entry.descriptors[0] if isinstance(jail, Jailer) or jail.output else nothing
         given = [nothing, said, *entry.descriptors, entry.info]
         info, listed = len(given) - 1, None
-        if isinstance(jail, Jail) and jail.filter is not None:
+        if jail.filter is not None:
             given.append(_in_memory(seccomp.compiled(jail.filter)))
             listed = info + 1
         if entry.group is not None:
@@ -64,7 +64,7 @@ def enter(entry: Entry) -> None:
         os.umask(0)  # its sockets are for the daemon, of another uid; the folder above them is the daemon's only
         with open("/proc/self/oom_score_adj", "w") as score:
             score.write(str(VMM_OOM_SCORE))
-        argv = _stay_root(jail, entry, info) if isinstance(jail, Jailer) else _become(jail, entry, info, listed)
+        argv = _stay_root(jail, entry, info, listed) if isinstance(jail, Jailer) else _become(jail, entry, info, listed)
         # A huge page for each thread's stack and at the end of the translated code: megabytes that nobody uses
         _libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
         _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -88,10 +88,11 @@ def _become(jail: Jail, entry: Entry, info: int, listed: int | None) -> list[str
     return argv
 
 
-def _stay_root(jail: Jailer, entry: Entry, info: int) -> list[str]:
+def _stay_root(jail: Jailer, entry: Entry, info: int, listed: int | None) -> list[str]:
     """The jailer changes the uid itself, and needs root until then."""
     assert entry.uid is not None
-    argv = jail.argv(entry.command, info, entry.uid, lay_out_chroot(jail))
+    assert listed is not None
+    argv = jail.argv(entry.command, info, listed, entry.uid, lay_out_chroot(jail))
     os.setgroups([])
     _keep_capabilities(NEEDED_CAPABILITIES.values())
     return argv

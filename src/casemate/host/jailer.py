@@ -32,6 +32,8 @@ NEEDED_CAPABILITIES = {  # the numbers' source: linux/capability.h
 }
 PLACE = re.compile(r"(/[a-z0-9][a-z0-9_-]{0,31}){1,4}")
 ITS_OWN = frozenset({"dev", "run", "old_root", "sys", BINARY})  # what the jailer makes in there, as root
+FILTER = "firecracker"  # beside the VMM's own filters, which begin with its guest
+FILTERS = 2  # of system calls, then: ours, and in each thread one of the VMM's own
 UNSAFE = ("--no-seccomp", "--seccomp-filter", "--enable-pci")
 
 
@@ -62,21 +64,29 @@ class Jailer:
             taken.append(bind.path)
 
     @property
+    def filter(self) -> str:
+        return FILTER
+
+    @property
     def root(self) -> str:
         """What will be its root, from the top of the tmpfs. The jailer's own rule."""
         return f"{BINARY}/{self.name}/root"
 
-    def argv(self, command: Sequence[str], info_descriptor: int, uid: int, base: str) -> list[str]:
+    def argv(
+        self, command: Sequence[str], info_descriptor: int, filter_descriptor: int, uid: int, base: str
+    ) -> list[str]:
         """bubblewrap's command line, and in it the jailer's, that runs Firecracker with the arguments *command*.
 
         *info_descriptor* is where bubblewrap writes the pid of the namespace's first process, whose one child
-        becomes the VMM; *base* is the tmpfs. Raises ValueError for arguments that would take a defence away.
+        becomes the VMM, *filter_descriptor* where it reads the filter; *base* is the tmpfs.
+        Raises ValueError for arguments that would take a defence away.
         """
         if bad := [word for word in command if word.startswith(UNSAFE)]:
             raise ValueError(f"{bad[0][:80]!r} is not for a jailed VMM")
         argv = ["bwrap", *(f"--unshare-{name}" for name in NAMESPACES)]
-        argv += ["--die-with-parent", "--clearenv", "--info-fd", str(info_descriptor), "--hostname", "casemate"]
-        argv += ["--dev-bind", base, BASE, "--proc", "/proc", "--chdir", "/", "--"]
+        argv += ["--die-with-parent", "--clearenv"]
+        argv += ["--info-fd", str(info_descriptor), "--seccomp", str(filter_descriptor)]
+        argv += ["--hostname", "casemate", "--dev-bind", base, BASE, "--proc", "/proc", "--chdir", "/", "--"]
         argv += [own_source(self.program), "--id", self.name, "--exec-file", f"{BASE}/bin/{BINARY}"]
         argv += ["--uid", str(uid), "--gid", str(uid), "--chroot-base-dir", BASE]
         argv += ["--resource-limit", f"no-file={MAX_OPEN_FILES}", "--", *command]

@@ -46,7 +46,7 @@ from casemate.host.behind import find_vmm
 from casemate.host.cgroup import Group, Groups, Trees
 from casemate.host.entry import Entry, become_bootstrap, enter
 from casemate.host.jail import Jail
-from casemate.host.jailer import Jailer, jail_from_json
+from casemate.host.jailer import FILTERS, Jailer, jail_from_json
 from casemate.host.leases import Leases
 
 MAX_MESSAGE_BYTES = 65_536
@@ -73,7 +73,7 @@ class Child:
     lease: int | None = None  # what holds the uid
     group: Group | None = None
     name: str | None = None
-    filtered: bool = False  # by a list of ours, or the VMM's own that it has before it runs a guest
+    filters: int = 0  # it is under so many, once it is a VMM that may run a guest
     behind: bool = False  # the pid that bubblewrap tells is not the VMM's, but that of its parent
     first: int | None = None  # that pid
     until: float = 0.0  # when it has to be the VMM
@@ -178,7 +178,7 @@ class Launcher:
     def _spawn(self, key: str, jail: Jail | Jailer, command: list[str], descriptors: list[int]) -> None:
         if isinstance(jail, Jailer):
             descriptors = self._approve(jail, descriptors)
-        elif jail.filter is not None:
+        if jail.filter is not None:
             seccomp.compiled(jail.filter)  # here, so that no child has to
         group = self._new_group(jail)
         uid = lease = info_read = None
@@ -200,8 +200,8 @@ class Launcher:
                 group.remove()
             raise
         behind = isinstance(jail, Jailer)
-        filtered = isinstance(jail, Jailer) or jail.filter is not None
-        child = Child(key, pid, info_read, uid, lease, group, jail.name, filtered=filtered, behind=behind)
+        filters = FILTERS if isinstance(jail, Jailer) else int(jail.filter is not None)
+        child = Child(key, pid, info_read, uid, lease, group, jail.name, filters=filters, behind=behind)
         self._children[pid] = child
         self._poll.register(info_read, select.POLLIN)
 
@@ -313,7 +313,7 @@ class Launcher:
             if child is None or child.target is None or child.inside is None:
                 raise Refused("it does not run")
             process = Path(f"/proc/{child.inside}")
-            if not bare(process, filtered=child.filtered):  # bubblewrap still, with rights that a VMM has not
+            if not bare(process, filters=child.filters):  # bubblewrap still, with rights that a VMM has not
                 raise Refused("it is not in its jail yet")
             start, size = _one_private(areas_of(process, memory))
             opened += [os.open(process / "mem", os.O_RDWR | os.O_CLOEXEC)]

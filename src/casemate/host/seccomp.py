@@ -8,7 +8,8 @@ call of that name is meant, conditions on its arguments that must all hold:
     425 io_uring_setup  refused 38                         (answered with that errno)
 
 What is not listed kills the whole process, also with other conditions: a VMM that does what QEMU never did is no
-longer QEMU, and is not to be asked to go on. Both halves of an argument are compared.
+longer QEMU, and is not to be asked to go on. In a list with the line ``otherwise allow`` what is not listed is allowed;
+other conditions kill there, too. Both halves of an argument are compared.
 Source: the kernel's userspace-api/seccomp_filter, linux/filter.h, linux/seccomp.h, linux/audit.h
 """
 
@@ -29,6 +30,7 @@ LOAD, JUMP, RETURN, AND = 0x20, 0x05, 0x06, 0x54  # BPF_LD|W|ABS, BPF_JMP|JA, BP
 EQUAL, AT_LEAST = 0x15, 0x35  # BPF_JMP|JEQ|K, BPF_JMP|JGE|K
 NUMBER_AT, ARCH_AT, ARGUMENTS_AT = 0, 4, 16  # in struct seccomp_data
 MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
+OTHERWISE_ALLOW = "otherwise allow"
 _LINE = re.compile(r"(?P<number>\d+) (?P<name>[a-z0-9_]+)(?:\s+refused (?P<errno>\d{1,3}))?(?P<conditions>.*)")
 _CONDITION = re.compile(r"\s+([0-5])(?: & (0x[0-9a-f]+))? = ((?:0x[0-9a-f]+|\d+)(?:\|(?:0x[0-9a-f]+|\d+))*)")
 
@@ -55,7 +57,7 @@ def parse(text: str) -> list[Call]:
     calls: dict[int, Call] = {}
     for line in text.splitlines():
         line = line.partition("#")[0].rstrip()
-        if not line:
+        if not line or line == OTHERWISE_ALLOW:
             continue
         found = _LINE.fullmatch(line)
         rest = found["conditions"] if found else ""
@@ -71,7 +73,7 @@ def _condition(words: tuple[str, str, str]) -> Condition:
     return Condition(int(index), int(mask or "0xffffffffffffffff", 16), tuple(int(v, 0) for v in values.split("|")))
 
 
-def assemble(calls: Iterable[Call]) -> bytes:
+def assemble(calls: Iterable[Call], otherwise: int = KILL_PROCESS) -> bytes:
     """The filter as bubblewrap and seccomp(2) take it: an array of struct sock_filter."""
     code = [
         _op(LOAD, ARCH_AT),
@@ -85,7 +87,7 @@ def assemble(calls: Iterable[Call]) -> bytes:
         verdict = ALLOW if call.refused is None else ERRNO | call.refused
         body = [*(op for condition in call.conditions for op in _check(condition)), _op(RETURN, verdict)]
         code += [_op(EQUAL, call.number, 1, 0), _op(JUMP, len(body)), *body]
-    code.append(_op(RETURN, KILL_PROCESS))
+    code.append(_op(RETURN, otherwise))
     if len(code) > MAX_INSTRUCTIONS:
         raise ValueError(f"{len(code)} instructions; the kernel takes {MAX_INSTRUCTIONS}")
     return b"".join(code)
@@ -132,4 +134,5 @@ def compiled(name: str) -> bytes:
     """The filter we come with under that name. Raises ValueError when there is none."""
     if not re.fullmatch(r"[a-z0-9-]{1,32}", name) or not (path := FOLDER / f"{name}.txt").is_file():
         raise ValueError(f"there is no filter {name[:40]!r}")
-    return assemble(parse(path.read_text()))
+    text = path.read_text()
+    return assemble(parse(text), ALLOW if OTHERWISE_ALLOW in text.splitlines() else KILL_PROCESS)

@@ -444,12 +444,12 @@ def test_a_process_that_has_rights_left_is_not_in_its_jail(tmp_path: Path) -> No
     """A taken-over daemon that asks in time gets bubblewrap's memory: with capabilities, and without the filter."""
     me = Path("/proc/self")
     if os.geteuid() == 0:
-        assert not bare(me, filtered=False)
+        assert not bare(me, filters=0)
     with subprocess.Popen(
         ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "sleep", "60"]
     ) as other:
         wait_until(lambda: comm(other.pid) == "sleep")
-        assert not bare(Path(f"/proc/{other.pid}"), filtered=True)
+        assert not bare(Path(f"/proc/{other.pid}"), filters=1)
         other.kill()
 
 

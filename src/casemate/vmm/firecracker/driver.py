@@ -21,7 +21,7 @@ import structlog
 from casemate import errors
 from casemate.config import Settings
 from casemate.host import Launcher, Spawned
-from casemate.host.jailer import Jailer
+from casemate.host.jailer import FILTER, Jailer
 from casemate.vmm.contract import Accelerator, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles
 from casemate.vmm.firecracker.api import Api, open_api
 from casemate.vmm.firecracker.builds import Build, find_kept_build
@@ -57,7 +57,8 @@ class FirecrackerDriver:
     accelerator: Accelerator = "kvm"
     memory_is_file = False
     kernel_arguments = " ".join(KERNEL_ARGUMENTS)
-    filters = ("firecracker",)  # its own, one for each kind of thread; they are on when a guest is there
+    # Ours, from the first moment on; its own, one for each kind of thread, are on when a guest is there
+    filters = (f"casemate:{FILTER}", "firecracker")
 
     def __init__(self, settings: Settings, launcher: Launcher, build: Build) -> None:
         self._settings = settings

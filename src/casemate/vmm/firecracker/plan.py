@@ -14,7 +14,7 @@ from pathlib import Path
 
 from casemate.errors import NotSupported
 from casemate.host import Bind, Jail, Limits
-from casemate.host.jailer import Jailer
+from casemate.host.jailer import FILTER, Jailer
 from casemate.vmm.contract import Drive, Kernel, MachineSpec
 from casemate.vmm.descriptors import Descriptor, Numbers
 from casemate.vmm.firecracker import calls
@@ -137,7 +137,7 @@ def _plan(spec: MachineSpec, numbers: Numbers, files: list[Bind], made: list[Cal
         jailer = Jailer(tuple(binds), spec.guest_id, limits_of(spec), executable, numbers.add("jailer"))
         return Plan(jailer, tuple(words), tuple(numbers.taken), tuple(made))
     binds.append(Bind(executable, BINARY))
-    jail = Jail(tuple(binds), spec.guest_id, limits_of(spec), devices=("/dev/kvm",), output=True)
+    jail = Jail(tuple(binds), spec.guest_id, limits_of(spec), FILTER, devices=("/dev/kvm",), output=True)
     return Plan(jail, (BINARY, "--id", spec.guest_id, *words), tuple(numbers.taken), tuple(made))
 
 
