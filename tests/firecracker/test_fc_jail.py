@@ -8,6 +8,7 @@ import signal
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -235,6 +236,18 @@ def test_two_have_two_uids_and_see_nothing_of_each_other(jails: Jails) -> None:
     assert one.told["uid"] != two.told["uid"]
     assert os.readlink(one.process / "ns/net") != os.readlink(two.process / "ns/net")
     assert (one.process / "root").stat().st_dev != (two.process / "root").stat().st_dev
+
+
+def test_a_group_that_is_full_ends_it(jails: Jails) -> None:
+    """Of memory while the jailer copies, of processes before there is a jail."""
+    found = jails.ask("memory", limits=replace(LIMITS, memory_bytes=2 << 20))
+    told = jails.hear()
+    assert (told["exited"], told["out_of_memory"]) == ("memory", True), found.words()
+    found = jails.ask("processes", limits=replace(LIMITS, pids=2))
+    told = jails.hear()
+    assert (told["exited"], told["out_of_memory"]) == ("processes", False)
+    assert told["status"] != 0
+    assert "Resource temporarily unavailable" in found.words()
 
 
 def test_a_name_in_use_and_a_range_in_use_up_are_refused(jails: Jails) -> None:
