@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from casemate import errors
 from casemate.vmm.firecracker.exchange import MAX_STATE_BYTES, Exchange, open_exchange
 from casemate.vmm.firecracker.sparse import BLOCK_BYTES, dig_holes
+from casemate.vmm.firecracker.stream import connect
 from casemate.vmm.firecracker.tail import Tail
 
 
@@ -87,6 +89,28 @@ def test_a_taken_over_vmm_is_not_believed(tmp_path: Path, plant: Callable[[Path,
         assert not (tmp_path / "taken").exists()
 
     in_exchange(tmp_path, body)
+
+
+def _another_machines(place: Path, other: Path) -> None:
+    place.symlink_to(other)
+
+
+@pytest.mark.parametrize("plant", [_another_machines, _pipe, _folder])
+def test_a_stream_is_the_machines_own_socket(tmp_path: Path, plant: Callable[[Path, Path], None]) -> None:
+    """By a link, a VMM that was taken over would have the daemon speak with another machine's agent in its name."""
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "other.sock"))
+        other.listen()
+        other.setblocking(False)
+
+        async def body(exchange: Exchange) -> None:
+            plant(exchange.path / "stream.sock", tmp_path / "other.sock")
+            with pytest.raises(errors.VmmRefused, match="no socket"):
+                await connect(exchange.folder, "stream.sock", 1024, 0.5)
+
+        in_exchange(tmp_path, body)
+        with pytest.raises(BlockingIOError):
+            other.accept()
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:

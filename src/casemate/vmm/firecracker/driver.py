@@ -25,7 +25,7 @@ from casemate.host.jailer import FILTER, Jailer
 from casemate.vmm.contract import Accelerator, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles
 from casemate.vmm.firecracker.api import Api, open_api
 from casemate.vmm.firecracker.builds import Build, find_kept_build
-from casemate.vmm.firecracker.exchange import Exchange, open_exchange
+from casemate.vmm.firecracker.exchange import Exchange, connect_in, open_exchange
 from casemate.vmm.firecracker.machine import FirecrackerMachine
 from casemate.vmm.firecracker.plan import (
     API,
@@ -207,7 +207,7 @@ async def _connect(exchange: Exchange, spawned: Spawned, guest_id: str) -> socke
     try:
         while True:
             try:
-                connected.connect(f"/proc/self/fd/{exchange.folder}/{API}")
+                connect_in(exchange.folder, API, connected)
                 return connected
             except (FileNotFoundError, ConnectionRefusedError) as error:
                 if spawned.exited.is_set():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -70,6 +71,20 @@ class Exchange:
             os.close(descriptor)
             raise VmmRefused(f"what the VMM left as {name!r} is no file")
         return descriptor
+
+
+def connect_in(folder: int, name: str, made: socket.socket) -> None:
+    """Connect *made* to the socket *name* in the open folder itself. Raises OSError; VmmRefused for what is no socket.
+
+    A link would lead whoever is the daemon to any socket of the host's: another machine's stream, its own API.
+    """
+    descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise VmmRefused(f"what the VMM left as {name!r} is no socket")
+        made.connect(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 @asynccontextmanager

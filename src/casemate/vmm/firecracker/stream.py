@@ -17,6 +17,7 @@ import socket
 import anyio
 
 from casemate.errors import VmmRefused
+from casemate.vmm.firecracker.exchange import connect_in
 
 ANSWER = re.compile(rb"OK \d{1,10}\n")
 LONGEST_ANSWER = 14  # bytes, its end of line with it
@@ -32,12 +33,12 @@ async def connect(folder: int, name: str, port: int, timeout_s: float) -> socket
     """A connection to *port* in the guest whose VMM has its socket at *name* in the open folder; does not block.
 
     Nothing of what the guest sends after the answer has been read. Raises NobodyThere when the guest refuses, or there
-    is no such socket; VmmRefused for what is no answer, and when none comes in time.
+    is no such socket; VmmRefused for what is no socket or no answer, and when none comes in time.
     """
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         with anyio.fail_after(timeout_s):
-            made.connect(f"/proc/self/fd/{folder}/{name}")  # at once, or not: its queue is full
+            connect_in(folder, name, made)  # at once, or not: its queue is full
             made.sendall(b"CONNECT %d\n" % port)
             await _take_answer(made, port)
     except BaseException as error:
