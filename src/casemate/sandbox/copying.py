@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from casemate.audit import EventKind, Trail
 from casemate.host import own_folder, remove_folder, sync_file, sync_folder
 from casemate.images import digest_of
 from casemate.sandbox.admission import Amount
-from casemate.sandbox.digests import digest_of_memory
+from casemate.sandbox.digests import Bases, digest_of_memory
 from casemate.sandbox.handle import Handle
 from casemate.sandbox.plan import refusals_named
 from casemate.sandbox.seal import Seal
@@ -49,6 +49,7 @@ class Copier:
     snapshots: Path
     seal: Seal
     trail: Trail
+    bases: Bases = field(default_factory=Bases)
 
     async def copy(self, handle: Handle, wanted: Copy, detail: Mapping[str, object]) -> Snapshot:
         """The snapshot of *handle*'s state as it is now; *detail* goes on record before. See Handle.take.
@@ -80,7 +81,7 @@ class Copier:
             folder=self.snapshots / wanted.id,
             root=base.root,
             agent=base.agent,
-            digests=_settled(taken.folder, durable=wanted.durable),
+            digests=self._settled(taken, durable=wanted.durable),
             tenant=handle.info.tenant,
             generation=base.generation,
             kind=wanted.kind,
@@ -101,20 +102,27 @@ class Copier:
             sync_folder(self.snapshots)
         return snapshot
 
+    def _settled(self, taken: Taken, *, durable: bool) -> dict[str, str]:
+        """What copies map is changed no more, and known by its digests; those are taken while the disk writes."""
+        paths = [taken.folder / name for name in sorted(FILES)]
+        with ThreadPoolExecutor(len(paths)) as beside:
+            writing = []
+            for path in paths:
+                path.chmod(0o444)
+                if durable:
+                    writing.append(beside.submit(sync_file, path))
+            digests = {path.name: self._digest(path, taken.base) for path in paths}
+            for written in writing:
+                written.result()
+        return digests
 
-def _settled(folder: Path, *, durable: bool) -> dict[str, str]:
-    """What copies map is changed no more, and known by its digests; those are taken while the disk writes."""
-    paths = [folder / name for name in sorted(FILES)]
-    with ThreadPoolExecutor(len(paths)) as beside:
-        writing = []
-        for path in paths:
-            path.chmod(0o444)
-            if durable:
-                writing.append(beside.submit(sync_file, path))
-        digests = {path.name: digest_of_memory(path) if path.name in SPARSE else digest_of(path) for path in paths}
-        for written in writing:
-            written.result()
-    return digests
+    def _digest(self, path: Path, base: Path | None) -> str:
+        if path.name not in SPARSE:
+            return digest_of(path)
+        if path.name != "memory" or base is None:
+            return digest_of_memory(path)
+        with self.bases.open(base) as known:
+            return digest_of_memory(path, known)
 
 
 def amount_of(handle: Handle, place: Place) -> Amount:

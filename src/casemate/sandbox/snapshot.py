@@ -203,11 +203,15 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The state of a living sandbox in *folder*: memory, state, disk. Not sealed, and maybe not on the disk yet."""
+    """The state of a living sandbox in *folder*: memory, state, disk. Not sealed, and maybe not on the disk yet.
+
+    *base*: the file that its memory is a copy of with changes, if any; it may be gone by now.
+    """
 
     folder: Path
     facts: TakenFacts
     made_of: Snapshot  # what its machine stood on
+    base: Path | None = None
 
 
 def kind_said(folder: Path) -> SnapshotKind | None:

@@ -52,7 +52,7 @@ class Taking:
         """Now that it goes on again."""
         took_ms = _since(self.began)
         facts = TakenFacts(time.time(), self.pause_ms, self.frozen_ms, took_ms, self.dirty_bytes)
-        return Taken(self.into, facts, self.boot.snapshot)
+        return Taken(self.into, facts, self.boot.snapshot, None if self.boot.booted else self.boot.memory)
 
     @property
     def link(self) -> Link:
