@@ -114,6 +114,34 @@ def test_an_exec_outlives_its_stream_and_is_attached(guest: Guest, by: str) -> N
     assert guest.until(wire.Message, attached).body["end"] == {"kind": "exited", "code": 0}
 
 
+def test_a_conversation_at_rest_goes_on_over_the_next_stream(guest: Guest) -> None:
+    number = start(guest, "one", "sh", "-c", "echo begun; read line; echo $line")
+    assert guest.until(wire.Data, number).data == b"begun\n"
+    guest.host.send(number, 1, b"said before, ")
+    guest.host.rest()
+    guest.until(wire.Rested)
+    guest.server.lose()
+    guest.host.go_on()
+    guest.host.send(number, 1, b"and after\n")
+    assert guest.until(wire.Data, number).data == b"said before, and after\n"
+    assert guest.until(wire.Message, number).body["end"] == {"kind": "exited", "code": 0}
+
+
+def test_nonsense_ends_a_conversation_at_rest(guest: Guest) -> None:
+    """Else its connection would be one that has failed, for ever."""
+    number = start(guest, "one", "cat")
+    guest.host.rest()
+    guest.until(wire.Rested)
+    guest.server.receive(b"nonsense" * 4)
+    guest.begin()
+    assert guest.until(wire.Ready)
+    attached = guest.host.open("exec", {"op": "attach", "exec_id": "one", "stdout_offset": 0, "stderr_offset": 0})
+    guest.until(wire.Accepted, attached)
+    guest.host.send(attached, 1, b"heard\n")
+    assert guest.until(wire.Data, attached).data == b"heard\n"
+    guest.host.reset(number, "closed")
+
+
 def test_one_that_was_reset_dies_as_its_starter_wished(guest: Guest) -> None:
     number = start(guest, "one", "sleep", "100")
     guest.host.reset(number, "closed")
