@@ -8,11 +8,16 @@ import resource
 import signal
 import sys
 import time
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from casemate.guest.marked import Marked
 
-PORT_LIMIT_S = 10.0
+if TYPE_CHECKING:
+    from casemate.guest import transport, vsock
+    from casemate.guest.reactor import Reactor
+    from casemate.guest.server import Server
+
+STREAM_LIMIT_S = 10.0
 OPEN_FILES = 65_536
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4  # Source: asm-generic/mman.h
 
@@ -53,7 +58,7 @@ def _keep_in_memory() -> None:
 
 def _serve() -> None:
     from casemate import __version__
-    from casemate.guest import mounts, transport
+    from casemate.guest import mounts
     from casemate.guest.cgroups import Groups
     from casemate.guest.exec_table import ExecTable
     from casemate.guest.handshake import Handshake, Machine
@@ -81,7 +86,7 @@ def _serve() -> None:
         Handshake(Machine(), __version__),
         Warmth(reactor, reaper, groups, execs, spawner, surroundings),
     )
-    stream = transport.Transport(reactor, transport.open_port(_wait_port()), server.receive, server.lose)
+    stream = _open_stream(reactor, server)
     reactor.after_turn = lambda: stream.send(server.connection.outgoing)
     gc.collect()
     gc.freeze()
@@ -89,13 +94,15 @@ def _serve() -> None:
     reactor.run()
 
 
-def _wait_port() -> str:
-    """The port appears when the driver has heard of its name from the VMM."""
-    from casemate.guest import transport
+def _open_stream(reactor: Reactor, server: Server) -> transport.Transport | vsock.Listener:
+    """A port appears when the driver has heard of its name from the VMM."""
+    from casemate.guest import transport, vsock
 
-    until = time.monotonic() + PORT_LIMIT_S
-    while (path := transport.find_port()) is None or not os.path.exists(path):
-        if time.monotonic() > until:
-            raise TimeoutError("this machine has no virtio-serial port named agent")
+    until = time.monotonic() + STREAM_LIMIT_S
+    while time.monotonic() < until:
+        if (path := transport.find_port()) is not None and os.path.exists(path):
+            return transport.Transport(reactor, transport.open_port(path), server.receive, server.lose)
+        if vsock.is_there():
+            return vsock.Listener(reactor, vsock.listen(), server.receive, server.lose)
         time.sleep(0.01)
-    return path
+    raise TimeoutError("this machine has neither a virtio-serial port named agent nor a vsock")

@@ -1,6 +1,6 @@
-"""The one stream to the host: the virtio-serial port named `agent`, or in tests a socket.
+"""The one stream to the host: the virtio-serial port named `agent`, or a connection (``vsock``).
 
-While the host's end is closed the port reads as ended, at once and for ever. So it is watched for *edges*
+While the host's end of a port is closed it reads as ended, at once and for ever. So it is watched for *edges*
 only: a closed stream wakes us when it opens again, not before. A port takes at most 32 KiB in one
 write and gives at most 4 KiB in one read.
 """
@@ -16,7 +16,7 @@ from casemate.guest.reactor import Reactor, Timer
 PORT_NAME = "agent"
 WRITE_BYTES = 32_768
 READ_BYTES = 4096
-READS_PER_TURN = 64
+TURN_BYTES = 262_144
 LOOK_AGAIN_S = 1.0  # in case an edge was missed: a system call a second is under 0.1 % of a core
 
 
@@ -38,7 +38,10 @@ def open_port(path: str) -> int:
 
 
 class Transport:
-    """Owns *fd* (non-blocking). *received* gets what came; *lost* is called each time the host's end closes."""
+    """Owns *fd* (non-blocking). *received* gets what came; *lost* is called each time the host's end closes.
+
+    *reopens*: that end may open again, as a port's does.
+    """
 
     def __init__(
         self,
@@ -47,14 +50,16 @@ class Transport:
         received: Callable[[bytes], None],
         lost: Callable[[], None],
         read_bytes: int = READ_BYTES,
+        *,
+        reopens: bool = True,
     ) -> None:
         self._reactor, self._fd = reactor, fd
         self._received, self._lost = received, lost
-        self._read_bytes = read_bytes
+        self._read_bytes, self._reopens = read_bytes, reopens
         self._connected = True
         self._unsent = memoryview(b"")
         self._blocked = False
-        self._more_due = False
+        self._more: Timer | None = None
         self._look_again: Timer | None = None
         reactor.watch_edges(fd, self._on_edge)
 
@@ -75,11 +80,10 @@ class Transport:
             self._unsent = memoryview(b"")
         self._heed_writable(False)
 
-    def drop_unsent(self) -> None:
-        """The peer starts anew; half a frame of the old connection is of no use to it."""
-        self._unsent = memoryview(b"")
-
     def close(self) -> None:
+        for timer in (self._more, self._look_again):
+            if timer is not None:
+                timer.cancel()
         self._reactor.unwatch(self._fd)
         os.close(self._fd)
 
@@ -90,11 +94,11 @@ class Transport:
             self._reactor.watch_edges(self._fd, self._on_edge, writable=blocked)
 
     def _on_edge(self) -> None:
-        if not self._more_due:
+        if self._more is None:
             self._read()
 
     def _go_on(self) -> None:
-        self._more_due = False
+        self._more = None
         self._read()
 
     def _look(self) -> None:
@@ -107,7 +111,7 @@ class Transport:
         ended = drained = False
         fd, read_bytes = self._fd, self._read_bytes
         try:
-            for _ in range(READS_PER_TURN):
+            for _ in range(TURN_BYTES // read_bytes):
                 piece = os.read(fd, read_bytes)
                 if not piece:
                     ended = True
@@ -123,15 +127,14 @@ class Transport:
         if ended:
             self._on_ended()
         elif not drained:
-            self._more_due = True
-            self._reactor.call_later(0, self._go_on)
+            self._more = self._reactor.call_later(0, self._go_on)
 
     def _on_ended(self) -> None:
         if self._connected:
             self._connected = False
             self._unsent = memoryview(b"")
             self._lost()
-        if self._look_again is None:
+        if self._look_again is None and self._reopens:
             self._look_again = self._reactor.call_later(LOOK_AGAIN_S, self._look)
 
 

@@ -123,7 +123,7 @@ class Workshop:
         return self.store.path(self._agent(False, progress)["agent"])
 
     def _kernel(self, force: bool, progress: Progress) -> Made:
-        recipe = json.dumps([INDEX_FORMAT, initramfs.init_script(), kernel.BOOT_MODULES])
+        recipe = json.dumps([INDEX_FORMAT, initramfs.init_script(), kernel.BOOT_MODULES, kernel.VSOCK_MODULES])
         key = hashlib.sha256(recipe.encode()).hexdigest()
         if not force and (known := self._recall("kernel", key, KERNEL_PARTS)):
             return known

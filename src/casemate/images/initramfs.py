@@ -1,5 +1,7 @@
 """The initramfs: load the drivers, put the disks together, hand over to the agent as PID 1.
 
+The drivers of a vsock (virtio device 19) are loaded where the machine has one.
+
 Three disks in the order of the machine's drives: vda root and vdb agent (EROFS, read-only), vdc scratch
 (ext4). The guest's root is an overlay of the scratch disk over the image; the agent disk is bound into it.
 """
@@ -11,7 +13,10 @@ from pathlib import Path
 from casemate.errors import ImageBroken
 from casemate.images import cpio
 from casemate.images.agentdisk import AGENT_ARGV, AGENT_MOUNT
-from casemate.images.kernel import BOOT_MODULES, UnpackedKernel, load_order, module_name, read_module
+from casemate.images.kernel import BOOT_MODULES, VSOCK_MODULES, UnpackedKernel, load_order, module_name, read_module
+
+PAGE_BYTES = 4096
+ROOM_BYTES = 3584
 
 # The scratch disk holds nothing but the overlay's upper layer. It needs no recovery: it lives and dies with
 # the memory snapshot that it belongs to. noinit_itable: its inode tables are zero already (scratch.py).
@@ -23,9 +28,16 @@ die() {{ echo "casemate-init: $*"; $B sync; $B reboot -f; }}
 $B mount -t devtmpfs -o nosuid,noexec dev /dev || die "mount /dev"
 $B mount -t proc -o nosuid,nodev,noexec proc /proc || die "mount /proc"
 $B mount -t sysfs -o nosuid,nodev,noexec sys /sys || die "mount /sys"
-while read -r module; do
-  $B insmod /modules/$module.ko || die "load $module"
-done < /modules/order
+load() {{
+  while read -r module; do
+    $B insmod /modules/$module.ko || die "load $module"
+  done < /modules/$1
+}}
+load order
+for kind in /sys/bus/virtio/devices/*/device; do
+  read -r number < $kind
+  [ "$number" != 0x0013 ] || load vsock
+done
 for disk in vda vdb vdc; do
   tries=0
   while [ ! -b /dev/$disk ]; do
@@ -68,7 +80,8 @@ def build(kernel: UnpackedKernel, busybox: bytes) -> bytes:
     """
     dep = (kernel.modules / "modules.dep").read_text()
     builtin = (kernel.modules / "modules.builtin").read_text()
-    boot = load_order(dep, builtin, BOOT_MODULES)
+    boot, vsock = load_order(dep, builtin, BOOT_MODULES), load_order(dep, builtin, VSOCK_MODULES)
+    vsock = [path for path in vsock if path not in boot]
     if not busybox.startswith(b"\x7fELF"):
         raise ImageBroken("the busybox package has no program in it")
     entries = [cpio.folder(place) for place in ("dev", "proc", "sys", "image", "agent", "scratch", "root")]
@@ -78,9 +91,21 @@ def build(kernel: UnpackedKernel, busybox: bytes) -> bytes:
         cpio.file("bin/busybox", busybox, 0o755),
         cpio.file("init", init_script().encode(), 0o755),
     ]
-    entries += [cpio.file(f"modules/{module_name(path)}.ko", read_module(kernel.modules / path)) for path in boot]
-    entries.append(cpio.file("modules/order", "".join(f"{module_name(p)}\n" for p in boot).encode()))
-    return cpio.archive(entries)
+    entries += [
+        cpio.file(f"modules/{module_name(path)}.ko", read_module(kernel.modules / path)) for path in (*boot, *vsock)
+    ]
+    for name, paths in (("order", boot), ("vsock", vsock)):
+        entries.append(cpio.file(f"modules/{name}", "".join(f"{module_name(path)}\n" for path in paths).encode()))
+    return _with_room(cpio.archive(entries))
+
+
+def _with_room(archive: bytes) -> bytes:
+    """Zeros after it, which the kernel skips, up to ROOM_BYTES short of a page's end.
+
+    QEMU puts the initramfs at the very end of a microvm's memory, from a page's beginning on. There its firmware has
+    the ACPI tables, 1088 bytes, which a last page that is nearly full overwrites: the kernel hangs. Seen with 10.0.2.
+    """
+    return archive + bytes((PAGE_BYTES - ROOM_BYTES - len(archive)) % PAGE_BYTES)
 
 
 def write(kernel: UnpackedKernel, busybox: Path, into: Path) -> None:

@@ -24,7 +24,8 @@ MIN_PREFERRED = (6, 12)
 
 BOOT_MODULES = ("virtio_mmio", "virtio_blk", "virtio_rng", "erofs", "overlay")
 """What /init loads, with their dependencies; what is built into this kernel is left out."""
-
+VSOCK_MODULES = ("vmw_vsock_virtio_transport",)
+"""What it loads besides where there is a vsock."""
 
 UNPACK_TIMEOUT_S = 60.0
 MAX_VMLINUX_BYTES = 256 << 20
