@@ -180,9 +180,14 @@ class FakeMachine:
             await self._break_stream()
 
     async def _break_stream(self) -> None:
-        """What the host has sent and the guest has not read is lost; the host reads to the end of what came."""
+        """What the host has sent and the guest has not read is lost; the host reads to the end of what came.
+
+        No program ends with it.
+        """
+        kept, self.agent.kept = self.agent.kept, True
         self._agent_task.cancel()
         await asyncio.wait([self._agent_task])
+        self.agent.kept = kept
 
     async def save_difference(self, memory: Path, into: Path) -> Difference:
         await asyncio.sleep(0)

@@ -130,7 +130,10 @@ class Connection:
         self._say_last()
 
     def go_on(self) -> None:
-        """Speak again; nothing changes where it does (host)."""
+        """Speak again, and first of all let the guest hear it; nothing changes where it does (host)."""
+        if self.resting:
+            self._pings += 1
+            self._echoes.append(pack(frames.PING, 0, bytes(8)))
         self.resting = self._rested = False
 
     def _say_last(self) -> None:

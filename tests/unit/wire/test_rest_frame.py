@@ -86,7 +86,20 @@ def test_the_guest_goes_on_when_it_hears_the_host_in_the_same_breath(pair: Pair)
     pair.host.ping(b"8 bytes!")
     pair.guest.receive(down + drain(pair.host))
     assert not pair.guest.resting
-    assert pair.host.receive(drain(pair.guest)) == [Pong(b"8 bytes!")]
+    assert pair.host.receive(drain(pair.guest)) == [Pong(bytes(8)), Pong(b"8 bytes!")]
+
+
+def test_the_guest_hears_that_it_may_go_on_from_a_host_that_has_nothing_to_say(pair: Pair) -> None:
+    number = pair.open()
+    pair.host.rest()
+    pair.run()
+    pair.guest.send(number, 1, b"out")
+    pair.run()
+    assert pair.at_host == [Rested()]
+    pair.host.go_on()
+    pair.host.go_on()
+    pair.run()
+    assert pair.at_host[1:] == [Pong(bytes(8)), Data(number, 1, b"out")]
 
 
 def test_another_host_begins_anew_with_one_at_rest(pair: Pair) -> None:
