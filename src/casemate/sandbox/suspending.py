@@ -128,9 +128,10 @@ class Suspender:
     @asynccontextmanager
     async def _pause(self, saving: Saving) -> AsyncIterator[None]:
         machine = saving.boot.machine
-        await machine.pause()
-        saving.paused = time.perf_counter()
         try:
+            with anyio.CancelScope(shield=True):  # what a VMM was told to do it does, whoever waits for its answer
+                await machine.pause()
+            saving.paused = time.perf_counter()
             yield
         except BaseException as error:
             if not isinstance(error, errors.VmmExited):

@@ -13,9 +13,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 from sandbox_world import TENANT, World, open_world
+from tests.fakes.fake_vmm import FakeMachine
 
 from casemate import errors
-from casemate.sandbox import Handle, SandboxSpec, State, execs, starting
+from casemate.sandbox import Handle, SandboxSpec, State, execs, starting, supervisor
 from casemate.sandbox.plan import Moment
 from casemate.sandbox.rest import Rest
 from casemate.sandbox.resuming import Resumer
@@ -225,6 +226,30 @@ def test_the_vmm_dies_when_nobody_needs_it_any_more(
             await answers(handle)
             assert bool(refused) is world.driver.stream_survives
             tasks.cancel_scope.cancel()
+
+    run(tmp_path, main)
+
+
+def test_a_vmm_that_is_told_to_pause_when_the_time_is_up_goes_on(
+    tmp_path: Path, no_trace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was told to do it does, whoever waits for its answer."""
+    pause, told = FakeMachine.pause, list[str]()
+
+    async def slowly(machine: FakeMachine) -> None:
+        await pause(machine)
+        told.append("pause")
+        await anyio.sleep(supervisor.LIMIT_S)
+
+    async def main(world: World, _: Failing) -> None:
+        handle = await lone(world)
+        monkeypatch.setattr(supervisor, "LIMIT_S", 1.0)
+        monkeypatch.setattr(FakeMachine, "pause", slowly)
+        with pytest.raises(errors.HostError, match="within 1 s"):
+            await handle.suspend()
+        assert told
+        await answers(handle)
+        await handle.kill()
 
     run(tmp_path, main)
 
