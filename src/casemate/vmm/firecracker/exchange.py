@@ -46,19 +46,21 @@ class Exchange:
                 raise VmmRefused(f"a device state of {size} bytes is none")
             with open(into, "xb", opener=lambda path, flags: os.open(path, flags | os.O_CLOEXEC, 0o600)) as file:
                 file.write(os.pread(descriptor, size, 0))
-            os.unlink(name, dir_fd=self.folder)
         except OSError as error:
             kind = HostFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else HostError
             raise kind(f"{into} could not be written: {error.strerror}", hint="free some disk space") from error
         finally:
             os.close(descriptor)
+        self.drop(name)
 
     def drop(self, name: str) -> None:
-        """Remove the file *name*, if it is there. Blocks. Raises HostError."""
+        """Remove the file *name*, if it is there. Blocks. Raises VmmRefused for a folder, HostError."""
         try:
             os.unlink(name, dir_fd=self.folder)
         except FileNotFoundError:
             return
+        except IsADirectoryError as error:
+            raise VmmRefused(f"what the VMM left as {name!r} is a folder") from error
         except OSError as error:
             raise HostError(f"{self.path / name} could not be removed: {error.strerror}") from error
 

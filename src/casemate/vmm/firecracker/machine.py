@@ -30,6 +30,7 @@ FIRST_STREAM_S = 0.2  # an agent that waits takes a connection in a millisecond
 STREAM_S = 5.0
 BOOT_S = 300.0  # whoever boots has a shorter deadline of his own
 METRICS_S = 1.0
+STATES = ("Not started", "Running", "Paused")
 DISK_FULL = (
     "os error 28)",
     "os error 122)",
@@ -122,7 +123,11 @@ class FirecrackerMachine:
         return await self._saved_from(memory, into, overlay)
 
     async def _saved_from(self, memory: Path, into: Path, act: Callable[[ProcessMemory, Path, Check], T]) -> T:
-        if (state := (await self._api.do(calls.instance())).get("state")) != "Paused":
+        said = await self._api.do(calls.instance())
+        state = said.get("state") if isinstance(said, dict) else None
+        if state not in STATES:
+            raise errors.VmmRefused(f"process {self.pid} does not say what its guest does")
+        if state != "Paused":
             raise errors.StateConflict(f"process {self.pid}: its guest is {state!r}, so its memory cannot be saved")
         return await self._process.saved_from(memory, into, act)
 
@@ -202,6 +207,6 @@ def _decoded(line: bytes) -> dict[str, Any] | None:
     """None for half a line, and for what no metrics are."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
