@@ -74,6 +74,7 @@ from casemate.sandbox.index import Index
 from casemate.vmm import Driver, RateLimit
 from casemate.vmm.choice import Choice, choose
 from casemate.vmm.firecracker.driver import FirecrackerDriver
+from casemate.vmm.firecracker.exchange import sweep_exchanges
 from casemate.vmm.qemu import QemuDriver
 
 log = structlog.get_logger()
@@ -425,6 +426,7 @@ def main(arguments: list[str] | None = None) -> int:
         make_home(settings)
         with held_lock(settings), opened(settings) as listener:
             swept = sweep_kernel(settings)
+            sweep_exchanges(settings.run)
             choice = chosen(settings)
             give_home(settings)
             enter_view(settings)

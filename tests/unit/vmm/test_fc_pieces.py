@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import anyio.to_thread
 import pytest
 
 from casemate import errors
-from casemate.vmm.firecracker.exchange import MAX_STATE_BYTES, Exchange, open_exchange
+from casemate.vmm.firecracker.exchange import MAX_STATE_BYTES, Exchange, open_exchange, sweep_exchanges
 from casemate.vmm.firecracker.sparse import BLOCK_BYTES, dig_holes
 from casemate.vmm.firecracker.stream import connect
 from casemate.vmm.firecracker.tail import Tail
@@ -111,6 +112,51 @@ def test_a_stream_is_the_machines_own_socket(tmp_path: Path, plant: Callable[[Pa
         in_exchange(tmp_path, body)
         with pytest.raises(BlockingIOError):
             other.accept()
+
+
+def test_folders_in_folders_are_removed_however_deep(tmp_path: Path) -> None:
+    """A VMM makes them by the thousand; whoever descends into each has no stack for it."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "ours").touch()
+
+    async def body(exchange: Exchange) -> None:
+        folder = os.dup(exchange.folder)
+        for _ in range(1500):
+            os.mkdir("d", dir_fd=folder)
+            os.symlink(outside, "link", dir_fd=folder)
+            below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        os.close(folder)
+
+    try:
+        in_exchange(tmp_path, body)
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "vmm"], check=True)  # else pytest cannot clean up after a failure
+    assert [path.name for path in outside.iterdir()] == ["ours"]
+
+
+def test_what_a_killed_daemons_vmms_left_is_swept(tmp_path: Path) -> None:
+    place = tmp_path / "vmm" / "guest" / "private"
+    place.mkdir(parents=True)
+    (place / "file").touch()
+    place.chmod(0)
+    if os.geteuid() == 0:
+        os.chown(place, 2_140_000_777, 2_140_000_777)
+    else:
+        place.chmod(0o700)
+    sweep_exchanges(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    sweep_exchanges(tmp_path)
+
+
+def test_a_sweep_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "file").touch()
+    (tmp_path / "vmm").symlink_to("others")
+    sweep_exchanges(tmp_path)
+    assert (tmp_path / "others" / "file").exists()
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:

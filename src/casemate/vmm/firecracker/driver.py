@@ -25,7 +25,7 @@ from casemate.host.jailer import FILTER, Jailer
 from casemate.vmm.contract import Accelerator, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles
 from casemate.vmm.firecracker.api import Api, open_api
 from casemate.vmm.firecracker.builds import Build, find_kept_build
-from casemate.vmm.firecracker.exchange import Exchange, connect_in, open_exchange
+from casemate.vmm.firecracker.exchange import FOLDER, Exchange, connect_in, open_exchange
 from casemate.vmm.firecracker.machine import FirecrackerMachine
 from casemate.vmm.firecracker.plan import (
     API,
@@ -140,7 +140,7 @@ class FirecrackerDriver:
     ) -> AsyncIterator[FirecrackerMachine]:
         """Read down to start, read up to stop."""
         async with AsyncExitStack() as held:
-            exchange = await held.enter_async_context(open_exchange(self._settings.run / "vmm" / spec.guest_id))
+            exchange = await held.enter_async_context(open_exchange(self._settings.run / FOLDER / spec.guest_id))
             said_read, said_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
             console, said, metrics = Tail(said_read), Tail(exchange.open_pipe(LOG)), Tail(exchange.open_pipe(METRICS))
             for tail in (console, said, metrics):

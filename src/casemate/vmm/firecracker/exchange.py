@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -17,13 +18,16 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from casemate.errors import HostError, HostFull, VmmRefused
-from casemate.host import own, remove_folder
+from casemate.host import own
 from casemate.vmm.firecracker.plan import LOG, METRICS
 
+FOLDER = "vmm"  # of the daemon's run: each machine has one in it
 MAX_STATE_BYTES = 16 << 20  # a machine's has some 20 KB
 PIPES = (LOG, METRICS)
+log = structlog.get_logger()
 
 
 class Exchange:
@@ -89,13 +93,61 @@ def connect_in(folder: int, name: str, made: socket.socket) -> None:
         os.close(descriptor)
 
 
+def sweep_exchanges(run: Path) -> None:
+    """Remove what an earlier daemon's VMMs left, all of whom have ended; as root also what is another uid's. Blocks."""
+    try:
+        remove_tree(run / FOLDER)
+    except OSError as error:
+        log.warning("folder kept", folder=str(run / FOLDER), error=str(error))
+
+
+def remove_tree(path: Path) -> None:
+    """Delete the folder *path*, if it is there, and all that a VMM made in it, however deep. Blocks. Raises OSError.
+
+    Folders in folders are brought up instead of descended into: nobody's stack or descriptors bound their number.
+    """
+    try:
+        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        while names := os.listdir(top):
+            for name in names:
+                if not _unlinked(name, top):
+                    _bring_up(name, top)
+    finally:
+        os.close(top)
+    path.rmdir()
+
+
+def _bring_up(name: str, top: int) -> None:
+    """Put the folders in the folder *name* of *top* beside it, and remove the rest, and itself."""
+    below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+    try:
+        for inner in os.listdir(below):
+            if not _unlinked(inner, below):
+                os.rename(inner, secrets.token_hex(16), src_dir_fd=below, dst_dir_fd=top)
+    finally:
+        os.close(below)
+    os.rmdir(name, dir_fd=top)
+
+
+def _unlinked(name: str, folder: int) -> bool:
+    """False for a folder."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except IsADirectoryError:
+        return False
+    return True
+
+
 @asynccontextmanager
 async def open_exchange(path: Path) -> AsyncIterator[Exchange]:
     """A fresh one at *path*, instead of what a killed daemon left; gone with all in it at the end. Raises HostError."""
-    async with own(f"folder {path}", partial(anyio.to_thread.run_sync, remove_folder, path), limit_s=20.0):
+    async with own(f"folder {path}", partial(anyio.to_thread.run_sync, remove_tree, path), limit_s=20.0):
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            remove_folder(path)
+            remove_tree(path)
             path.mkdir()
             path.chmod(0o777)  # another uid than ours works in it, and to all others the folder above is closed
             for name in PIPES:
