@@ -30,7 +30,7 @@ def is_there() -> bool:
     """Whether this machine has one: the device node alone is the driver's."""
     try:
         device = os.open(DEVICE, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except OSError:  # no node, or one without a device behind it
         return False
     try:
         cid = struct.unpack("I", fcntl.ioctl(device, _GET_LOCAL_CID, bytes(4)))[0]
