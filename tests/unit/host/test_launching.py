@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from casemate.config import Settings, load
-from casemate.errors import HostError, InvalidSpec, VmmExited
+from casemate.errors import HostError, InvalidSpec, ToolFailed, VmmExited
 from casemate.host import Bind, Jail, Limits, open_launcher, start_launcher
 from casemate.host.cgroup import Groups, Trees, group_of_home
 
@@ -60,6 +60,26 @@ def test_an_account_of_what_has_ended_is_a_typed_error(tmp_path: Path, no_trace:
                 os.close(memory)
 
     anyio.run(run)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="as another bubblewrap fails after it has told a pid")
+def test_what_could_not_start_is_told_with_what_it_said(tmp_path: Path, no_trace: None) -> None:
+    async def run() -> ToolFailed:
+        settings = Settings(home=tmp_path, uid_base=UIDS, uid_count=8, allow_weak_jail=True)
+        says, said = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            async with open_launcher(start_launcher(settings)) as launcher:
+                with pytest.raises(ToolFailed) as raised:
+                    async with launcher.spawn(Jail((Bind(9, "/usr"),), "one", LIMITS), ["/usr/bin/true"], [said], says):
+                        pytest.fail("it started without a file that it was to have")
+                return raised.value
+        finally:
+            os.close(says)
+            os.close(said)
+
+    error = anyio.run(run)
+    assert "/usr/bin/true did not start: exit status 127: casemate launcher: OSError(9, 'open_tree" in error.message
+    assert "descriptor 9" in error.evidence["stderr"]
 
 
 def test_when_the_launcher_is_gone_it_is_said_at_once(tmp_path: Path) -> None:

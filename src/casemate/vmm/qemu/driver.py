@@ -329,7 +329,9 @@ class QemuDriver:
                         numbers.append(
                             given.open(file_of(wanted.what, spec, files), os.O_RDWR if wanted.writable else os.O_RDONLY)
                         )
-                spawned = await held.enter_async_context(self._launcher.spawn(plan.jail, plan.command, numbers))
+                spawned = await held.enter_async_context(
+                    self._launcher.spawn(plan.jail, plan.command, numbers, said_read)
+                )
             try:
                 control = await held.enter_async_context(open_monitor(monitor, spec.guest_id))
                 machine = QemuMachine(VmmProcess(self._launcher, spawned), control, stream, cloned=cloned)
