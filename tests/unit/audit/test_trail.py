@@ -5,8 +5,8 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.databases import open_new
 
-from casemate import storage
 from casemate.audit import EventKind, Mark, Tally, Trail
 from casemate.audit import trail as trail_module
 from casemate.errors import HostError, InvalidSpec
@@ -14,7 +14,7 @@ from casemate.errors import HostError, InvalidSpec
 
 @pytest.fixture
 def trail(tmp_path):
-    database = storage.open(tmp_path / "db")
+    database = open_new(tmp_path / "db")
     yield Trail(database, "host")
     database.close()
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
+from tests.databases import open_new
 from tests.fakes.fake_vmm import PLATFORM, FakeDriver, FakeMachine
 
-from casemate import storage
 from casemate.audit import Trail
 from casemate.build import BuildHost, Images, open_images
 from casemate.images import Identities, Progress, Workshop
@@ -117,7 +117,7 @@ class World:
 async def open_world(home: Path, *, shape_budget_mib: int = 4096, boot_timeout_s: float = 10) -> AsyncIterator[World]:
     for name in ("snapshots", "sandboxes", "vmm", "seal"):
         (home / name).mkdir(parents=True, exist_ok=True)
-    database = storage.open(home / "casemate.db")
+    database = open_new(home / "casemate.db")
     driver, bench = SlowDriver(), Bench(home)
     host = BuildHost(
         driver=driver,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import anyio.from_thread
 import pytest
+from tests.databases import open_new
+from tests.memory import quick_folder
 from tests.unit.api.api_world import World, open_world
 
-from casemate import storage
 from casemate.sdk import Sandbox
 
 
@@ -33,15 +32,13 @@ class Served:
 @pytest.fixture
 def served(no_trace: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """CASEMATE_URL leads to it."""
-    folder = Path(tempfile.mkdtemp(prefix="cm-"))  # short: a socket's path has 108 bytes
-    database = storage.open(folder / "db")
-    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
     with (
+        quick_folder("cm-") as folder,
+        closing(open_new(folder / "db")) as database,
         anyio.from_thread.start_blocking_portal() as portal,
         portal.wrap_async_context_manager(open_world(folder, database)) as world,
     ):
+        monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
         served = Served(world, portal.call)
         monkeypatch.setenv("CASEMATE_URL", served.url)
         yield served
-    database.close()
-    shutil.rmtree(folder)

@@ -58,9 +58,10 @@ def test_a_group_nobody_answers_for_is_a_leak(scope: Scope, group: Path) -> None
     assert str(group) in Trace.of_now(scope).cgroups
 
 
-def test_a_group_that_a_test_makes_by_hand_is_that_pytests(scope: Scope, group: Path) -> None:
+@pytest.mark.parametrize("mark", ["", "jail-"])
+def test_a_group_that_a_test_makes_by_hand_is_that_pytests(scope: Scope, group: Path, mark: str) -> None:
     with orphan(temp=Path("/tmp/casemate-tests-of-others")) as theirs:
-        made = group.with_name(f"casemate-test-{theirs}")
+        made = group.with_name(f"casemate-test-{mark}{theirs}")
         made.mkdir()
         assert str(made) not in Trace.of_now(scope).cgroups
     assert str(made) in Trace.of_now(scope).cgroups

@@ -1,7 +1,12 @@
+"""What is written and synced all the time is in memory; and a stream for each way in which a VMM treats it."""
+
 from __future__ import annotations
 
 import pytest
 from tests.fakes.fake_vmm import FakeDriver
+from tests.memory import tmp_path
+
+__all__ = ["tmp_path"]
 
 
 @pytest.fixture(params=[True, False], ids=["", "breaking"])

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+from tests.databases import open_new
 from tests.fakes.fake_vmm import PLATFORM, FakeDriver
 
-from casemate import audit, storage
+from casemate import audit
 from casemate.sandbox import (
     Admission,
     Amount,
@@ -97,7 +98,7 @@ async def open_world(
         (snapshot_folder / name).write_bytes(name.encode())
     root, agent = snapshot_folder / "root", snapshot_folder / "agent"
     snapshot = Snapshot("s", "python@1", SHAPE, PLATFORM, "6.12", snapshot_folder, root, agent, {"memory": "0" * 64})
-    database = storage.open(folder / "casemate.db")
+    database = open_new(folder / "casemate.db")
 
     worlds: list[World] = []
 

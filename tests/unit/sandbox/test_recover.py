@@ -11,8 +11,9 @@ from pathlib import Path
 
 import anyio
 import pytest
+from tests.databases import open_new
 
-from casemate import audit, storage
+from casemate import audit
 from casemate.errors import HostError, ImageBroken
 from casemate.sandbox import Recovered, SandboxInfo, State, StateReason, Sweeper, new_id, recover
 from casemate.sandbox.index import Index
@@ -55,7 +56,7 @@ def world(tmp_path: Path) -> Callable[[], object]:
     @asynccontextmanager
     async def opened() -> AsyncIterator[World]:
         (tmp_path / "sandboxes").mkdir()
-        database = storage.open(tmp_path / "casemate.db")
+        database = open_new(tmp_path / "casemate.db")
         try:
             yield World(Index(database, "h"), tmp_path / "sandboxes", audit.Trail(database, "h"))
         finally:
