@@ -17,7 +17,7 @@ WORKERS ?= $(shell echo $$(($$(nproc) < 4 ? $$(nproc) : 4)))
 SUDO   := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-kvm check fix bench soak help clean
+.PHONY: demo test test-kvm images check fix bench soak help clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -62,16 +62,19 @@ check: .venv/installed-dev
 	$(BIN)/lint-imports --config .importlinter.toml
 	$(BIN)/codespell $(wildcard $(CODE) docs *.md Makefile)
 
-test: check .venv/firecracker/made
+images: .venv/installed-dev
 	$(BIN)/casemate setup --yes
+
+# The checks compute while the images wait for their packages
+test: .venv/installed-dev .venv/firecracker/made
+	@$(MAKE) --no-print-directory -j2 --output-sync check images
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-kvm: .venv/installed-dev .venv/firecracker/made
 	@$(BIN)/casemate setup --yes
 	$(BIN)/pytest -m kvm tests/vm
 
-soak: .venv/installed-dev
-	@$(BIN)/casemate setup --yes
+soak: images
 	CASEMATE_SOAK=1 $(BIN)/pytest tests/faults tests/vm
 
 fix: .venv/installed-dev
