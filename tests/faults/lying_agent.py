@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-import casemate
+from tests.vm.vm_world import sources
 
 # An exec of ["lie", base64, times] is accepted and then answered with those bytes; ["lie-still"] stops the agent.
 # A HELLO with the variable LIE is answered with a lie, and so is each after an exec of ["lie-later", lie].
@@ -53,8 +52,7 @@ _READY = """
 
 def sabotaged(folder: Path) -> Path:
     """Where to find the package with the agent that lies; for PYTHONPATH."""
-    package = folder / "casemate"
-    shutil.copytree(Path(casemate.__file__).parent, package)
+    package = sources(folder)
     _replace(package / "guest/server.py", "    def _on_opened(self, event: wire.Opened) -> None:\n", _ON_OPENED[1:])
     applied = "        self.connection.ready(ready)\n"
     _replace(package / "guest/server.py", applied, _READY[1:])

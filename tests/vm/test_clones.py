@@ -7,16 +7,14 @@ the zygote. Measured without the reseed: the first draws of all clones are the s
 from __future__ import annotations
 
 import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from forking import at_once, first_draw, let_wait
-from vm_world import Daemon, build_image, new_home, run_daemon
+from forking import LIGHT, at_once, first_draw, let_wait
+from vm_world import Daemon, build_image, new_home, run_daemon, sources
 
-import casemate
 from casemate.sdk import Sandbox
 
 FIRST_DRAWS = """
@@ -37,9 +35,9 @@ SNAPSHOTS = 4
 FORKS = 3
 
 
-def draw(daemon: Daemon) -> dict[str, object]:
+def draw(daemon: Daemon, code: str = FIRST_DRAWS) -> dict[str, object]:
     with Sandbox.create(url=daemon.url) as sandbox:
-        execution = sandbox.run_code(FIRST_DRAWS)
+        execution = sandbox.run_code(code)
         assert execution.error is None, execution.error
         found: dict[str, object] = json.loads(execution.logs.stdout)
         return found
@@ -69,9 +67,7 @@ def test_without_the_reseed_the_same_draws_are_the_same(
     The guest's kernel reseeds by itself every few seconds, from the jitter of its interrupts. Where a snapshot was
     taken just before such a moment, its clones differ by that accident; another snapshot has another moment.
     """
-    sources = tmp_path / "casemate"
-    shutil.copytree(Path(casemate.__file__).parent, sources)
-    module = sources / "guest/handshake.py"
+    module = sources(tmp_path) / "guest/handshake.py"
     text = module.read_text()
     step = "machine.add_entropy(hello.entropy)"
     assert text.count(step) == 1
@@ -84,11 +80,11 @@ def test_without_the_reseed_the_same_draws_are_the_same(
     pytest.fail(f"only {seen} drew the same")
 
 
-def what_is_shared(folder: Path, sources: Path) -> set[str]:
+def what_is_shared(folder: Path, sabotaged: Path) -> set[str]:
     """Whether two clones of a new snapshot draw the same first bytes; and a program that waits to, in forks."""
-    with run_daemon(new_home(folder), PYTHONPATH=str(sources)) as daemon:
+    with run_daemon(new_home(folder), PYTHONPATH=str(sabotaged)) as daemon:
         build_image(daemon)
-        drawn = [draw(daemon)["urandom"] for _ in range(3)]
+        drawn = [draw(daemon, LIGHT)["urandom"] for _ in range(3)]
         with Sandbox.create(url=daemon.url) as parent:
             let_wait(parent)
             waited = [first_draws(parent) for _ in range(FORKS)]
