@@ -105,14 +105,16 @@ def test_no_argument_takes_a_defence_away(jails: Jails, word: str) -> None:
     assert "is not for a jailed VMM" in found.words()
 
 
-def test_what_the_jailer_copies_as_root_was_readable_for_the_daemon(jails: Jails, tmp_path: Path) -> None:
-    """A descriptor that only names a file would have root read it."""
+@pytest.mark.parametrize("mode", [os.O_PATH, os.O_WRONLY], ids=["named", "writable"])
+def test_what_the_jailer_copies_as_root_was_readable_for_the_daemon(jails: Jails, tmp_path: Path, mode: int) -> None:
+    """A descriptor that only names a file, or can only write it, would have root read it."""
     exchange = tmp_path / "exchange"
     exchange.mkdir()
+    (tmp_path / "firecracker").write_bytes(b"#!")
     says, said = os.pipe()
     given = [
         said,
-        os.open(jails.binaries.firecracker, os.O_PATH),
+        os.open(tmp_path / "firecracker", mode),
         os.open(jails.binaries.jailer, os.O_RDONLY),
         os.open(exchange, os.O_PATH),
     ]

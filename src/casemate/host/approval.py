@@ -7,6 +7,7 @@ compares, and runs that copy. Source: xattr(7)
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -16,7 +17,11 @@ from pathlib import Path
 MARK = "trusted.casemate.jailer"
 MAX_BYTES = 64 << 20
 MFD_EXEC = 0x10  # Source: linux/memfd.h, since 6.3
+FUSE = 0x65735546  # Source: linux/magic.h
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NotApproved(ValueError):
@@ -27,7 +32,7 @@ class NotApproved(ValueError):
 
 def approve(file: Path, sha256: str) -> None:
     """As root: what has this digest, and is in *file*, may be run as root as its jailer. Raises OSError."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.setxattr(descriptor, MARK, sha256.encode())
     finally:
@@ -42,6 +47,8 @@ class Approved:
 
     def copy(self, descriptor: int) -> int:
         """A sealed copy in memory of the file behind *descriptor*; stays ours. Raises NotApproved, OSError."""
+        if _kind(descriptor) == FUSE:
+            raise NotApproved("a file system that a process makes up can make up root's mark as well")
         stat = os.fstat(descriptor)
         key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if key not in self._copies:
@@ -57,6 +64,14 @@ class Approved:
                 os.close(old)
             self._copies = {key: made}
         return self._copies[key]
+
+
+def _kind(descriptor: int) -> int:
+    """Of the file system behind it. Source: statfs(2), whose first field this is."""
+    told = (ctypes.c_long * 32)()
+    if _libc.fstatfs(descriptor, told) != 0:
+        raise OSError(ctypes.get_errno(), "fstatfs")
+    return int(told[0])
 
 
 def _mark(descriptor: int) -> bytes | None:

@@ -50,7 +50,8 @@ def lay_out_chroot(jail: Jailer) -> str:
     It may hold devices, for the jailer makes some. What is not to be written is mounted read-only by us: no bubblewrap
     does it here. Raises OSError, ValueError.
     """
-    if fcntl.fcntl(jail.executable, fcntl.F_GETFL) & os.O_PATH:
+    how = fcntl.fcntl(jail.executable, fcntl.F_GETFL)
+    if how & os.O_PATH or how & os.O_ACCMODE not in (os.O_RDONLY, os.O_RDWR):
         raise ValueError("the VMM's binary has to be open for reading: the jailer copies it as root")
     clones = _enter({jail.executable, *(bind.descriptor for bind in jail.binds)})
     size = os.fstat(jail.executable).st_size + JAILS_OWN_BYTES

@@ -19,6 +19,8 @@ from casemate.vmm.firecracker.sparse import BLOCK_BYTES, dig_holes
 from casemate.vmm.firecracker.stream import connect
 from casemate.vmm.firecracker.tail import Tail
 
+NOBODY = 65_534
+
 
 def in_exchange(tmp_path: Path, body: Callable[[Exchange], Awaitable[None]]) -> None:
     async def run() -> None:
@@ -48,12 +50,44 @@ def test_only_ours_may_look_into_the_folder_above(tmp_path: Path) -> None:
 
 def test_a_state_is_taken_and_is_gone_then(tmp_path: Path) -> None:
     async def body(exchange: Exchange) -> None:
-        (exchange.path / "state").write_bytes(b"state")
-        exchange.take("state", tmp_path / "taken")
-        assert (tmp_path / "taken").read_bytes() == b"state"
-        assert not (exchange.path / "state").exists()
+        exchange.shut()
+        for number in range(2):
+            (exchange.path / "state").write_bytes(b"state %d" % number)
+            exchange.take("state", tmp_path / f"taken {number}")
+            assert (tmp_path / f"taken {number}").read_bytes() == b"state %d" % number
+            assert (exchange.path / "state").read_bytes() == b""
 
     in_exchange(tmp_path, body)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize(
+    ("act", "before", "after"),
+    [
+        ("mkdir new", 0, 1),
+        ("ln -s /etc/passwd new", 0, 1),
+        ("touch new", 0, 1),
+        ("rm log", 0, 1),
+        ("mv log stream.sock", 0, 1),
+        ("echo said > state", 0, 0),
+        ("echo said > memory", 0, 0),
+    ],
+)
+def test_when_its_guest_runs_a_vmm_makes_nothing_more_there(tmp_path: Path, act: str, before: int, after: int) -> None:
+    def tried(exchange: Exchange) -> bool:
+        words = ["sh", "-c", act]
+        done = subprocess.run(words, cwd=exchange.path, user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True)
+        return done.returncode != 0
+
+    async def body(exchange: Exchange) -> None:
+        assert await anyio.to_thread.run_sync(tried, exchange) == bool(before)
+
+    async def shut(exchange: Exchange) -> None:
+        exchange.shut()
+        assert await anyio.to_thread.run_sync(tried, exchange) == bool(after)
+
+    in_exchange(tmp_path, body)
+    in_exchange(tmp_path, shut)
 
 
 def _link(place: Path, secret: Path) -> None:
@@ -161,7 +195,8 @@ def test_a_sweep_follows_no_link(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     async def body(exchange: Exchange) -> None:
-        exchange.drop("state")
+        with pytest.raises(errors.VmmRefused, match="no file 'state'"):
+            exchange.drop("state")
         with pytest.raises(errors.VmmRefused, match="no file 'state'"):
             exchange.take("state", tmp_path / "taken")
 

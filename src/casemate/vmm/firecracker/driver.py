@@ -23,6 +23,7 @@ from casemate.config import Settings
 from casemate.host import Launcher, Spawned
 from casemate.host.jailer import FILTER, Jailer
 from casemate.vmm.contract import Accelerator, Isolation, Kernel, MachineSpec, Platform, SnapshotFiles
+from casemate.vmm.firecracker import calls
 from casemate.vmm.firecracker.api import Api, open_api
 from casemate.vmm.firecracker.builds import Build, find_kept_build
 from casemate.vmm.firecracker.exchange import FOLDER, Exchange, connect_in, open_exchange
@@ -38,6 +39,7 @@ from casemate.vmm.firecracker.plan import (
     plan_restore,
 )
 from casemate.vmm.firecracker.tail import Tail
+from casemate.vmm.firecracker.versions import check_version
 from casemate.vmm.process import GivenAway, VmmProcess, exit_of, file_of
 from casemate.vmm.processor import host_tsc_khz, processor_features, processor_name
 from casemate.vmm.working_set import ReadAhead
@@ -105,6 +107,7 @@ class FirecrackerDriver:
         build = self._build
         if vmm_sha256 not in (None, build.sha256):
             build = await anyio.to_thread.run_sync(find_kept_build, self._kept, vmm_sha256)
+            check_version(build.version, known_bad_allowed=self._settings.allow_known_bad_vmm)
         plan = plan_restore(spec, build.version, privileged=self._launcher.privileged)
         files = {"memory": snapshot.memory, "state": snapshot.state}
         await self._ahead.of(snapshot)
@@ -160,7 +163,7 @@ class FirecrackerDriver:
             try:
                 connected = await _connect(exchange, spawned, spec.guest_id)
                 api = await held.enter_async_context(open_api(connected, spec.guest_id))
-                await _configure(api, plan)
+                await _configure(api, exchange, plan)
                 tasks = await held.enter_async_context(_open_tasks(spec.guest_id))
                 machine = FirecrackerMachine(
                     VmmProcess(self._launcher, spawned),
@@ -194,8 +197,14 @@ def _open(given: GivenAway, path: Path, *, writable: bool) -> int:
     return descriptor
 
 
-async def _configure(api: Api, plan: Plan) -> None:
+async def _configure(api: Api, exchange: Exchange, plan: Plan) -> None:
+    """Nothing of its guest has run when the exchange is shut."""
+    running = [call for call in plan.calls if call == calls.start()]
     for call in plan.calls:
+        if call not in running:
+            await api.do(call, LOAD_S)
+    exchange.shut()
+    for call in running:
         await api.do(call, LOAD_S)
 
 

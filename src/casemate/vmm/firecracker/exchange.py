@@ -1,7 +1,8 @@
 """The folder that a VMM and the daemon share: the VMM makes sockets and files in it, the daemon reads them.
 
-Anybody may write in it, and nobody but its machine's VMM and the daemon's user can reach it. What lies there is the
-word of a VMM that its guest may have taken over: no link is followed, and only plain files and our own pipes are read.
+Nobody but its machine's VMM and the daemon's user can reach it. The VMM makes its sockets in it, and before its guest
+runs it is shut: from then on nothing more can be made there, only the files of a save be written. What lies there is
+the word of a VMM that its guest may have taken over: no link is followed, and only files and our own pipes are read.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import structlog
 
 from casemate.errors import HostError, HostFull, VmmRefused
 from casemate.host import own
-from casemate.vmm.firecracker.plan import LOG, METRICS
+from casemate.vmm.firecracker.plan import LOG, METRICS, SAVED_MEMORY, SAVED_STATE
 
 FOLDER = "vmm"  # of the daemon's run: each machine has one in it
 MAX_STATE_BYTES = 16 << 20  # a machine's has some 20 KB
 PIPES = (LOG, METRICS)
+SAVED = (SAVED_STATE, SAVED_MEMORY)
 log = structlog.get_logger()
 
 
@@ -41,9 +43,21 @@ class Exchange:
         """Our end of a pipe the VMM writes to: never at its end, for we hold its other one as well."""
         return os.open(name, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.folder)
 
+    def shut(self) -> None:
+        """Let the VMM make nothing more in it. Blocks, briefly. Raises HostError."""
+        try:
+            for name in SAVED:
+                new = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                descriptor = os.open(name, new, 0o600, dir_fd=self.folder)
+                os.fchmod(descriptor, 0o666)
+                os.close(descriptor)
+            os.fchmod(self.folder, 0o755)
+        except OSError as error:
+            raise HostError(f"{self.path} cannot be shut: {error.strerror}", hint="free some disk space") from error
+
     def take(self, name: str, into: Path) -> None:
-        """Move the file *name* to the new file *into*, by a copy. Blocks. Raises VmmRefused, HostFull, HostError."""
-        descriptor = self._open(name)
+        """Move the content of *name* to the new file *into*. Blocks. Raises VmmRefused, HostFull, HostError."""
+        descriptor = self._open(name, os.O_RDONLY)
         try:
             size = os.fstat(descriptor).st_size
             if not 0 < size <= MAX_STATE_BYTES:
@@ -58,19 +72,18 @@ class Exchange:
         self.drop(name)
 
     def drop(self, name: str) -> None:
-        """Remove the file *name*, if it is there. Blocks. Raises VmmRefused for a folder, HostError."""
+        """Empty the file *name*. Blocks. Raises VmmRefused for what is no file, HostError."""
+        descriptor = self._open(name, os.O_WRONLY)
         try:
-            os.unlink(name, dir_fd=self.folder)
-        except FileNotFoundError:
-            return
-        except IsADirectoryError as error:
-            raise VmmRefused(f"what the VMM left as {name!r} is a folder") from error
+            os.ftruncate(descriptor, 0)
         except OSError as error:
-            raise HostError(f"{self.path / name} could not be removed: {error.strerror}") from error
+            raise HostError(f"{self.path / name} could not be emptied: {error.strerror}") from error
+        finally:
+            os.close(descriptor)
 
-    def _open(self, name: str) -> int:
+    def _open(self, name: str, mode: int) -> int:
         try:
-            descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.folder)
+            descriptor = os.open(name, mode | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.folder)
         except OSError as error:
             raise VmmRefused(f"the VMM left no file {name!r}: {error.strerror}") from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
