@@ -22,7 +22,7 @@ READY = 3  # of the pool that single claims are made from
 BURST, DENSITY = 100, 200
 KILLED_AT_ONCE = 16
 WATCHED_S = 5.0
-FILL_S = 3.0  # for each member
+FILL_S = 20.0  # for each member; a host that is busy refills late, by design
 
 
 def refuse_beside(kept: Iterable[Mapping[str, Any]]) -> None:
