@@ -71,7 +71,7 @@ def test_a_timer_of_a_program_left_behind_fires_in_time(daemon: Daemon, no_trace
         wait_until(lambda: not is_frozen(sandbox), 10)
         assert 9 < time.monotonic() - began < 11.9
         never(lambda: is_parked(sandbox), 12.5 - (time.monotonic() - began))
-        wait_parked(sandbox, 10)
+        wait_parked(sandbox, 30)
         late_s = sandbox.files.stat("f").mtime_ns / 1e9 - float(sandbox.files.read("began")) - 12
         assert (
             -0.1 < late_s < 2
@@ -129,7 +129,7 @@ def test_the_time_out_of_a_terminal_nobody_looks_at_holds(daemon: Daemon, no_tra
             assert list(again.output()) == []
         assert again.end is not None
         assert again.end.end == TimedOut(9)
-        assert again.end.duration_ms == pytest.approx(9000, abs=500)
+        assert again.end.duration_ms == pytest.approx(9000, abs=1500)
 
 
 @pytest.mark.parametrize("end", ["kill", "vmm"])

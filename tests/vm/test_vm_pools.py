@@ -74,7 +74,7 @@ def until(condition: Callable[[], object], what: str, within_s: float) -> None:
         time.sleep(0.05)
 
 
-def full(client: Client, within_s: float = 60) -> None:
+def full(client: Client, within_s: float = 150) -> None:  # others may have the processors
     until(lambda: client.pools.get("python")["ready"] == READY, f"{READY} are ready", within_s)
 
 
