@@ -41,7 +41,7 @@ if not os.environ.get("CASEMATE_SEED"):  # here, so that the workers, which inhe
 SETTLE_S = 5.0  # a process that was told to end may take a moment; longer is a leak
 
 
-DRAWN = 4  # one of so many slow tests of a file is run in a run of everything without SOAK
+DRAWN = 6  # one of so many slow tests of a file is run in a run of everything without SOAK
 
 
 def pytest_report_header() -> str:

@@ -58,7 +58,7 @@ while True:
 """
 ROUNDS = 5
 CLOCK_S = 0.1
-STILL_S = 1.0  # for its programs, by their own clock; how long it takes is the bench's to say
+STILL_S = 2.0  # for its programs, by their own clock; how long it takes is the bench's to say
 
 
 @dataclass

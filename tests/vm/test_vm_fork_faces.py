@@ -168,7 +168,8 @@ def test_a_moment_is_kept_by_the_command_line_and_is_an_image(parent: Sandbox) -
     finally:
         with Client() as client:
             for version in client.snapshots.list():
-                client.snapshots.remove(f"kept@{version['version']}")
+                if version["name"] == "kept":
+                    client.snapshots.remove(f"kept@{version['version']}")
 
 
 def test_what_cannot_be_forked_says_why(parent: Sandbox) -> None:
