@@ -75,9 +75,12 @@ class VmmProcess:
         with await self.memory(memory) as process:
             await anyio.to_thread.run_sync(record, process, into)
 
-    async def stop(self) -> None:
-        """SIGSTOP; returns when no thread of it goes on any more. Raises HostError."""
+    def stop(self) -> None:
+        """SIGSTOP, which takes a moment to reach every thread: see ``stopped``. Raises HostError."""
         self._launcher.freeze(self._spawned)
+
+    async def stopped(self) -> None:
+        """Until no thread of it goes on any more."""
         await _until_stopped(self.pid)
 
     def go_on(self) -> None:

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from tests.unit.vmm.test_firecracker_api import DONE, Peer, answer, opened
 
-from casemate.errors import VmmRefused
+from casemate.errors import HostError, VmmRefused
 from casemate.host import Launcher, Spawned
 from casemate.vmm.firecracker.exchange import open_exchange
 from casemate.vmm.firecracker.machine import FirecrackerMachine
@@ -21,11 +21,13 @@ from casemate.vmm.process import VmmProcess
 
 
 @asynccontextmanager
-async def taken_over(folder: Path) -> AsyncIterator[tuple[FirecrackerMachine, Peer, int]]:
+async def taken_over(
+    folder: Path, launcher: Launcher | None = None
+) -> AsyncIterator[tuple[FirecrackerMachine, Peer, int]]:
     """A clone, its API's other end, and that of its metrics."""
     ours, theirs = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     async with open_exchange(folder / "vmm" / "guest") as exchange, opened() as (api, peer):
-        process = VmmProcess(cast(Launcher, None), Spawned("key", pid=1))  # no call here gets as far as the launcher
+        process = VmmProcess(cast(Launcher, launcher), Spawned("key", pid=1))  # most calls do not need one
         tail = Tail(ours)
         try:
             yield FirecrackerMachine(process, api, exchange, tail, tail, lambda _: None, None, 0.0), peer, theirs
@@ -82,3 +84,30 @@ def test_a_folder_where_a_file_should_be(tmp_path: Path, name: str) -> None:
 
     told = ask(tmp_path, body, DONE)
     assert f"what the VMM left as {name!r} is no file" in told or f"left no file {name!r}: Is a directory" in told
+
+
+class Refusing:
+    """A launcher that has ended."""
+
+    def freeze(self, _: Spawned) -> None:
+        raise HostError("the launcher does not answer")
+
+
+def test_what_could_not_be_frozen_is_not_frozen(tmp_path: Path) -> None:
+    """Else every later call is refused, of a machine that runs."""
+
+    launcher = cast(Launcher, Refusing())
+
+    async def run() -> None:
+        async with taken_over(tmp_path, launcher) as (machine, peer, _), anyio.create_task_group() as tasks:
+            with pytest.raises(HostError):
+                await machine.freeze()
+
+            async def reply() -> None:
+                await peer.request()
+                await peer.answer(DONE)
+
+            tasks.start_soon(reply)
+            await machine.pause()
+
+    anyio.run(run)

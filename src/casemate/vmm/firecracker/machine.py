@@ -136,8 +136,9 @@ class FirecrackerMachine:
 
     async def freeze(self) -> None:
         async with self._api.idle:
+            self._process.stop()
             self._api.frozen = True
-            await self._process.stop()
+            await self._process.stopped()
 
     async def thaw(self) -> None:
         self._process.go_on()

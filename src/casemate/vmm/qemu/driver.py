@@ -120,8 +120,9 @@ class QemuMachine:
     async def freeze(self) -> None:
         await self.console()  # it cannot be asked then
         async with self._monitor.idle:
+            self._process.stop()
             self._monitor.frozen = True
-            await self._process.stop()
+            await self._process.stopped()
 
     async def thaw(self) -> None:
         self._process.go_on()
