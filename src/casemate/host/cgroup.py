@@ -103,7 +103,8 @@ class Group:
     v2: Path | None  # the one of them in the v2 tree
 
     def fork(self) -> int:
-        """fork(2), the child in this group of the v2 tree from its first moment where the kernel can do that.
+        """fork(2) by a process of one thread, the child in this group of the v2 tree from its first moment where the
+        kernel can do that; glibc's locks are not looked after, which another thread may hold.
 
         Moving a process later makes the kernel wait until every CPU has looked up: 6 ms and more, with forks of
         the whole host held up. Raises OSError.

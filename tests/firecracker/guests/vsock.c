@@ -244,15 +244,17 @@ static int filled(int queue)
 
 static void poll(void)
 {
-	int id;
-	if ((id = filled(EVENT)) >= 0) { /* the only event there is: first of all, for what else is there came after it */
+	/* It may be stopped between any two lines: looked at second, the event is seen before what came after it. */
+	int packet = filled(RX);
+	int event = filled(EVENT); /* there is one kind of it */
+	if (event >= 0) {
 		end_all(0);
 		say("reset\n");
-		offer(EVENT, (u32)id);
+		offer(EVENT, (u32)event);
 	}
-	if ((id = filled(RX)) >= 0) {
-		receive((const volatile struct header *)buffer(RX, (u32)id));
-		offer(RX, (u32)id);
+	if (packet >= 0) {
+		receive((const volatile struct header *)buffer(RX, (u32)packet));
+		offer(RX, (u32)packet);
 	}
 }
 

@@ -130,20 +130,28 @@ def test_a_busy_process_gets_its_share_of_a_processor(groups: Groups) -> None:
     assert group.remove()
 
 
+FORKS = """
+import os, sys
+from pathlib import Path
+from casemate.host.cgroup import Groups, Trees
+own = Path("/proc/self/cgroup")
+group = Groups(Trees.find(Path("/proc/self/mountinfo").read_text()), sys.argv[1]).named("one")
+pid = group.fork()
+if pid == 0:
+    os.write(1, own.read_bytes())
+    group.enter()
+    os.write(1, b"\\n" + own.read_bytes())
+    os._exit(0)
+sys.exit(os.waitpid(pid, 0)[1])
+"""
+
+
 @writable
 def test_a_forked_child_is_in_its_group_from_the_start(groups: Groups) -> None:
     group = groups.create("one", LIMITS)
-    read_end, write_end = os.pipe()
-    pid = group.fork()
-    if pid == 0:
-        os.write(write_end, Path("/proc/self/cgroup").read_bytes())
-        group.enter()
-        os.write(write_end, b"\n" + Path("/proc/self/cgroup").read_bytes())
-        os._exit(0)
-    os.close(write_end)
-    assert os.waitpid(pid, 0)[1] == 0
-    with os.fdopen(read_end) as said:
-        before, after = said.read().split("\n\n")
+    argv = [sys.executable, "-c", FORKS, PARENT]  # of one thread, as the launcher is; the tests have several
+    forked = subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    before, after = forked.stdout.split("\n\n")
     assert f"0::/{PARENT}/one" in before, "in the v2 tree it was born there"
     assert after.count(f"/{PARENT}/one") == len(group.folders)
     assert group.remove()
