@@ -31,7 +31,7 @@ MAGIC = b"\xcaCASEMATE-SYNC-1"
 WINDOW, PIECE = 262_144, 65_536
 DEADLINE_S = 60.0
 FILE_BYTES = 16 << 20
-BURST, COPIES = 20, 10
+CROWDS = ("burst", "fork")  # before the number of guests
 LOW_DESCRIPTORS = 64  # ours lie above, so that none is in the way of the numbers a VMM is given
 
 
@@ -278,10 +278,9 @@ class Floor:
             return self._timed(lambda: self._new().close)
         if name == "create_to_first_exec":
             return self._timed(self._new_and_exec)
-        if name == "burst_20":
-            return self._burst()
-        if name == "fork_10":
-            return self._copies()
+        crowd, _, count = name.partition("_")
+        if crowd in CROWDS:
+            return (self._burst if crowd == "burst" else self._copies)(int(count))
         if name == "snapshot":
             return self._copy_files()
         guest = self._warm_guest()
@@ -333,12 +332,12 @@ class Floor:
         guest.execute("/bin/true")
         return guest.close
 
-    def _burst(self) -> float:
+    def _burst(self, count: int) -> float:
         """All started at once, then taken through their steps one after the other while the rest run on."""
         guests: list[Guest] = []
         began = time.perf_counter()
         try:
-            guests += [self._start() for _ in range(BURST)]
+            guests += [self._start() for _ in range(count)]
             for guest in guests:
                 guest.load(self._clone["monitor"])
             for guest in guests:
@@ -350,12 +349,12 @@ class Floor:
             for guest in guests:
                 guest.close()
 
-    def _copies(self) -> float:
+    def _copies(self, count: int) -> float:
         """As a burst, of what was saved of a sandbox that had run; until each has run a program."""
         guests: list[Guest] = []
         began = time.perf_counter()
         try:
-            guests += [self._start() for _ in range(COPIES)]
+            guests += [self._start() for _ in range(count)]
             for guest in guests:
                 guest.load(self._clone["monitor"])
             for guest in guests:

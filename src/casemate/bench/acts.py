@@ -13,7 +13,6 @@ from casemate.errors import GuestError
 from casemate.sdk import Client, Sandbox
 
 FILE_BYTES = 16 << 20
-BURST = 20
 Act = Callable[[], float]
 
 
@@ -68,14 +67,14 @@ def create_to_first_exec(client: Client) -> float:
         return timed(create_and_run)
 
 
-def burst_20(client: Client) -> float:
-    """Until the last of 20 asked for at once has answered."""
-    with ExitStack() as held, ThreadPoolExecutor(BURST) as threads:
+def burst(client: Client, count: int) -> float:
+    """Until the last of *count* asked for at once has answered."""
+    with ExitStack() as held, ThreadPoolExecutor(count) as threads:
 
         def create(_: int) -> None:
             held.enter_context(Sandbox.create(client=client, create_timeout_s=120))
 
-        return timed(lambda: list(threads.map(create, range(BURST))))
+        return timed(lambda: list(threads.map(create, range(count))))
 
 
 def private_memory_mb(client: Client) -> float:

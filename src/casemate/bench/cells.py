@@ -8,7 +8,7 @@ from typing import Any
 
 from casemate.bench.acts import timed
 from casemate.bench.floor import Floor, open_kernel
-from casemate.bench.pools import READY, open_pool, wait_full
+from casemate.bench.pools import open_pool, wait_full
 from casemate.bench.rows import Samples, percentile, row
 from casemate.errors import CasemateError, GuestError
 from casemate.sdk import Client, Sandbox
@@ -30,8 +30,8 @@ plt.show()
 Tell = Callable[[str], None]
 
 
-def cell_rows(client: Client, floor: Floor, n: int, few: int, tell: Tell) -> list[dict[str, Any]]:
-    """*n* of what is quick, *few* of what needs a fresh clone or context."""
+def cell_rows(client: Client, floor: Floor, n: int, few: int, ready: int, tell: Tell) -> list[dict[str, Any]]:
+    """*n* of what is quick, *few* of what needs a fresh clone or context; claims are made from *ready*."""
     with open_kernel(CELLS) as kernel:
         with Sandbox.create(client=client, attached=True) as warm:
             for name in ("run_code_1plus1", "line_to_callback", "plot_png"):
@@ -43,7 +43,7 @@ def cell_rows(client: Client, floor: Floor, n: int, few: int, tell: Tell) -> lis
                 _row("new_context", lambda: new_context(warm), kernel, few, tell),
             ]
         rest = [_row("first_describe", lambda: first_cell(client, "first_describe"), kernel, few, tell)]
-    return [*quick, *rest, claim_to_first_cell(client, few)]
+    return [*quick, *rest, claim_to_first_cell(client, few, ready)]
 
 
 def run(sandbox: Sandbox, name: str) -> float:
@@ -84,10 +84,10 @@ def first_cell(client: Client, name: str) -> float:
         return run(sandbox, name)
 
 
-def claim_to_first_cell(client: Client, n: int) -> dict[str, Any]:
+def claim_to_first_cell(client: Client, n: int, ready: int) -> dict[str, Any]:
     """From the create, met by a pool, to the answer of ``1 + 1``."""
     product = Samples()
-    with open_pool(client, READY):
+    with open_pool(client, ready):
         for _ in range(n):
             made: list[Sandbox] = []
 
@@ -96,7 +96,7 @@ def claim_to_first_cell(client: Client, n: int) -> dict[str, Any]:
                 run(made[0], "run_code_1plus1")
 
             try:
-                wait_full(client, READY)
+                wait_full(client, ready)
                 product.ms.append(timed(claim_and_run))
             except CasemateError as error:
                 product.errors.append(f"{error.code}: {error.message}")

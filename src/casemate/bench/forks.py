@@ -1,4 +1,4 @@
-"""Copies of a sandbox that has worked: ten of them at once, each one's memory, and its moment kept as an image."""
+"""Copies of a sandbox that has worked: several at once, each one's memory, and its moment kept as an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from casemate.bench.rows import Samples, percentile, row
 from casemate.errors import CasemateError, GuestError
 from casemate.sdk import Client, Sandbox
 
-COPIES = 10
 WORK = """
 import numpy as np, pandas as pd
 frame = pd.DataFrame({"group": np.arange(200_000) % 97, "value": np.random.default_rng(1).normal(size=200_000)})
@@ -25,18 +24,19 @@ len(summary)
 Tell = Callable[[str], None]
 
 
-def fork_rows(client: Client, n: int, tell: Tell) -> list[dict[str, Any]]:
-    """*n* forks of ten and *n* snapshots. The floor restores ten by hand from the files of a snapshot of the same."""
+def fork_rows(client: Client, n: int, copies: int, tell: Tell) -> list[dict[str, Any]]:
+    """*n* forks into *copies* and *n* snapshots. By hand as many are restored from the files of one of them."""
+    name = f"fork_{copies}"
     image = f"bench-{secrets.token_hex(4)}"
     with _versions_of(client, image), _worked(client) as parent:
-        tell("fork_10: its parent works")
+        tell(f"{name}: its parent works")
         kept = parent.snapshot(image)
         whole = client.call("GET", f"/v1/images/{image}@{kept['version']}")
         with open_floor(whole.get("clone")) as floor:
-            forks, own_mb = _forks(client, parent, floor, n, tell)
+            forks, own_mb = _forks(parent, copies, floor, n, lambda done: tell(f"{name} {done}"))
             snapshots, takes = _snapshots(parent, image, floor, n, tell)
             taken = [client.snapshots.get(f"{image}@{take['version']}")["taken"] for take in takes]
-    forked = row("fork_10", *forks) | {"anonymous_mb_p50": _rounded(percentile(own_mb, 0.5))}
+    forked = row(name, *forks) | {"anonymous_mb_p50": _rounded(percentile(own_mb, 0.5))}
     if not own_mb:
         forked["anonymous_skipped"] = "a VMM's memory is not ours to read"
     stood = {what: [facts[what] for facts in taken] for what in ("pause_ms", "frozen_ms")}
@@ -46,28 +46,28 @@ def fork_rows(client: Client, n: int, tell: Tell) -> list[dict[str, Any]]:
 
 
 def _forks(
-    client: Client, parent: Sandbox, floor: Floor, n: int, tell: Tell
+    parent: Sandbox, count: int, floor: Floor, n: int, tell: Tell
 ) -> tuple[tuple[Samples, Samples], list[float]]:
-    """Until the last of ten has run a program; and the anonymous memory of each, then."""
+    """Until the last of *count* has run a program; and the anonymous memory of each, then."""
     product, beneath, own_mb = Samples(), Samples(), list[float]()
     for number in range(n):
-        tell(f"fork_10 {number + 1}/{n}")
+        tell(f"{number + 1}/{n}")
         copies: list[Sandbox] = []
         try:
-            product.ms.append(timed(partial(_fork_and_run, parent, copies)))
+            product.ms.append(timed(partial(_fork_and_run, parent, count, copies)))
             own_mb += _own_memory(copies)
         except CasemateError as error:
             product.errors.append(f"{error.code}: {error.message}")
         finally:
             for copy in copies:
                 copy.kill()
-        floor.measure("fork_10", beneath)
+        floor.measure(f"fork_{count}", beneath)
     return (product, beneath), own_mb
 
 
-def _fork_and_run(parent: Sandbox, copies: list[Sandbox]) -> None:
-    copies += parent.fork(COPIES)
-    with ThreadPoolExecutor(COPIES) as threads:
+def _fork_and_run(parent: Sandbox, count: int, copies: list[Sandbox]) -> None:
+    copies += parent.fork(count)
+    with ThreadPoolExecutor(count) as threads:
         list(threads.map(lambda copy: copy.commands.run(["/bin/true"], check=True), copies))
 
 

@@ -18,7 +18,6 @@ from casemate.errors import BootTimeout, CasemateError, StateConflict
 from casemate.sdk import Client, Sandbox
 
 IMAGE = "python"
-READY = 3  # of the pool that single claims are made from
 BURST, DENSITY = 100, 200
 KILLED_AT_ONCE = 16
 WATCHED_S = 5.0
@@ -54,13 +53,13 @@ def wait_full(client: Client, ready: int) -> None:
         time.sleep(0.05)
 
 
-def claim_to_first_exec(client: Client, warm: Acts, n: int) -> dict[str, Any]:
+def claim_to_first_exec(client: Client, warm: Acts, n: int, ready: int) -> dict[str, Any]:
     """From the create to the exit status of /bin/true in it, beside the same program in a sandbox that is warm."""
     name, product, beside = "pool_claim_to_first_exec", Samples(), list[float]()
-    with open_pool(client, READY):
+    with open_pool(client, ready):
         for _ in range(n):
             try:
-                wait_full(client, READY)
+                wait_full(client, ready)
                 beside.append(warm.exec_roundtrip())
                 product.ms.append(_create_and_run(client))
             except CasemateError as error:

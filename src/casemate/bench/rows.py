@@ -8,6 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+@dataclass(frozen=True, slots=True)
+class Crowds:
+    """How many sandboxes there are at once in the rows with several: asked for, copied, ready in a pool."""
+
+    burst: int = 20
+    copies: int = 10
+    ready: int = 3
+
+
 @dataclass
 class Samples:
     """What one act took, in milliseconds, and how often it failed."""

@@ -15,16 +15,17 @@ from casemate.bench.cells import cell_rows
 from casemate.bench.floor import Floor, open_floor
 from casemate.bench.forks import fork_rows
 from casemate.bench.rests import rest_rows
-from casemate.bench.rows import Samples, percentile, rates, row
+from casemate.bench.rows import Crowds, Samples, percentile, rates, row
 from casemate.bench.vmm import firecracker_rows
 from casemate.errors import CasemateError
 from casemate.sdk import Client
 
 COLUMNS = ("name", "n", "failures", "p50_ms", "p95_ms", "p99_ms", "floor_p50_ms", "ratio")
+CROWDS = Crowds()
 SLOW, SLOWEST = 5, 20  # such a share of n for acts that take long
 
 
-def run_bench(n: int, json_path: Path | None = None, heavy: bool = False) -> dict[str, Any]:
+def run_bench(n: int, json_path: Path | None = None, heavy: bool = False, crowds: Crowds = CROWDS) -> dict[str, Any]:
     """Measure, print the table, write the report to *json_path*. *heavy*: also hundreds of sandboxes at once.
 
     Raises StateConflict beside a pool of somebody's, and what creating a sandbox raises.
@@ -37,7 +38,7 @@ def run_bench(n: int, json_path: Path | None = None, heavy: bool = False) -> dic
         with open_floor(image.get("clone")) as floor:
             if not floor.is_there:
                 print("no floors: bench/floor.py comes with the checkout only", file=sys.stderr)
-            rows = _rows(client, image, floor, n)
+            rows = _rows(client, image, floor, n, crowds)
             if heavy:
                 _tell("burst_100, density")
                 rows += [*pools.bursts(client), pools.density(client)]
@@ -59,7 +60,7 @@ def run_vmm_bench(n: int, json_path: Path | None = None) -> dict[str, Any]:
     return report
 
 
-def _rows(client: Client, image: dict[str, Any], floor: Floor, n: int) -> list[dict[str, Any]]:
+def _rows(client: Client, image: dict[str, Any], floor: Floor, n: int, crowds: Crowds) -> list[dict[str, Any]]:
     few, fewest = max(1, n // SLOW), max(1, n // SLOWEST)
     # First, because pages that a live clone has mapped cannot be dropped from the cache.
     rows = [_first_after_boot(client, image["clone"], floor, fewest)]
@@ -73,14 +74,15 @@ def _rows(client: Client, image: dict[str, Any], floor: Floor, n: int) -> list[d
             measured = _interleaved(name, act, floor, few)
             rows.append(measured | rates(acts.FILE_BYTES, measured))
         _tell("pool_claim_to_first_exec")
-        rows.append(pools.claim_to_first_exec(client, warm, few))
+        rows.append(pools.claim_to_first_exec(client, warm, few, crowds.ready))
     created = next(found for found in rows if found["name"] == "create_to_first_exec")
     rows.append(created | {"name": "restore_to_first_exec", "samples_of": "create_to_first_exec"})  # no pool, no claim
-    rows += cell_rows(client, floor, n, few, _tell)
+    rows += cell_rows(client, floor, n, few, crowds.ready, _tell)
     rows += rest_rows(client, floor, few, _tell)
-    rows += fork_rows(client, fewest, _tell)
-    rows += [_interleaved("burst_20", lambda: acts.burst_20(client), floor, fewest), _private_memory(client, fewest)]
-    return rows
+    rows += fork_rows(client, fewest, crowds.copies, _tell)
+    at_once = crowds.burst
+    rows.append(_interleaved(f"burst_{at_once}", lambda: acts.burst(client, at_once), floor, fewest))
+    return [*rows, _private_memory(client, fewest)]
 
 
 def _interleaved(
