@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.errors import HostError, ToolFailed, ToolMissing
@@ -56,7 +56,7 @@ def find_closure(folder: Path) -> Closure:
         return known[1]
     closure = _make(folder, binary)
     temporary = folder / f".{secrets.token_hex(6)}"
-    temporary.write_text(json.dumps({"key": key, **asdict(closure), "usr": str(closure.usr)}))
+    temporary.write_text(json.dumps({"key": key, "version": closure.version, "sha256": closure.sha256}))
     temporary.rename(folder / "current.json")
     return closure
 
@@ -75,7 +75,8 @@ def find_kept(folder: Path, sha256: str) -> Path:
 def _read_current(folder: Path) -> tuple[str, Closure] | None:
     try:
         body = json.loads((folder / "current.json").read_text())
-        return body["key"], Closure(Path(body["usr"]), body["version"], body["sha256"])
+        usr = folder / body["sha256"] / "usr"  # not a path that was noted: the home may be a copy
+        return body["key"], Closure(usr, body["version"], body["sha256"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
