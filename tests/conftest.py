@@ -41,11 +41,11 @@ if not os.environ.get("CASEMATE_SEED"):  # here, so that the workers, which inhe
 SETTLE_S = 5.0  # a process that was told to end may take a moment; longer is a leak
 
 
-DRAWN = 6  # one of so many slow tests of a file is run in a run of everything without SOAK
+DRAWN = 6  # one of so many slow tests is run in a run of everything without SOAK
 
 
 def pytest_report_header() -> str:
-    drawn = "all" if SOAK else f"of each sweep, and of each file's slow tests, a sample ({REPEAT})"
+    drawn = "all" if SOAK else f"of each sweep, and of the slow tests, a sample ({REPEAT})"
     return f"CASEMATE_SEED={os.environ['CASEMATE_SEED']}: {drawn}"
 
 
@@ -70,17 +70,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _draw(items: list[pytest.Item]) -> None:
-    """Another sample of the slow tests in each run; the rest says that it was not drawn."""
-    files: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        if item.get_closest_marker("slow") is not None:
-            files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    """Of the slow tests every sixth, another sixth in each run; the rest says that it was not drawn."""
+    slow = [item for item in items if item.get_closest_marker("slow") is not None]
+    first = random.Random(os.environ["CASEMATE_SEED"]).randrange(DRAWN)
     skipped = pytest.mark.skip(reason=f"not drawn by CASEMATE_SEED={os.environ['CASEMATE_SEED']}; {REPEAT}")
-    for path, slow in files.items():
-        drawn = random.Random(f"{os.environ['CASEMATE_SEED']} {path}").sample(slow, -(-len(slow) // DRAWN))
-        for item in slow:
-            if item not in drawn:
-                item.add_marker(skipped)
+    for place, item in enumerate(slow):
+        if place % DRAWN != first:
+            item.add_marker(skipped)
 
 
 @pytest.fixture(scope="session", autouse=True)

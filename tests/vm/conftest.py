@@ -1,6 +1,6 @@
 """Real machines, from the bottom of the ladder up.
 
-    built     a home at rest with a snapshot, built once per run from the artifacts that ``casemate setup`` made
+    built     a home at rest with the snapshot that ``casemate setup`` made, or built where the code is another
     home      a copy of it (the artifacts are hard links)
     daemon    one daemon on that for all tests of one worker
     sandbox   a fresh clone for one test

@@ -7,14 +7,16 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from tests.databases import open_new
 
 import casemate
 from casemate.config import default_home
@@ -94,7 +96,7 @@ def stop_daemon(daemon: Daemon) -> None:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home at rest whose daemon has built the default snapshot: once for all workers of a run."""
+    """A home at rest whose daemon has the default snapshot, from setup or built: once for all workers of a run."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with (base / "built.lock").open("w") as lock:
@@ -102,7 +104,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         built = base / "built"
         if not built.exists():
             making = tmp_path_factory.mktemp("building")
-            with run_daemon(new_home(making)) as daemon:
+            home = new_home(making)
+            seed(source_home(), home)
+            with run_daemon(home) as daemon:
                 build_image(daemon)
             making.rename(built)
     return built / "home"
@@ -110,10 +114,33 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def new_home(folder: Path) -> Path:
     """A home below *folder* that shares the artifacts of the default home, and has no snapshot yet."""
-    source = Path(os.environ.get("CASEMATE_HOME") or default_home())
+    source = source_home()
     if not (source / "artifacts" / ".index").is_dir():
         pytest.skip(f"no image has been built in {source}; run: casemate setup --yes")
     return _linked(source, folder)
+
+
+def source_home() -> Path:
+    """The home that ``casemate setup`` has set up."""
+    return Path(os.environ.get("CASEMATE_HOME") or default_home())
+
+
+def seed(source: Path, home: Path) -> None:
+    """The built-in images of *source* with their snapshots, in a new *home*; a daemon of other code builds its own."""
+    open_new(home / "casemate.db").close()
+    with closing(sqlite3.connect(home / "casemate.db")) as database, database:
+        database.execute("ATTACH ? AS source", (str(source / "casemate.db"),))
+        if database.execute("SELECT * FROM source.alembic_version EXCEPT SELECT * FROM alembic_version").fetchall():
+            return
+        for table in ("images", "image_versions", "snapshots"):
+            database.execute(f"INSERT INTO {table} SELECT * FROM source.{table} WHERE tenant = 'system'")
+        ready = database.execute("SELECT id FROM snapshots WHERE state = 'ready'").fetchall()
+    places = [source / "snapshots" / name for (name,) in ready]
+    (home / "snapshots").mkdir()
+    subprocess.run(["cp", "-a", source / "seal", source / "host-id", home], check=True)
+    if places:
+        subprocess.run(["cp", "-a", "--sparse=always", *places, home / "snapshots"], check=True, timeout=60)
+    _seal_anew(home, source)
 
 
 def home_like(built: Path, folder: Path) -> Path:
@@ -121,16 +148,21 @@ def home_like(built: Path, folder: Path) -> Path:
     home = _linked(built, folder)
     rest = [path for path in built.iterdir() if path.name not in (*LINKED, "run", "daemon.log")]
     subprocess.run(["cp", "-a", "--sparse=always", *rest, home], check=True, timeout=60)
+    _seal_anew(home, built)
+    return home
+
+
+def _seal_anew(home: Path, origin: Path) -> None:
+    """The manifests of the snapshots in *home* name the disks by their places, which were below *origin*."""
     seal = open_seal(home)
     for place in (home / "snapshots").iterdir():
         read = Snapshot.read(place, seal, tenant="system")
         root, agent = (home / "artifacts" / disk.name for disk in (read.root, read.agent))
-        manifest = place / "manifest.json"  # it names the disks by their places, so it is sealed anew
+        manifest = place / "manifest.json"
         manifest.unlink()
         manifest.write_text(json.dumps(replace(read, root=root, agent=agent).manifest(seal)))
         manifest.chmod(0o444)
-        shutil.copystat(built / "snapshots" / place.name, place)
-    return home
+        shutil.copystat(origin / "snapshots" / place.name, place)
 
 
 def sources(folder: Path) -> Path:
