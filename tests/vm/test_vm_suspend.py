@@ -278,7 +278,7 @@ def test_a_call_resumes_it_unless_that_is_forbidden(daemon: Daemon, no_trace: No
     anyio.run(main)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_many_clients_want_different_things_at_once(daemon: Daemon, no_trace: None) -> None:
     async def main() -> None:
         async with sandbox_of(daemon) as sandbox:
@@ -288,7 +288,7 @@ def test_many_clients_want_different_things_at_once(daemon: Daemon, no_trace: No
                 nonlocal rests
                 async with AsyncClient(daemon.url) as own:
                     ours = await AsyncSandbox.connect(sandbox.id, client=own)
-                    for turn in range(6):
+                    for turn in range(4):
                         match (number + turn) % 3:
                             case 0:
                                 rests += (await ours._lives("suspend", {}, 60)).state == "suspended"
