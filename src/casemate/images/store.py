@@ -26,6 +26,7 @@ from casemate.images.identity import Identities
 from casemate.images.locks import held
 
 CHUNK_BYTES = 1 << 20
+_ZEROS = bytes(CHUNK_BYTES)
 LOCK_TIMEOUT_S = 60.0  # only a sweep, which is short, keeps writers waiting
 NEW = ".new-"
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -35,14 +36,41 @@ def digest_of(source: Path | int) -> str:
     """The SHA-256 of a file, given by path or by a descriptor (which is read from its start, not moved)."""
     fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC) if isinstance(source, Path) else source
     try:
-        sha, offset = hashlib.sha256(), 0
-        while piece := os.pread(fd, CHUNK_BYTES, offset):
-            sha.update(piece)
-            offset += len(piece)
-        return sha.hexdigest()
+        own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)  # with a place of its own, to look for holes
+        try:
+            sha = hashlib.sha256()
+            for piece in _pieces(own):
+                sha.update(piece)
+            return sha.hexdigest()
+        finally:
+            os.close(own)
     finally:
         if fd is not source:
             os.close(fd)
+
+
+def _pieces(fd: int) -> Iterator[bytes]:
+    """All of the file, in order. Holes are not read: the kernel would make a page of zeros for each of theirs."""
+    offset = 0
+    while True:
+        data = _data_from(fd, offset)
+        while offset < data:
+            yield _ZEROS[: data - offset]
+            offset += min(CHUNK_BYTES, data - offset)
+        if not (piece := os.pread(fd, CHUNK_BYTES, offset)):
+            return
+        yield piece
+        offset += len(piece)
+
+
+def _data_from(fd: int, offset: int) -> int:
+    """Where the next data is, at *offset* or after it; the file's end where there is none."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return max(offset, os.fstat(fd).st_size)
 
 
 @dataclass(slots=True)

@@ -185,3 +185,46 @@ def test_removing_forgets(store: Store, source: Path) -> None:
     store.remove("../source")
     assert store.digests() == []
     assert source.exists()
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("size", "data"),
+    [
+        (0, []),
+        (5, [(0, 5)]),
+        (3 * MIB + 17, []),
+        (4 * MIB, [(0, 1)]),
+        (4 * MIB, [(4 * MIB - 1, 1)]),
+        (9 * MIB + 3, [(MIB - 7, 11), (3 * MIB, MIB), (6 * MIB + 4096, 3 * MIB - 4096)]),
+    ],
+)
+def test_the_digest_of_a_file_with_holes_is_that_of_its_bytes(
+    tmp_path: Path, size: int, data: list[tuple[int, int]]
+) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        for start, length in data:
+            file.seek(start)
+            file.write(os.urandom(length))
+        file.truncate(size)
+    assert digest_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        assert digest_of(file.fileno()) == digest_of(path)
+        assert file.tell() == 0
+
+
+def test_a_hole_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.write(b"x")
+        file.truncate(512 * MIB)
+    if path.stat().st_blocks * 512 > MIB:
+        pytest.skip("this file system keeps no holes")
+    read: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, length, at: (read.append(at), pread(fd, length, at))[1])
+    digest_of(path)
+    assert len(read) <= 3
