@@ -18,6 +18,7 @@ VERBS = {
     "attach": ("attach", "attach"),
     "repl": ("repl", "repl"),
     "context": ("context", "app"),
+    "notebook": ("notebook", "app"),
     "mcp": ("mcp", "mcp"),
     "cp": ("cp", "cp"),
     "logs": ("logs", "logs"),

@@ -78,6 +78,16 @@ def get_of(word: str) -> Get:
     return Get(guest, target)
 
 
+def put_here_of(word: str) -> Put:
+    """As ``put_of``; a file alone keeps its name."""
+    return put_of(word if ":" in word else f"{word}:{Path(word).name}")
+
+
+def get_here_of(word: str) -> Get:
+    """As ``get_of``; a file alone comes into this folder."""
+    return get_of(word if ":" in word else f"{word}:{PurePosixPath(word).name}")
+
+
 def readable(path: Path) -> Path:
     """*path*, if it is a file we can read: better said before a sandbox is made than after."""
     try:

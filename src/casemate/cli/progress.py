@@ -40,7 +40,7 @@ def first_use() -> Iterator[Tell | None]:
 
         def tell(step: str, message: str, fraction: float | None) -> None:
             if not steps:  # the first word: it will take seconds
-                steps.append(Steps(opened.enter_context(_rich_bars(stderr=True, transient=True))))
+                steps.append(Steps(opened.enter_context(rich_bars(stderr=True, transient=True))))
             steps[0].tell(step, message, fraction)
 
         yield tell
@@ -124,12 +124,12 @@ def open_bars() -> Iterator[Bars]:
     if not sys.stdout.isatty():
         yield Lines()
         return
-    with _rich_bars() as bars:
+    with rich_bars() as bars:
         yield bars
 
 
 @contextmanager
-def _rich_bars(*, stderr: bool = False, transient: bool = False) -> Iterator[Bars]:
+def rich_bars(*, stderr: bool = False, transient: bool = False) -> Iterator[Bars]:
     from rich.console import Console  # late: 60 ms most runs save
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

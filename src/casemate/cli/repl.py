@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -154,9 +151,10 @@ class Loop:
         return piped(sys.stdin)
 
     def _cell(self, code: str) -> bool:
+        from casemate.cli.prompt.interrupting import interrupts
         from casemate.sdk.code import SandboxDied
 
-        with self._interrupts():
+        with interrupts(self._sandbox, self._context):
             execution = self._sandbox.run_code(
                 code,
                 context=self._context,
@@ -171,29 +169,6 @@ class Loop:
 
     def _count(self, execution: Execution) -> None:
         self._next = (execution.execution_count or self._next) + 1
-
-    @contextlib.contextmanager
-    def _interrupts(self) -> Iterator[None]:
-        """Ctrl-C interrupts the cell; a second one, for code that does not listen, ends its interpreter."""
-        acts = iter((self._sandbox.contexts.interrupt, self._sandbox.contexts.restart))
-        before = signal.getsignal(signal.SIGINT)
-
-        def on_interrupt(number: int, frame: FrameType | None) -> None:
-            act = next(acts, None)
-            if act is None:
-                raise KeyboardInterrupt
-            threading.Thread(target=quietly, args=(act,), daemon=True).start()
-
-        def quietly(act: object) -> None:
-            assert callable(act)
-            with contextlib.suppress(CasemateError):  # it has ended meanwhile, or its end says what is wrong
-                act(self._context)
-
-        signal.signal(signal.SIGINT, on_interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     def _asked(self, text: str, cursor: int) -> tuple[list[str], int, int]:
         try:

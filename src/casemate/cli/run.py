@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from casemate.cli import options
-from casemate.cli.newfile import new_file
-from casemate.cli.options import HOME, Get, Put
+from casemate.cli.options import HOME, Put
 
 if TYPE_CHECKING:
     from casemate.sdk import Sandbox
-
-PIECE_BYTES = 262_144
 
 
 def run(
@@ -56,7 +53,7 @@ def run(
         puts.append(Put(host, script))
     variables = options.env_of(env or [])
 
-    from casemate.cli import attach
+    from casemate.cli import attach, ferry
     from casemate.cli.progress import first_use
     from casemate.sdk import Client, Sandbox
 
@@ -81,13 +78,12 @@ def run(
             if timings:
                 sandbox.commands.run(["/bin/true"], check=True)
                 _print_timings(sandbox, (time.perf_counter() - began) * 1000)
-            for item in puts:
-                sandbox.files.write(item.guest, _pieces(item.host), mode=_mode(item.host))
+            ferry.put_all(sandbox, puts)
             feed = attach.has_input()
             started = sandbox.commands.start(argv, script=script, cold=cold, timeout_s=timeout_s, stdin=feed)
             with started as running:
                 status = attach.follow(running, feed=feed)
-            _fetch(sandbox, gets, failed=status != 0)
+            ferry.get_all(sandbox, gets, failed=status != 0)
     raise typer.Exit(status)
 
 
@@ -95,31 +91,6 @@ def is_command(typed: Sequence[str], words: Sequence[str]) -> bool:
     """Whether a ``--`` stood before *words*, the end of what was typed; parsing has removed it."""
     at = len(typed) - len(words) - 1
     return at > 0 and typed[at] == "--"
-
-
-def _fetch(sandbox: Sandbox, gets: Sequence[Get], *, failed: bool) -> None:
-    """Copy files out. After a program that failed, what it did not write is not the error to report."""
-    from casemate.errors import FileRefused
-
-    for item in gets:
-        try:
-            with sandbox.files.stream(item.guest) as pieces, new_file(item.host) as file:
-                for piece in pieces:
-                    file.write(piece)
-        except FileRefused as error:
-            if not failed:
-                raise
-            print(f"casemate: {item.guest}: {error.message}", file=sys.stderr)
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(PIECE_BYTES):
-            yield piece
-
-
-def _mode(path: Path) -> int:
-    return path.stat().st_mode & 0o755 | 0o600
 
 
 def _print_timings(sandbox: Sandbox, first_exec_ms: float) -> None:

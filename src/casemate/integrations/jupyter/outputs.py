@@ -9,7 +9,7 @@ import codecs
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -120,8 +120,16 @@ class Outputs:
     *stream_chars* are kept, of results the first RESULTS_BYTES, of both what *displays* have room for.
     """
 
-    def __init__(self, displays: Displays | None = None, *, stream_chars: int = STREAM_CHARS) -> None:
+    def __init__(
+        self,
+        displays: Displays | None = None,
+        *,
+        stream_chars: int = STREAM_CHARS,
+        node: Callable[[Output], Output] = dict,
+    ) -> None:
+        """*node* makes of an output what is kept of it, as ``nbformat.from_dict`` does."""
         self._displays = displays or Displays()
+        self._node = node
         self._half = min(stream_chars, self._displays.room_bytes) // 2
         self._decoders = {name: text_decoder() for name in ("stdout", "stderr")}
         self._clears_next = False
@@ -141,7 +149,7 @@ class Outputs:
 
     def result(self, result: Result) -> None:
         """An update, or another display of the same id, shows wherever that id is shown."""
-        output = output_of(result)
+        output = self._node(output_of(result))
         if result.display_id is not None:
             self._displays.update(result.display_id, output)
         if result.update:
@@ -207,7 +215,8 @@ class Outputs:
         outputs: list[Output] = []
         for name, items in groupby(self._items(), lambda item: item.name if isinstance(item, _Text) else None):
             if name is not None:
-                outputs.append(stream(name, "".join(item.text for item in items if isinstance(item, _Text))))
+                text = "".join(item.text for item in items if isinstance(item, _Text))
+                outputs.append(self._node(stream(name, text)))
                 continue
             for item in items:
                 assert not isinstance(item, _Text)
@@ -225,7 +234,7 @@ class Outputs:
         outputs = self.so_far(execution.execution_count)
         self._displays.room_bytes -= self._head_chars + self._tail_chars
         error = error_of(execution)
-        return [*outputs, error] if error is not None else outputs
+        return [*outputs, self._node(error)] if error is not None else outputs
 
 
 def _add(items: list[Output | _Text] | deque[Output | _Text], name: str, text: str) -> None:
