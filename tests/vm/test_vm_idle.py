@@ -35,11 +35,11 @@ def test_idle_means_without_work(daemon: Daemon, no_trace: None) -> None:
         boxes["busy"].commands.run(BUSY)
         boxes["kept"].keep_alive(30)
         with boxes["silent"].commands.terminal(), boxes["talk"].commands.terminal() as talked:
-            until = fair_clock() + 12
-            while fair_clock() < until:
+            until, ended = fair_clock() + 60, set[str]()
+            while not ended >= {"idle", "silent"} and fair_clock() < until:
                 talked.feed(b"#")
                 time.sleep(0.4)
-            ended = {name for name, box in boxes.items() if state(box)[0] == "terminated"}
+                ended = {name for name, box in boxes.items() if state(box)[0] == "terminated"}
         assert ended == {"idle", "silent"}
         assert state(boxes["idle"]) == state(boxes["silent"]) == ("terminated", "idle")
     finally:

@@ -45,8 +45,8 @@ def build_on_first_use(image: str) -> None:
             told[n].append(step)
             began.set()
 
-        # create_timeout_s is for the restore: a build takes longer than these 5 s
-        with Sandbox.create(image, **SMALL, create_timeout_s=5, progress=tell) as sandbox:
+        # create_timeout_s is for the restore: a build takes longer
+        with Sandbox.create(image, **SMALL, create_timeout_s=20, progress=tell) as sandbox:
             memory = sandbox.commands.run("grep MemTotal /proc/meminfo").stdout.split()[1]
             return int(memory) / 1024, sandbox.info.memory_mib
 

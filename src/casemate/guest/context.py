@@ -26,7 +26,7 @@ from casemate.guest.peer import PeerLied
 from casemate.guest.zygote import Job, Loop, Timer, Zygote
 
 START_LIMIT_S = 20.0  # for a warm child to be had
-READY_LIMIT_S = 60.0  # for a kernel of another language to answer
+READY_LIMIT_S = 130.0  # longer than any engine waits for its own program
 KILL_LIMIT_S = 5.0
 _RETRY_S = 0.02
 _TEXT_BYTES = 2000  # of a text it says, as JSON

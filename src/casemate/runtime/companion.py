@@ -13,7 +13,7 @@ import time
 from types import FrameType
 from typing import Any, Dict, List, Optional, Sequence
 
-READY_S = 60.0
+READY_S = 120.0
 _CLOSE_S = 2.0
 
 
