@@ -131,10 +131,10 @@ def _executed(
             has_news = True
             if shown is not None and cell.execution is not None:
                 shown.end(cell.execution)
-            tell(cell)
             if target is not None and cell.execution is not None:
                 target.write(text_of(nb))
                 has_news = False
+            tell(cell)
             return pressed.count == 0
 
         try:

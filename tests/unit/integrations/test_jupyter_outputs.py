@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from casemate.integrations.jupyter.outputs import Displays, Outputs, error_of, message_of, output_of
-from casemate.sdk.code import TABLE, CodeEnd, CodeTimedOut, Execution, LeftOut, Ok, Raised, Result
+from casemate.sdk.code import TABLE, CodeEnd, CodeTimedOut, Execution, Interrupted, LeftOut, Ok, Raised, Result
 from casemate.sdk.code import error_of as sdk_error_of
 from casemate.sdk.results import Logs
 
@@ -77,6 +77,9 @@ def test_an_error_has_its_traceback_in_lines_and_one_without_has_a_line() -> Non
     timed_out = error_of(ended(CodeTimedOut(2.0, True)))
     assert timed_out is not None
     assert timed_out["traceback"] == ["TimedOut: after 2 s; its context goes on"]
+    interrupted = error_of(ended(Interrupted(True)))
+    assert interrupted is not None
+    assert interrupted["ename"] == "KeyboardInterrupt"
     assert error_of(ended()) is None
 
 

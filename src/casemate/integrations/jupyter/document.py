@@ -64,6 +64,8 @@ def _upgraded(found: dict[str, Any], name: str) -> Any:
         # what nbformat stumbles over in notebooks that are none
         kind = type(error).__name__
         raise InvalidSpec(f"{name}: not a valid notebook: {kind}: {_short(error)}", hint=HINT) from error
+    for mark in ("orig_nbformat", "orig_nbformat_minor"):  # never to be written
+        nb["metadata"].pop(mark, None)
     return nb
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from casemate.sdk.code import Execution, Result
+from casemate.sdk.code import Execution, Interrupted, Result
 
 OWN = "application/vnd.casemate."  # tables and charts as data: the SDK's, and no front end's
 STREAM_CHARS = 8 * 2**20  # of all streams of a cell; of more, the first and the last half
@@ -65,13 +65,13 @@ def _metadata_of(result: Result) -> dict[str, Any]:
 
 
 def error_of(execution: Execution) -> Output | None:
-    """How it failed, as an ``error`` output; None where it did not."""
+    """How it failed, as an ``error`` output; None where it did not. An interrupt is Python's KeyboardInterrupt."""
     error = execution.error
     if error is None:
         return None
-    traceback = error.traceback or f"{error.name}: {error.value}"
-    lines = traceback.removesuffix("\n").split("\n")
-    return {"output_type": "error", "ename": error.name, "evalue": error.value, "traceback": lines}
+    name = "KeyboardInterrupt" if isinstance(execution.end, Interrupted) else error.name
+    lines = (error.traceback or f"{name}: {error.value}").removesuffix("\n").split("\n")
+    return {"output_type": "error", "ename": name, "evalue": error.value, "traceback": lines}
 
 
 def stream(name: str, text: str) -> Output:
