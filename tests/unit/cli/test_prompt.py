@@ -17,6 +17,7 @@ from tests.fair import fair_clock
 from casemate.cli.prompt import pictures
 from casemate.cli.prompt.cells import complete, piped
 from casemate.cli.prompt.keyboard import Keyboard, history_path, offered, shorten
+from casemate.cli.prompt.showing import wants_colours
 
 
 def png(width: int, height: int) -> bytes:
@@ -64,6 +65,12 @@ def test_cells_in_a_text() -> None:
         ({"TERM": "xterm-kitty"}, "kitty"),
         ({"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}, "iterm2"),
         ({"TERM": "xterm-256color", "TERM_PROGRAM": "WezTerm"}, "iterm2"),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "mintty"}, "iterm2"),
+        ({"TERM": "foot-extra"}, "sixel"),
+        ({"TERM": "mlterm"}, "sixel"),
+        ({"TERM": "dumb", "TERM_PROGRAM": "WezTerm"}, None),
+        ({"TERM": "screen", "TMUX": "/tmp/x", "CASEMATE_PICTURES": "kitty"}, "kitty"),
+        ({"TERM": "xterm-kitty", "CASEMATE_PICTURES": "none"}, None),
         ({"TERM": "xterm-256color"}, None),
         ({"TERM": "screen-256color", "TERM_PROGRAM": "iTerm.app"}, None),
         ({"TERM": "xterm-kitty", "TMUX": "/tmp/x"}, None),
@@ -90,6 +97,23 @@ def test_a_picture_on_a_terminal() -> None:
 def test_what_is_no_picture_is_not_shown(data: bytes) -> None:
     assert pictures.drawn("kitty", data) is None
     assert pictures.drawn("iterm2", data) is None
+    assert pictures.drawn("sixel", data) is None
+
+
+@pytest.mark.parametrize(
+    ("env", "on_terminal", "off"),
+    [
+        ({}, True, False),
+        ({"TERM": "dumb"}, False, False),
+        ({"NO_COLOR": "1"}, False, False),
+        ({"NO_COLOR": ""}, True, False),
+        ({"FORCE_COLOR": "1", "TERM": "dumb"}, True, True),
+        ({"FORCE_COLOR": "0"}, False, False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, False),
+    ],
+)
+def test_colours_are_as_the_environment_has_them(env: dict[str, str], on_terminal: bool, off: bool) -> None:
+    assert (wants_colours(env, on_terminal=True), wants_colours(env, on_terminal=False)) == (on_terminal, off)
 
 
 def test_no_file_is_overwritten(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What ``casemate repl`` is made of: reading cells, showing what they do."""
+"""What ``casemate repl`` and ``notebook run --show`` are made of: reading cells, showing what they do."""

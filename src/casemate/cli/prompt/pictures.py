@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from casemate.cli.prompt.sixel import sixels_of
+
 SHOWN_BYTES = 8 * 2**20
 SHOWN_PIXELS = 2**25  # a terminal unpacks all of them
 KITTY_CHUNK = 4096
@@ -15,17 +17,26 @@ PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 KINDS = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg", "application/pdf": "pdf"}
 TRIES = 10_000
+VARIABLE = "CASEMATE_PICTURES"
+PROTOCOLS = ("kitty", "iterm2", "sixel")
 
 
 def protocol_of(env: Mapping[str, str]) -> str | None:
-    """How this terminal shows pictures, by what it says of itself; a multiplexer between us would not pass them on."""
-    if env.get("TMUX") or env.get("STY") or env.get("TERM", "").startswith(("screen", "tmux")):
+    """How this terminal shows pictures: as CASEMATE_PICTURES says, else by what it says of itself.
+
+    A multiplexer between us would not pass them on. None: they are saved.
+    """
+    term, program = env.get("TERM", ""), env.get("TERM_PROGRAM", "")
+    if asked := env.get(VARIABLE):
+        return asked if asked in PROTOCOLS else None
+    if env.get("TMUX") or env.get("STY") or term.startswith(("screen", "tmux", "dumb")):
         return None
-    program = env.get("TERM_PROGRAM", "")
-    if env.get("KITTY_WINDOW_ID") or env.get("TERM") in ("xterm-kitty", "xterm-ghostty") or program == "ghostty":
+    if env.get("KITTY_WINDOW_ID") or term in ("xterm-kitty", "xterm-ghostty") or program == "ghostty":
         return "kitty"
-    if program in ("iTerm.app", "WezTerm") or env.get("LC_TERMINAL") == "iTerm2":
+    if program in ("iTerm.app", "WezTerm", "mintty") or env.get("LC_TERMINAL") == "iTerm2":
         return "iterm2"
+    if term.startswith(("foot", "mlterm", "contour", "yaft")) or "sixel" in term:
+        return "sixel"
     return None
 
 
@@ -33,6 +44,8 @@ def drawn(protocol: str, data: bytes) -> bytes | None:
     """The sequence that shows it; None where it is not what it says, or too large."""
     if len(data) > SHOWN_BYTES:
         return None
+    if protocol == "sixel":
+        return sixels_of(data) if _is_png(data) else None
     if protocol == "kitty":
         return b"".join(_kitty(data)) if _is_png(data) else None
     if _is_png(data) or data.startswith(JPEG):

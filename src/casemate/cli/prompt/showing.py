@@ -33,14 +33,14 @@ class Shown:
 
     def __init__(self, folder: Path | None, env: Mapping[str, str] = os.environ) -> None:
         self.terminal = os.isatty(STDOUT)
-        self._colours = self.terminal and not env.get("NO_COLOR")
+        self._coloured = {fd: wants_colours(env, on_terminal=os.isatty(fd)) for fd in (STDOUT, STDERR)}
         self._protocol = protocol_of(env) if self.terminal and folder is None else None
         self._folder = Folder(folder)
         self._streams = self._begun()
         self._at_start = True
 
     def _begun(self) -> dict[int, Stream]:
-        return {fd: Stream(colours=self._colours and os.isatty(fd)) for fd in (STDOUT, STDERR)}
+        return {fd: Stream(colours=colours) for fd, colours in self._coloured.items()}
 
     def stdout(self, data: bytes) -> None:
         self._output(STDOUT, data)
@@ -115,7 +115,8 @@ class Shown:
         for row in table.rows[:ROWS]:
             drawn_table.add_row(*(Text(_cell(value)) for value in row))  # Text: no markup of the guest's
         out = StringIO()
-        console = Console(file=out, force_terminal=self._colours, no_color=not self._colours, width=_width())
+        colours = self._coloured[STDOUT]
+        console = Console(file=out, force_terminal=colours, no_color=not colours, width=_width())
         console.print(drawn_table)
         rows, columns = table.shape
         if rows > min(len(table.rows), ROWS) or columns > len(table.columns):
@@ -155,11 +156,9 @@ class Shown:
         return False
 
     def _error(self, traceback: str) -> None:
-        if not os.isatty(STDERR):
-            self._line(traceback, STDERR)
-            return
-        text = harmless(traceback)
-        if self._colours:
+        colours = self._coloured[STDERR]
+        text = harmless(traceback) if colours or os.isatty(STDERR) else traceback
+        if colours:
             from pygments import highlight
             from pygments.formatters import TerminalFormatter
             from pygments.lexers import PythonTracebackLexer
@@ -169,6 +168,15 @@ class Shown:
 
     def note(self, text: str) -> None:
         self._line(f"casemate: {harmless(text)}", STDERR)
+
+
+def wants_colours(env: Mapping[str, str], *, on_terminal: bool) -> bool:
+    """By NO_COLOR, then FORCE_COLOR, where they are set; else on every terminal but a dumb one."""
+    if env.get("NO_COLOR"):
+        return False
+    if forced := env.get("FORCE_COLOR"):
+        return forced not in ("0", "false")
+    return on_terminal and env.get("TERM") != "dumb"
 
 
 def _state(kept: bool) -> str:
