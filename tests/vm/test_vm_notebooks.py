@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbformat import v4
+from vm_world import Daemon
 
 from casemate.sdk import Sandbox
 
@@ -30,7 +32,9 @@ CELLS = [
     "%%time\nfor n in range(3): print(n)",
     "x;",
     "from IPython.display import Markdown\nMarkdown('# é')",
-    "1/0",
+    "from IPython.display import clear_output\n"
+    "for n in range(3):\n    clear_output(wait=True)\n    print(n)\n    display(n, display_id=n == 2 and 'last')",
+    "display('later', display_id='last'); 1/0",
     "print('ünï', flush=True)",
 ]
 
@@ -99,6 +103,76 @@ def test_a_notebook_comes_back_as_nbclient_writes_it(sandbox: Sandbox, tmp_path:
         assert our.metadata.get("execution", {}).keys() == their.metadata.get("execution", {}).keys()
     assert ours.metadata.language_info.keys() == theirs.metadata.language_info.keys()
     states = [cell["state"] for cell in json.loads(done.stdout)["cells"]]
-    assert states == ["ok"] * 6 + ["skipped"] + ["ok"] * 4 + ["failed", "ok"]
-    assert f"cell 12/{len(CELLS)}:" in done.stderr
+    assert states == ["ok"] * 6 + ["skipped"] + ["ok"] * 5 + ["failed", "ok"]
+    assert f"cell 13/{len(CELLS)}:" in done.stderr
     assert "failed: ZeroDivisionError: division by zero" in done.stderr
+
+
+def test_parameters_time_outs_and_another_language(sandbox: Sandbox, tmp_path: Path) -> None:
+    there = ("--sandbox", sandbox.id)
+    hang = "import time\nprint('begun', flush=True)\ntime.sleep(60)"
+    nb = notebook("region, n = 'south', 1", "region * n", hang, "'on'")
+    nb.cells[1].metadata.tags = ["parameters"]
+    source = write(tmp_path / "nb.ipynb", nb)
+    words = ("--param", "n=2", "--param", "region=é'", "--timeout", "1", "--keep-going", "--show", "-q")
+    done = casemate(source, *words, *there)
+    assert (done.returncode, done.stdout) == (124, "\"é'é'\"\nbegun\n'on'\n")
+    ours = nbformat.read(tmp_path / "nb.out.ipynb", as_version=4)
+    assert ours.metadata.casemate.parameters == {"n": 2, "region": "é'"}
+    assert [output.get("ename") for output in ours.cells[4].outputs] == [None, "TimedOut"]
+    assert ours.cells[5].outputs[0].data == {"text/plain": "'on'"}
+    spec = {"name": "bash", "display_name": "Bash", "language": "bash"}
+    shell = write(tmp_path / "sh.ipynb", notebook("echo $who\nfalse", kernelspec=spec))
+    assert casemate(shell, "-p", "who=me too", "--in-place", *there).returncode == 1
+    found = nbformat.read(shell, as_version=4).cells
+    assert [cell.cell_type for cell in found] == ["code", "markdown", "code"]
+    assert found[2].outputs[0].text == "me too\n"
+    assert found[2].outputs[1].ename == "ExitStatus"
+    assert [context.context_id for context in sandbox.contexts.list()] == ["default"]  # ours have gone
+
+
+def test_ctrl_c_leaves_a_whole_notebook_and_no_sandbox(daemon: Daemon, no_trace: None, tmp_path: Path) -> None:
+    """In a sandbox of its own: what was done is there, what was begun too."""
+    (tmp_path / "data.csv").write_text("6,7")
+    cells = ("print(open('data.csv').read())", "print('begun', flush=True)\nwhile True: pass", "1")
+    source = write(tmp_path / "nb.ipynb", notebook(*cells))
+    words = [*CASEMATE, "notebook", "run", source, "--put", tmp_path / "data.csv", "--keep-going", "--show"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert [process.stdout.readline() for _ in range(2)] == [b"6,7\n", b"begun\n"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    done = nbformat.read(tmp_path / "nb.out.ipynb", as_version=4)
+    nbformat.validate(done)
+    ends = [[output.get("text") or output.ename for output in cell.outputs] for cell in done.cells[1:]]
+    assert ends == [["6,7\n"], ["begun\n", "KeyboardInterrupt"], []]
+    assert not Sandbox.list()
+
+
+HOSTILE = [
+    "import sys\nsys.stdout.buffer.write(b'\\xff\\x1b[2J\\x00' * 10); sys.stdout.flush()",
+    "print(('y' * 999 + '\\n') * 9000 + 'end')",
+    "from IPython.display import display\ndisplay({'text/plain': '1'}, raw=True, display_id='\\x00/../\\ud800')",
+    "display({'text/plain': '\\ud800', 'application/x+json': '\\ud800'}, raw=True)",
+    "display({'no mime': 'x', 'text/html': 'y', 'image/png': 'not base64'}, raw=True)",
+    "class E(Exception):\n    def __str__(self): return '\\ud800\\x1b[2J' * 100_000\nraise E",
+    "display('z' * 5_000_000)",
+    "import os; os._exit(3)",
+    "'alive'",
+]
+
+
+def test_whatever_cells_show_the_notebook_is_valid_and_bounded(sandbox: Sandbox, tmp_path: Path) -> None:
+    source = write(tmp_path / "nb.ipynb", notebook(*HOSTILE))
+    done = casemate("--sandbox", sandbox.id, "--keep-going", source)
+    assert done.returncode == 1, done.stderr
+    assert "\x1b" not in done.stderr
+    ours = nbformat.read(tmp_path / "nb.out.ipynb", as_version=4)
+    nbformat.validate(ours)
+    assert (tmp_path / "nb.out.ipynb").stat().st_size < 40 * 2**20
+    flood = ours.cells[2].outputs
+    assert [output.name for output in flood] == ["stdout", "stderr", "stdout"]
+    assert "characters of output are left out here" in flood[1].text
+    assert flood[2].text.endswith("yyy\nend\n")
+    assert ours.cells[8].outputs[-1].ename == "ContextDied"
+    assert ours.cells[9].outputs[0].data == {"text/plain": "'alive'"}

@@ -4,6 +4,12 @@ import os
 from typing import Any, Callable, Dict, Optional
 
 Publish = Callable[..., None]
+CLEAR = "application/vnd.casemate.clear+json"
+
+
+def clearing(wait: bool) -> Dict[str, Any]:
+    """`clear_output` as a display of its own: what the cell has shown so far goes, with *wait* when the next comes."""
+    return {"type": "display", "data": {CLEAR: {"wait": bool(wait)}}}
 
 
 class DisplayHandle:

@@ -28,6 +28,7 @@ from IPython.utils.text import LSString, SList
 from traitlets.config import Config
 
 from . import failures
+from .display import clearing
 from .formats import Printers, bundle, tell
 
 _FIRST_WORD = re.compile(r"\s*([^\W\d]\w*)")
@@ -108,7 +109,7 @@ class _Publisher(DisplayPublisher):  # type: ignore[misc]
         self.shell.engine.publish(body)
 
     def clear_output(self, wait: bool = False) -> None:
-        """What was sent can't be taken back."""
+        self.shell.engine.publish(clearing(wait))
 
 
 class _Formatter(DisplayFormatter):  # type: ignore[misc]

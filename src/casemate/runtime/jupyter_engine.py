@@ -15,6 +15,7 @@ import time
 from typing import Any, Dict, List, Optional, TextIO
 
 from .companion import READY_S, Interrupts, error, leave_as
+from .display import clearing
 from .engines import EngineMissing, Limits, Show
 
 _PREFIX = "jupyter:"
@@ -124,6 +125,8 @@ class JupyterEngine:
                 self._write(content)
             elif kind in _SHOWN:
                 show(_body(kind, content))
+            elif kind == "clear_output":
+                show(clearing(content.get("wait", False)))
             elif kind == "error" and ours:
                 end = _failure(content)
             elif kind == "status" and ours and content.get("execution_state") == "idle":

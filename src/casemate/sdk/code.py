@@ -5,12 +5,13 @@ from __future__ import annotations
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 from casemate.errors import CasemateError
 from casemate.sdk.results import Logs
 
 TABLE = "application/vnd.casemate.table+json"
+CLEAR = "application/vnd.casemate.clear+json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,14 @@ class Result:
     def json(self) -> Any:
         """Any JSON value; None also where there is none."""
         return self.data.get("application/json")
+
+    @property
+    def clears(self) -> Literal["now", "next"] | None:
+        """Whether it shows nothing and takes away what its cell has shown: at once, or when the next is there."""
+        if CLEAR not in self.data:
+            return None
+        body = self.data[CLEAR]
+        return "next" if isinstance(body, dict) and body.get("wait") is True else "now"
 
     @property
     def table(self) -> Table | None:

@@ -26,22 +26,30 @@ class Gathered:
         self._sizes: list[int] = []
         self._held_bytes = 0
         self._dropped_bytes = 0
+        self._clears_next = False
 
     def output(self, event: Mapping[str, Any]) -> bytes:
+        self._clear_if_asked()
         data = binascii.a2b_base64(event["data"])
         self._kept[event["event"]].add(data)
         return data
 
     def result(self, event: Mapping[str, Any]) -> Result:
-        """An update takes the place of what it updates."""
+        """An update takes the place of what it updates; one that clears, those before it away."""
         body = event["result"]
         result, size = Result.from_json(body), _size_of(body)
+        if (clears := result.clears) is not None:
+            self._clears_next = True
+            if clears == "now":
+                self._clear_if_asked()
+            return result
         if result.update and result.display_id is not None:
             known = [n for n, found in enumerate(self._results) if found.display_id == result.display_id]
             if known:
                 for at in known:
                     self._replace(at, result, size)
                 return result
+        self._clear_if_asked()
         if self._held_bytes + size > MAX_RESULTS_BYTES:
             self._dropped_bytes += size
         else:
@@ -49,6 +57,11 @@ class Gathered:
             self._results.append(result)
             self._sizes.append(size)
         return result
+
+    def _clear_if_asked(self) -> None:
+        if self._clears_next:
+            self._results, self._sizes, self._held_bytes = [], [], 0
+            self._clears_next = False
 
     def _replace(self, at: int, result: Result, size: int) -> None:
         """What there is no room for leaves what was there before."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from casemate.integrations.jupyter.outputs import Displays, Outputs, error_of, message_of, output_of
-from casemate.sdk.code import TABLE, CodeEnd, CodeTimedOut, Execution, Interrupted, LeftOut, Ok, Raised, Result
+from casemate.sdk.code import CLEAR, TABLE, CodeEnd, CodeTimedOut, Execution, Interrupted, LeftOut, Ok, Raised, Result
 from casemate.sdk.code import error_of as sdk_error_of
 from casemate.sdk.results import Logs
 
@@ -61,6 +61,7 @@ def test_messages_name_the_display_that_they_change() -> None:
         {"data": {"text/plain": "1"}, "metadata": {}, "execution_count": 7, "transient": {}},
     )
     assert message_of(shown({"text/plain": "1"}, display_id="d"))[1]["transient"] == {"display_id": "d"}
+    assert message_of(shown({CLEAR: {"wait": True}})) == ("clear_output", {"wait": True})
     kind, content = message_of(shown({"text/plain": "2"}, display_id="d", update=True))
     assert (kind, content["transient"]) == ("update_display_data", {"display_id": "d"})
     assert "execution_count" not in content
@@ -122,9 +123,9 @@ def test_clearing_forgets_at_once_or_with_the_next_output() -> None:
     cell = Outputs(displays)
     cell.stdout(b"gone")
     cell.result(shown({"text/plain": "gone"}, display_id="d"))
-    cell.clear()
+    cell.result(shown({CLEAR: {"wait": False}}))
     cell.stdout(b"stays for now")
-    cell.clear(wait=True)
+    cell.result(shown({CLEAR: {"wait": True}}))
     assert [output["text"] for output in cell.so_far()] == ["stays for now"]
     cell.result(shown({"text/plain": "x"}))
     cell.result(shown({"text/plain": "nowhere"}, display_id="d", update=True))

@@ -88,7 +88,10 @@ def test_it_is_ipython(fresh_context: ContextBench) -> None:
     assert run("%reset -f").kind == "ok"
     assert run("x").end["name"] == "NameError"
     assert run("y = 3\n%store y\n%store -r y\ny").text == "3"
-    assert run("from IPython.display import clear_output; clear_output()").order == []
+    cleared = run("from IPython.display import clear_output; clear_output(); clear_output(wait=True)").results
+    assert [result["data"] for result in cleared] == [
+        {"application/vnd.casemate.clear+json": {"wait": wait}} for wait in (False, True)
+    ]
     assert run("%config InteractiveShell.automagic = False").kind == "ok"
     assert run("pwd").end["name"] == "NameError"
 

@@ -46,3 +46,31 @@ def test_an_update_is_no_way_around_it() -> None:
     execution = all_of_them.ended(END)
     assert [result.text is not None for result in execution.results] == [True] * 7 + [False] * 3
     assert execution.truncated_bytes > 3 * len(LARGE)
+
+
+def clear(wait: bool) -> dict[str, Any]:
+    return bundle(data={"application/vnd.casemate.clear+json": {"wait": wait}})
+
+
+def test_clearing_takes_the_results_so_far_away_at_once_or_with_the_next() -> None:
+    cell = gathered()
+    for text in ("a", "b"):
+        cell.result(bundle(data={"text/plain": text}))
+    assert cell.result(clear(False)).clears == "now"
+    cell.result(bundle(data={"text/plain": "c"}))
+    assert cell.result(clear(True)).clears == "next"
+    assert [result.text for result in cell.ended(END).results] == ["c"]
+    cell.result(bundle(data={"text/plain": "d"}))
+    assert [result.text for result in cell.ended(END).results] == ["d"]
+    cell.result(clear(True))
+    cell.output({"event": "stdout", "data": b"eA=="})
+    assert not cell.ended(END).results
+
+
+def test_what_was_cleared_takes_no_room() -> None:
+    cell = gathered()
+    for _ in range(20):
+        cell.result(clear(True))
+        cell.result(bundle(data={"text/plain": LARGE}))
+    execution = cell.ended(END)
+    assert (len(execution.results), execution.truncated_bytes) == (1, 0)

@@ -36,7 +36,11 @@ def output_of(result: Result, count: int | None = None) -> Output:
 
 
 def message_of(result: Result, count: int | None = None) -> tuple[str, dict[str, Any]]:
-    """The type and the content of the message that shows it; ``update_display_data`` for an update."""
+    """The type and the content of the message that shows it: an update is ``update_display_data``, what clears is
+    ``clear_output``.
+    """
+    if result.clears is not None:
+        return "clear_output", {"wait": result.clears == "next"}
     content = output_of(result, count)
     kind = str(content.pop("output_type"))
     if result.display_id is not None:
@@ -149,6 +153,9 @@ class Outputs:
 
     def result(self, result: Result) -> None:
         """An update, or another display of the same id, shows wherever that id is shown."""
+        if (clears := result.clears) is not None:
+            self.clear(wait=clears == "next")
+            return
         output = self._node(output_of(result))
         if result.display_id is not None:
             self._displays.update(result.display_id, output)
