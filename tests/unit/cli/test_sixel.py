@@ -23,7 +23,7 @@ def picture() -> list[list[Pixel]]:
     ]
 
 
-def paeth(left: int, above: int, corner: int) -> int:
+def nearest(left: int, above: int, corner: int) -> int:
     estimate = left + above - corner
     return min((left, above, corner), key=lambda value: abs(estimate - value))  # the first of equals
 
@@ -33,7 +33,7 @@ def filtered(kind: int, row: bytes, before: bytes, step: int) -> bytes:
     for at, value in enumerate(row):
         left, corner = (row[at - step], before[at - step]) if at >= step else (0, 0)
         above = before[at]
-        guess = (0, left, above, (left + above) // 2, paeth(left, above, corner))[kind]
+        guess = (0, left, above, (left + above) // 2, nearest(left, above, corner))[kind]
         out.append((value - guess) & 255)
     return bytes(out)
 
