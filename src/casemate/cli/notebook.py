@@ -91,7 +91,15 @@ def run(
     with Client() as client, _sandbox(client, ref, image, memory_mib, variables) as sandbox:
         ferry.put_all(sandbox, puts)
         done, interrupted = _executed(
-            nb, sandbox, spoken, target, timeout_s=timeout_s, keep_going=keep_going, quiet=quiet, show=show
+            nb,
+            sandbox,
+            spoken,
+            target,
+            env=variables,
+            timeout_s=timeout_s,
+            keep_going=keep_going,
+            quiet=quiet,
+            show=show,
         )
         ferry.get_all(sandbox, gets, failed=not done.ok)
         if as_json:
@@ -107,6 +115,7 @@ def _executed(
     language: str,
     target: Target | None,
     *,
+    env: Mapping[str, str],
     timeout_s: float | None,
     keep_going: bool,
     quiet: bool,
@@ -119,21 +128,18 @@ def _executed(
     from casemate.integrations.jupyter.document import text_of
     from casemate.integrations.jupyter.notebook import Shows, run_notebook
 
-    has_news = False
+    finished = False
     shown = Shown(None) if show else None
     with contextlib.ExitStack() as held:
-        context = held.enter_context(_context(sandbox, language))
+        context = held.enter_context(_context(sandbox, language, env))
         tell = held.enter_context(told(quiet=quiet, as_lines=show))
         pressed = held.enter_context(interrupts(sandbox, context.context_id))
 
         def on_cell(cell: CellRun) -> bool:
-            nonlocal has_news
-            has_news = True
             if shown is not None and cell.execution is not None:
                 shown.end(cell.execution)
             if target is not None and cell.execution is not None:
                 target.write(text_of(nb))
-                has_news = False
             tell(cell)
             return pressed.count == 0
 
@@ -147,9 +153,9 @@ def _executed(
                 on_cell=on_cell,
                 shows=Shows(shown.stdout, shown.stderr, shown.result) if shown is not None else None,
             )
-            has_news = True
+            finished = True
         finally:
-            if has_news:  # nothing has begun: what there was before is better
+            if finished or any(cell.get("outputs") for cell in nb["cells"]):  # else what was there before is better
                 (target or Standard()).write(text_of(nb))
         return done, pressed.count > 0
 
@@ -204,9 +210,9 @@ def _sandbox(
 
 
 @contextlib.contextmanager
-def _context(sandbox: Sandbox, language: str) -> Iterator[Context]:
+def _context(sandbox: Sandbox, language: str, env: Mapping[str, str]) -> Iterator[Context]:
     """Of our own, and gone with us."""
-    made = sandbox.contexts.create(language)
+    made = sandbox.contexts.create(language, env=env)
     try:
         yield made
     finally:

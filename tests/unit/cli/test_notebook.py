@@ -155,6 +155,15 @@ def test_parameters_and_files_go_in_and_files_come_out(
     assert (tmp_path / "back.csv").read_text() == "1,2"
 
 
+def test_what_could_not_be_run_leaves_the_outputs_of_before(served: Served, tmp_path: Path) -> None:
+    source = notebook(tmp_path / "a.ipynb", "out one")
+    with served.create() as sandbox:
+        assert run(source, "--in-place", "--sandbox", sandbox.id).returncode == 0
+        before = source.read_bytes()
+        refused = run(source, "--in-place", "--timeout", "-1", "--sandbox", sandbox.id)
+        assert (refused.returncode, source.read_bytes()) == (1, before), refused.stderr
+
+
 def test_ctrl_c_ends_the_run_with_what_there_is(served: Served, tmp_path: Path) -> None:
     source = notebook(tmp_path / "a.ipynb", "out one", "out two\nhang", "out three")
     with served.create() as sandbox:

@@ -17,7 +17,9 @@ from tests.fair import fair_clock
 from casemate.cli.prompt import pictures
 from casemate.cli.prompt.cells import complete, piped
 from casemate.cli.prompt.keyboard import Keyboard, history_path, offered, shorten
-from casemate.cli.prompt.showing import wants_colours
+from casemate.cli.prompt.showing import Shown, wants_colours
+from casemate.sdk.code import Execution, Raised, error_of
+from casemate.sdk.results import Logs
 
 
 def png(width: int, height: int) -> bytes:
@@ -114,6 +116,18 @@ def test_what_is_no_picture_is_not_shown(data: bytes) -> None:
 )
 def test_colours_are_as_the_environment_has_them(env: dict[str, str], on_terminal: bool, off: bool) -> None:
     assert (wants_colours(env, on_terminal=True), wants_colours(env, on_terminal=False)) == (on_terminal, off)
+
+
+def test_a_traceback_is_coloured_where_that_is_forced(capfd: pytest.CaptureFixture[str]) -> None:
+    trace = 'Traceback (most recent call last):\n  File "<cell 1>", line 1, in <module>\nValueError: \x1b[2Jno'
+    end = Raised("ValueError", "no", trace)
+    ended = Execution((), Logs("", ""), error_of(end), end, 1, 1.0, (), "c", "default", 0, 0)
+    Shown(None, {"FORCE_COLOR": "1"}).end(ended)
+    coloured = capfd.readouterr().err
+    assert "\x1b[" in coloured
+    assert "\x1b[2J" not in coloured
+    Shown(None, {}).end(ended)
+    assert capfd.readouterr().err == f"{trace}\n"  # through a pipe as it is
 
 
 def test_no_file_is_overwritten(tmp_path: Path) -> None:

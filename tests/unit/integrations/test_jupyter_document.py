@@ -33,6 +33,7 @@ def code(source: str, **more: Any) -> dict[str, Any]:
         (b"\xff\xfe", "not UTF-8"),
         (b"x = 1", "not JSON"),
         (DEEP.encode(), "not a notebook"),
+        (as_bytes(metadata={"x": json.loads("[" * 300 + "]" * 300)}), "levels"),
         (b"[" + b"9" * 5000 + b"]", "not a notebook"),
         (b"[1]", "no nbformat"),
         (b'{"a": 1}', "no nbformat"),
@@ -87,9 +88,18 @@ def test_a_notebook_of_version_3_is_upgraded() -> None:
     assert [cell.source for cell in nb.cells if cell.cell_type == "code"] == ["x = 1"]
 
 
-def test_halves_of_letters_do_not_keep_it_from_being_written() -> None:
-    nb = document.read_notebook(as_bytes(cells=[code("'\ud800'")]), "nb")
-    assert b"'?'" in document.text_of(nb)
+def test_halves_of_letters_do_not_keep_it_from_being_run_and_written() -> None:
+    nb = document.read_notebook(as_bytes(cells=[code("'\ud800 \U0001f600'")]), "nb")
+    assert nb.cells[0].source == "'? \U0001f600'"
+    assert "'? \U0001f600'".encode() in document.text_of(nb)
+
+
+def test_what_is_no_kernels_name_is_not_repeated_as_it_is() -> None:
+    for name in ("\x1b[2J", "a b", "é", "x" * 101):
+        nb = v4.new_notebook(metadata={"kernelspec": {"name": name, "display_name": "x"}})
+        with pytest.raises(InvalidSpec, match="no kernel's name") as refused:
+            document.language_of(nb)
+        assert str(refused.value).isprintable()
 
 
 @pytest.mark.parametrize(

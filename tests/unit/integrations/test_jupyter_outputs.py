@@ -166,3 +166,21 @@ def test_an_update_that_has_no_room_leaves_what_was_there() -> None:
     cell.result(shown({"text/plain": "x"}, display_id="d"))
     cell.result(shown({"text/plain": "y" * 5000}, display_id="d", update=True))
     assert cell.so_far()[0]["data"] == {"text/plain": "x"}
+
+
+def test_an_update_reaches_the_last_hundred_of_an_id() -> None:
+    displays = Displays()
+    cell = Outputs(displays)
+    for number in range(150):
+        displays.add("d", output_of(shown({"text/plain": str(number)})))
+        if number == 0:
+            first = displays._by_id["d"][0]
+    last = displays._by_id["d"][-1]
+    cell.result(shown({"text/plain": "new"}, display_id="d", update=True))
+    assert (first["data"], last["data"]) == ({"text/plain": "0"}, {"text/plain": "new"})
+
+
+def test_a_count_that_is_none_is_left_out() -> None:
+    cell = Outputs()
+    cell.result(shown({"text/plain": "1"}, "result"))
+    assert cell.ended(ended(count=-1))[0]["execution_count"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from typing import Any
 
@@ -10,8 +11,11 @@ from casemate.errors import InvalidSpec
 
 FORMAT = (4, 5)
 FILE_BYTES = 256 * 2**20  # more is no notebook that anybody could open
+LEVELS = 64  # of lists and objects in one another; nbformat copies them by recursion
 SHOWN_CHARS = 300  # of a reason
 HINT = "a notebook is a JSON file that Jupyter, VS Code or nbformat has written"
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a surrogate pair; most have their other one
+_KERNEL = re.compile(r"[\w.+-]{1,100}", re.ASCII)
 _PYTHON = ("python", "ipython", "python2", "python3", "ipython3")
 _BASH = ("bash", "sh", "shell")
 _JAVASCRIPT = ("javascript", "nodejs", "node")
@@ -32,7 +36,12 @@ def read_notebook(data: bytes, name: str) -> Any:
 
 def _parsed(data: bytes, name: str) -> Any:
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        found = json.loads(data.decode("utf-8-sig"))
+        if _is_too_deep(found):
+            raise ValueError(f"it has over {LEVELS} levels")
+        if _HALF.search(data):  # what could be neither sent nor written
+            found = json.loads(json.dumps(found, ensure_ascii=False).encode(errors="replace"))
+        return found
     except UnicodeDecodeError as error:
         raise InvalidSpec(f"{name}: not a notebook: not UTF-8 at byte {error.start}", hint=HINT) from error
     except json.JSONDecodeError as error:
@@ -40,6 +49,14 @@ def _parsed(data: bytes, name: str) -> Any:
         raise InvalidSpec(f"{name}: not a notebook: not JSON: {error.msg} at {where}", hint=HINT) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists in lists
         raise InvalidSpec(f"{name}: not a notebook: {_short(error)}", hint=HINT) from error
+
+
+def _is_too_deep(found: Any) -> bool:
+    level = [found] if isinstance(found, dict | list) else []
+    for _ in range(LEVELS):
+        below = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [value for values in below for value in values if isinstance(value, dict | list)]
+    return bool(level)
 
 
 def _upgraded(found: dict[str, Any], name: str) -> Any:
@@ -84,7 +101,7 @@ def text_of(nb: Any) -> bytes:
 
 def language_of(nb: Any) -> str:
     """The language of a context that runs its cells, by its kernelspec: Jupyter kernels of the image for all that
-    have no context of their own; Python where nothing is said.
+    have no context of their own; Python where nothing is said. Raises InvalidSpec for what is no kernel's name.
     """
     spec, info = (_dict_of(nb["metadata"].get(name)) for name in ("kernelspec", "language_info"))
     kernel = str(spec.get("name") or "")
@@ -95,6 +112,8 @@ def language_of(nb: Any) -> str:
         return "bash"
     if spoken in _JAVASCRIPT:
         return "javascript"
+    if not _KERNEL.fullmatch(kernel or spoken):
+        raise InvalidSpec(f"{(kernel or spoken)[:SHOWN_CHARS]!a} is no kernel's name", hint="say --language python")
     return f"jupyter:{kernel or spoken}"
 
 

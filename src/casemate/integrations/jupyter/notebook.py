@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from casemate import __version__
 from casemate.errors import CasemateError
 from casemate.integrations.jupyter.document import clear, describe, language_of, tags_of
-from casemate.integrations.jupyter.outputs import Displays, Outputs
+from casemate.integrations.jupyter.outputs import Displays, Outputs, count_of
 from casemate.sdk.code import CodeOutOfMemory, CodeTimedOut, Context, Execution, Raised, Result, SandboxDied
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class _Runner:
             raise
         times["shell.execute_reply"] = times["iopub.status.idle"] = _now()
         cell["outputs"] = outputs.ended(execution)
-        cell["execution_count"] = execution.execution_count
+        cell["execution_count"] = count_of(execution)
         return execution
 
 

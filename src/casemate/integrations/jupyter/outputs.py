@@ -20,6 +20,7 @@ OWN = "application/vnd.casemate."  # tables and charts as data: the SDK's, and n
 STREAM_CHARS = 8 * 2**20  # of all streams of a cell; of more, the first and the last half
 RESULTS_BYTES = 64 * 2**20  # of all results of a cell
 ALL_BYTES = 256 * 2**20  # of all outputs of a notebook
+SAME_DISPLAYS = 100  # outputs of one id that an update still reaches, the last ones
 OUTPUT_BYTES = 512  # what one takes that holds nothing
 PIECE_CHARS = 1024  # a shorter piece of a stream grows by the next one
 _JSON_TYPE = re.compile(r"application/(.*\+)?json")  # Source: nbformat.v4.5.schema.json, misc/mimebundle
@@ -78,6 +79,12 @@ def error_of(execution: Execution) -> Output | None:
     return {"output_type": "error", "ename": name, "evalue": error.value, "traceback": lines}
 
 
+def count_of(execution: Execution) -> int | None:
+    """The guest's count, where it is one."""
+    count = execution.execution_count
+    return count if type(count) is int and count >= 0 else None
+
+
 def stream(name: str, text: str) -> Output:
     return {"output_type": "stream", "name": name, "text": text}
 
@@ -92,23 +99,26 @@ class Displays:
 
     def __init__(self, limit_bytes: int = ALL_BYTES) -> None:
         self.room_bytes = limit_bytes
-        self._by_id: dict[str, list[Output]] = {}
+        self._by_id: dict[str, deque[Output]] = {}
 
     def add(self, display_id: str, output: Output) -> None:
-        self._by_id.setdefault(display_id, []).append(output)
+        self._by_id.setdefault(display_id, deque(maxlen=SAME_DISPLAYS)).append(output)
 
     def update(self, display_id: str, output: Output) -> None:
         """Every output of this id shows what *output* does; nothing happens where there is none."""
-        for known in self._by_id.get(display_id, ()):
-            grown = _size_of(output) - _size_of(known)
+        found = self._by_id.get(display_id)
+        size = _size_of(output) if found else 0
+        for known in found or ():
+            grown = size - _size_of(known)
             if grown <= self.room_bytes:
                 self.room_bytes -= grown
                 known["data"], known["metadata"] = output["data"], output["metadata"]
 
     def forget(self, gone: Iterable[Output]) -> None:
         numbers = {id(output) for output in gone}
-        for known in self._by_id.values():
-            known[:] = [output for output in known if id(output) not in numbers]
+        for name, known in list(self._by_id.items()):
+            kept = [output for output in known if id(output) not in numbers]
+            self._by_id[name] = deque(kept, maxlen=SAME_DISPLAYS)
 
 
 @dataclass(slots=True)
@@ -238,7 +248,7 @@ class Outputs:
             self._text(name, decoder.decode(b"", final=True))
         if lost := self._lost_results + execution.left_out.results:
             self._text("stderr", f"[casemate: {lost} results were too large or too many, and are left out]\n")
-        outputs = self.so_far(execution.execution_count)
+        outputs = self.so_far(count_of(execution))
         self._displays.room_bytes -= self._head_chars + self._tail_chars
         error = error_of(execution)
         return [*outputs, self._node(error)] if error is not None else outputs
