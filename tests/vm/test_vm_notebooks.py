@@ -151,7 +151,6 @@ def test_ctrl_c_leaves_a_whole_notebook_and_no_sandbox(daemon: Daemon, no_trace:
 
 HOSTILE = [
     "import sys\nsys.stdout.buffer.write(b'\\xff\\x1b[2J\\x00' * 10); sys.stdout.flush()",
-    "print(('y' * 999 + '\\n') * 9000 + 'end')",
     "from IPython.display import display\ndisplay({'text/plain': '1'}, raw=True, display_id='\\x00/../\\ud800')",
     "display({'text/plain': '\\ud800', 'application/x+json': '\\ud800'}, raw=True)",
     "display({'no mime': 'x', 'text/html': 'y', 'image/png': 'not base64'}, raw=True)",
@@ -159,6 +158,7 @@ HOSTILE = [
     "display('z' * 5_000_000)",
     "import os; os._exit(3)",
     "'alive'",
+    "print(('y' * 999 + '\\n') * 9000 + 'end')",
 ]
 
 
@@ -170,9 +170,9 @@ def test_whatever_cells_show_the_notebook_is_valid_and_bounded(sandbox: Sandbox,
     ours = nbformat.read(tmp_path / "nb.out.ipynb", as_version=4)
     nbformat.validate(ours)
     assert (tmp_path / "nb.out.ipynb").stat().st_size < 40 * 2**20
-    flood = ours.cells[2].outputs
+    assert ours.cells[7].outputs[-1].ename == "ContextDied"
+    assert ours.cells[8].outputs[0].data == {"text/plain": "'alive'"}
+    flood = ours.cells[9].outputs
     assert [output.name for output in flood] == ["stdout", "stderr", "stdout"]
     assert "characters of output are left out here" in flood[1].text
     assert flood[2].text.endswith("yyy\nend\n")
-    assert ours.cells[8].outputs[-1].ename == "ContextDied"
-    assert ours.cells[9].outputs[0].data == {"text/plain": "'alive'"}
