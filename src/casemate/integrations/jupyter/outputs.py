@@ -23,6 +23,7 @@ ALL_BYTES = 256 * 2**20  # of all outputs of a notebook
 SAME_DISPLAYS = 100  # outputs of one id that an update still reaches, the last ones
 OUTPUT_BYTES = 512  # what one takes that holds nothing
 PIECE_CHARS = 1024  # a shorter piece of a stream grows by the next one
+PIECE_COST = 128  # counted beside its characters: two streams in turn, a letter each, are no way around the bounds
 _JSON_TYPE = re.compile(r"application/(.*\+)?json")  # Source: nbformat.v4.5.schema.json, misc/mimebundle
 
 Output = dict[str, Any]
@@ -199,13 +200,11 @@ class Outputs:
             return
         self._clear_if_asked()
         room = self._half - self._head_chars
-        if room and not self._tail:
-            _add(self._head, name, text[:room])
-            self._head_chars += len(text[:room])
+        if room > 0 and not self._tail:
+            self._head_chars += _add(self._head, name, text[:room])
             text = text[room:]
         if text:
-            _add(self._tail, name, text)
-            self._tail_chars += len(text)
+            self._tail_chars += _add(self._tail, name, text)
             self._trim()
 
     def _trim(self) -> None:
@@ -213,9 +212,10 @@ class Outputs:
         while self._tail_chars > self._half:
             oldest = self._tail[0]
             if isinstance(oldest, _Text):
-                if self._tail_chars - len(oldest.text) < self._half:
+                cost = len(oldest.text) + PIECE_COST
+                if self._tail_chars - cost < self._half:
                     return  # whole pieces only: to shorten one for each letter that comes would take forever
-                self._tail_chars -= len(oldest.text)
+                self._tail_chars -= cost
                 self._lost_chars += len(oldest.text)
             else:
                 self._head.append(oldest)
@@ -254,12 +254,14 @@ class Outputs:
         return [*outputs, self._node(error)] if error is not None else outputs
 
 
-def _add(items: list[Output | _Text] | deque[Output | _Text], name: str, text: str) -> None:
+def _add(items: list[Output | _Text] | deque[Output | _Text], name: str, text: str) -> int:
+    """What it costs."""
     last = items[-1] if items else None
     if isinstance(last, _Text) and last.name == name and len(last.text) < PIECE_CHARS:
         last.text += text
-    else:
-        items.append(_Text(name, text))
+        return len(text)
+    items.append(_Text(name, text))
+    return len(text) + PIECE_COST
 
 
 def _size_of(output: Output) -> int:
