@@ -11,7 +11,8 @@ import nbformat
 import pytest
 from nbformat import v3, v4
 
-from casemate.errors import InvalidSpec, NotSupported
+from casemate.errors import InvalidSpec, NotSupported, ToolMissing
+from casemate.integrations import jupyter
 from casemate.integrations.jupyter import document
 from casemate.integrations.jupyter.parameters import inject, of_files, of_words, source_of, typed
 
@@ -229,3 +230,9 @@ def test_parameters_go_after_their_cell_and_replace_those_of_an_earlier_run() ->
     bare = v4.new_notebook(cells=[v4.new_code_cell("first")])
     assert not inject(bare, {"a": 2}, "python")
     assert bare.cells[0].source == "# Parameters\na = 2"
+
+
+def test_an_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jupyter, "find_spec", lambda name: None)
+    with pytest.raises(ToolMissing, match=r"nbformat .*casemate\[jupyter\]"):
+        jupyter.require("nbformat")
