@@ -4,7 +4,7 @@ import sys
 from functools import partial
 from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
-from . import failures, plots, tables
+from . import declared, failures, plots, tables
 from .engines import Limits
 
 Bundle = Tuple[Dict[str, Any], Dict[str, Any]]
@@ -43,9 +43,17 @@ def bundle(value: Any, limits: Limits, printers: Printers) -> Optional[Bundle]:
     if kind in _AS_THEY_ARE and printers.are_plain(kind):
         return {"text/plain": repr(value)}, {}
     asked = _Asked(value)
+    if declared.is_plotly(value):  # what it does to display itself looks for a browser
+        data: Dict[str, Any] = {}
+        metadata: Dict[str, Any] = {}
+        asked.add(data, metadata, declared.PLOTLY, "the figure", lambda: declared.as_plotly(value))
+        data["text/plain"] = printers.text(value)
+        return data, metadata
     if asked.displays_itself():
         return None
     data, metadata = asked.mimebundle()
+    if declared.is_altair(value) and not any("vegalite" in mime for mime in data):
+        data.update(asked.guarded("the chart", lambda: declared.as_vegalite(value)) or {})
     for mime, method in _METHODS.items():
         printer = printers.find(mime, value)
         if printer is not None:
@@ -54,6 +62,10 @@ def bundle(value: Any, limits: Limits, printers: Printers) -> Optional[Bundle]:
             asked.add_by_method(data, metadata, mime, method)
     if plots.is_figure(value) and "image/png" not in data:
         asked.add(data, metadata, "image/png", "the figure", lambda: plots.as_png(value))
+        from . import charts  # late: most contexts show none
+
+        if charts.MIME not in data:
+            asked.add(data, metadata, charts.MIME, "the chart", lambda: charts.as_chart(value))
     if tables.is_table(value) and tables.MIME not in data:
         asked.add(data, metadata, tables.MIME, "the table", lambda: tables.as_table(value, limits))
     if "text/plain" not in data:
@@ -73,13 +85,13 @@ class _Asked:
         method = self._method("_ipython_display_")
         if method is None:
             return False
-        return self._guarded("_ipython_display_", lambda: [method()]) is not None
+        return self.guarded("_ipython_display_", lambda: [method()]) is not None
 
     def mimebundle(self) -> Bundle:
         method = self._method("_repr_mimebundle_")
         if method is None:
             return {}, {}
-        answer = self._guarded("_repr_mimebundle_", lambda: method(include=None, exclude=None))
+        answer = self.guarded("_repr_mimebundle_", lambda: method(include=None, exclude=None))
         data, metadata = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, {})
         if answer is not None and not (isinstance(data, dict) and isinstance(metadata, dict)):
             self._complain("_repr_mimebundle_", answer, "a dict")
@@ -94,7 +106,7 @@ class _Asked:
     def add(
         self, data: Dict[str, Any], metadata: Dict[str, Any], mime: str, name: str, make: Callable[[], Any]
     ) -> None:
-        answer = self._guarded(name, make)
+        answer = self.guarded(name, make)
         if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict):
             answer, metadata[mime] = answer
         if answer is None:
@@ -115,7 +127,7 @@ class _Asked:
         except Exception:  # a __getattr__ of the user's: then it has no such method
             return None
 
-    def _guarded(self, name: str, make: Callable[[], Any]) -> Any:
+    def guarded(self, name: str, make: Callable[[], Any]) -> Any:
         try:
             return make()
         except NotImplementedError:

@@ -1,10 +1,12 @@
 """Figures of matplotlib in a context: shown as PNG at `plt.show()` and at a cell's end, then closed."""
 
+import functools
 import io
 import math
 import sys
 from typing import Any, Callable, List, Set
 
+BOXES = "_casemate_boxes"  # where an axes has what was told to Axes.bxp, and what that has drawn
 _shown_as_result: Set[int] = set()  # of the current cell
 
 
@@ -56,8 +58,23 @@ def take_over(display: Callable[[Any], None]) -> Callable[[Any], None]:
             show_open(display)
 
         pyplot.show = show
+        _remember_boxes(sys.modules["matplotlib.axes"].Axes)
 
     return adapt
+
+
+def _remember_boxes(kind: Any) -> None:
+    """What box plots are drawn from stays with their axes: their lines alone do not say which is the mean."""
+    draw = kind.bxp
+
+    @functools.wraps(draw)
+    def bxp(self: Any, bxpstats: Any, *args: Any, **kwargs: Any) -> Any:
+        stats = list(bxpstats)
+        made = draw(self, stats, *args, **kwargs)
+        vars(self).setdefault(BOXES, []).append((stats, made))
+        return made
+
+    kind.bxp = bxp
 
 
 def show_open(display: Callable[[Any], None]) -> None:

@@ -15,7 +15,7 @@ import sys
 import types
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from . import failures, plots
+from . import declared, failures, plots
 from .display import make_display
 from .engines import Limits, Show
 from .formats import Printers, bundle, tell
@@ -65,6 +65,7 @@ class PythonEngine:
         self._seeds = Seeds()
         self.twisters = self._seeds.twisters.address
         when_imported("matplotlib.pyplot", plots.take_over(self._display))
+        when_imported("plotly.io", declared.take_over(self._display))
 
     def _begin_plainly(self) -> Dict[str, Any]:
         module = types.ModuleType("__main__", "The context's own.")

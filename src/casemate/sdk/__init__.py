@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from casemate.sdk._sync.pools import Pools
     from casemate.sdk._sync.sandbox import Sandbox
     from casemate.sdk._sync.snapshots import Snapshots
+    from casemate.sdk.charts import Axis, Bars, Box, Chart, Points, Slice, Tick
     from casemate.sdk.code import (
         CodeEnd,
         CodeOutOfMemory,
@@ -68,6 +69,10 @@ __all__ = [
     "AsyncPools",
     "AsyncSandbox",
     "AsyncSnapshots",
+    "Axis",
+    "Bars",
+    "Box",
+    "Chart",
     "Client",
     "CodeCell",
     "CodeEnd",
@@ -96,6 +101,7 @@ __all__ = [
     "Ok",
     "OutOfMemory",
     "Output",
+    "Points",
     "Pools",
     "Raised",
     "Result",
@@ -104,9 +110,11 @@ __all__ = [
     "SandboxInfo",
     "SandboxStats",
     "Signaled",
+    "Slice",
     "Snapshots",
     "SuspendedFacts",
     "Table",
+    "Tick",
     "TimedOut",
 ]
 
@@ -120,6 +128,10 @@ _HOMES = {
     "AsyncPools": "_async.pools",
     "AsyncSandbox": "_async.sandbox",
     "AsyncSnapshots": "_async.snapshots",
+    "Axis": "charts",
+    "Bars": "charts",
+    "Box": "charts",
+    "Chart": "charts",
     "Client": "_sync.client",
     "CodeCell": "_sync.code",
     "CodeEnd": "code",
@@ -139,14 +151,17 @@ _HOMES = {
     "Keys": "_sync.keys",
     "LeftOut": "code",
     "Ok": "code",
+    "Points": "charts",
     "Pools": "_sync.pools",
     "Raised": "code",
     "Result": "code",
     "Sandbox": "_sync.sandbox",
     "SandboxDied": "code",
     "SandboxStats": "stats",
+    "Slice": "charts",
     "Snapshots": "_sync.snapshots",
     "Table": "code",
+    "Tick": "charts",
 }
 
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, assert_never
 
 from casemate.errors import CasemateError
+from casemate.sdk.charts import CHART, Chart, chart_of
 from casemate.sdk.results import Logs
 
 TABLE = "application/vnd.casemate.table+json"
 CLEAR = "application/vnd.casemate.clear+json"
+PLOTLY = "application/vnd.plotly.v1+json"
+VEGALITE = ("application/vnd.vegalite.v6+json", "application/vnd.vegalite.v5+json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,21 @@ class Result:
             return None
         body = self.data[CLEAR]
         return "next" if isinstance(body, dict) and body.get("wait") is True else "now"
+
+    @property
+    def chart(self) -> Chart | None:
+        """A figure of matplotlib as data. None for kinds that are not told, and where the code has made up another."""
+        return chart_of(self.data.get(CHART))
+
+    @property
+    def plotly(self) -> Any:
+        """A figure of plotly's as its own JSON, ``data`` and ``layout``; None also where there is none."""
+        return self.data.get(PLOTLY)
+
+    @property
+    def vegalite(self) -> Any:
+        """The specification of a chart of altair's; None also where there is none."""
+        return next((self.data[mime] for mime in VEGALITE if mime in self.data), None)
 
     @property
     def table(self) -> Table | None:

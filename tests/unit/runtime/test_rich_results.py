@@ -338,3 +338,31 @@ def test_printers_that_the_user_registers(fresh_context: ContextBench) -> None:
     assert only(run("3").results)["data"]["text/plain"] == "n=3"
     assert run("%precision 2").kind == "ok"
     assert run("3.14159").text == "3.14"
+
+
+def has(context: ContextBench, module: str) -> None:
+    if context.run(f"import importlib.util; importlib.util.find_spec('{module}') is not None").text != "True":
+        pytest.skip(f"this Python has no {module}; CASEMATE_TEST_PYTHONS may name one that has")
+
+
+class TestFiguresThatAreData:
+    def test_plotlys(self, shared_context: ContextBench) -> None:
+        has(shared_context, "plotly")
+        code = "import plotly.graph_objects as go; figure = go.Figure(go.Bar(x=['a'], y=[1])); figure"
+        result = only(shared_context.run(code).results)
+        assert result["data"]["application/vnd.plotly.v1+json"]["data"] == [{"type": "bar", "x": ["a"], "y": [1]}]
+        (shown,) = shared_context.run("figure.show()").results
+        assert shown["type"] == "display"
+        assert "application/vnd.plotly.v1+json" in shown["data"]
+
+    def test_altairs(self, shared_context: ContextBench) -> None:
+        has(shared_context, "altair")
+        code = "import altair; altair.Chart({'values': [{'a': 1}]}).mark_bar().encode(x='a:Q')"
+        data = only(shared_context.run(code).results)["data"]
+        (specification,) = (value for mime, value in data.items() if "vegalite" in mime)
+        assert specification["mark"] == {"type": "bar"}
+
+    def test_a_chart_without_a_mark_is_told(self, shared_context: ContextBench) -> None:
+        has(shared_context, "altair")
+        seen = shared_context.run("import altair; altair.Chart({'values': []}, mark=5)")
+        assert seen.end["kind"] == "ok"
