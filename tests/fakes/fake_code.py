@@ -300,6 +300,11 @@ class FakeCode:
                 await context.more.wait()
             cell = context.running = context.queue.popleft()
             cell.state = "running"
+            if cell.params.get("act") == "inspect":
+                said = {"found": True, "data": {"text/plain": "print(...)", "no type": "x", "text/html": 3}}
+                await cell.write(3, json.dumps(said).encode())
+                self._end(cell, {"kind": "ok"})
+                continue
             if cell.params.get("act") == "complete":
                 matches = {"matches": ["print", "property"], "start": 0, "end": cell.params["cursor"]}
                 await cell.write(3, json.dumps(matches).encode())

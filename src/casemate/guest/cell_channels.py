@@ -194,11 +194,16 @@ def _order(params: dict[str, Any]) -> Order:
     limits, act = params.get("limits") or {}, optional_text(params, "act")
     if not isinstance(limits, dict) or not all(type(limit) is int and limit >= 0 for limit in limits.values()):
         raise InvalidSpec("limits is not an object of whole numbers from 0 on")
-    if act not in (None, "complete"):
+    if act not in (None, "complete", "inspect"):
         raise InvalidSpec(f"a cell has no act {act[:40]!r}")
     return Order(
         timeout_s=seconds(params, "timeout_s"),
         grace_s=seconds(params, "grace_s") or GRACE_S,
         limits=limits,
-        complete_at=whole(params, "cursor", 0) if act else None,
+        asks=_question(act, params) if act else None,
     )
+
+
+def _question(act: str, params: dict[str, Any]) -> dict[str, Any]:
+    place = {"op": act, "cursor": whole(params, "cursor", 0)}
+    return place | {"detail": whole(params, "detail", 0)} if act == "inspect" else place

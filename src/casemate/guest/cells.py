@@ -38,12 +38,12 @@ class Follower(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be run, and within which bounds. *complete_at*: no cell, but the completions at that place."""
+    """What is to be run, and within which bounds. *asks*: no cell, but a question to the engine."""
 
     timeout_s: float | None = None
     grace_s: float = GRACE_S
     limits: Mapping[str, Any] = field(default_factory=dict)
-    complete_at: int | None = None
+    asks: Mapping[str, Any] | None = None
 
 
 class Cell:

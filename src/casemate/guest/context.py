@@ -178,10 +178,10 @@ class Context:
         self._changed_files()  # those of others
         order = cell.order
         message: dict[str, Any] = {"op": "cell", "id": self._serial}
-        if order.complete_at is None:
+        if order.asks is None:
             self.execution_count += 1
         else:
-            message |= {"op": "complete", "cursor": order.complete_at}
+            message |= dict(order.asks)
         if order.limits:
             message["limits"] = dict(order.limits)
         if self._reseed_due:
@@ -460,7 +460,7 @@ class Context:
         if process is None or cell is None or cell_ends.count(message.get("id")) != self._serial:
             raise PeerLied("an end out of turn")
         end = cell_ends.checked(message.get("end"))
-        if cell.order.complete_at is None:
+        if cell.order.asks is None:
             self.execution_count = cell.execution_count = cell_ends.count(message.get("count", self.execution_count))
         cell.left_out["results"] += cell_ends.count(message.get("left_out", 0))
         if cell.timed_out:

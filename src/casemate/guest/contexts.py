@@ -152,7 +152,7 @@ class Contexts:
         return context
 
     def _on_ended(self, cell: Cell) -> None:
-        if cell.order.complete_at is None:
+        if cell.order.asks is None:
             self.table.keep(cell)
         else:
             self.table.discard(cell)

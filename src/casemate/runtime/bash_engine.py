@@ -25,6 +25,7 @@ _INSIST_S = 0.3  # doubled from one time to the next
 _INSIST_AT_MOST_S = 5.0
 _COMPLETE_S = 10.0
 _MATCHES_LIMIT = 1000
+_WORD_BEFORE, _WORD_AFTER = re.compile(r"[\w./:\[-]*$"), re.compile(r"[\w./:\[-]*")
 
 # A failure under `set -e` would end an interactive shell, and all its variables with it. The ERR trap comes first: it
 # tells the status and interrupts the shell, which so ends the cell alone. Subshells end as they always do.
@@ -186,21 +187,38 @@ class BashEngine:
         start = cursor - len(word)
         is_command = re.search(r"(^|[;|&(\n])\s*$", before[:start]) is not None
         kind, prefix = ("-v", "$") if word.startswith("$") else ("-c" if is_command and "/" not in word else "-f", "")
-        answer = os.memfd_create("matches")
+        words = shlex.quote(word[len(prefix) :]).replace("\n", "")
+        said = self._answer_of("compgen %s -- %s" % (kind, words))
+        found = sorted({prefix + line for line in said.splitlines()})
+        return {"matches": found[:_MATCHES_LIMIT], "start": start, "end": cursor}
+
+    def inspect(self, code: str, cursor: int, detail: int) -> Dict[str, Any]:
+        """A builtin's help; of all other commands what they are."""
+        before, after = _WORD_BEFORE.search(code, 0, cursor), _WORD_AFTER.match(code, cursor)
+        word = (before[0] if before else "") + (after[0] if after else "")
+        if not word:
+            return {"found": False, "data": {}}
+        ways = ("help", "type") if detail == 0 else ("type", "help")
+        text = self._answer_of(
+            "{ %s; } 2>/dev/null" % " || ".join("\\builtin %s -- %s" % (way, shlex.quote(word)) for way in ways)
+        )
+        return {"found": bool(text), "data": {"text/plain": text} if text else {}}
+
+    def _answer_of(self, command: str) -> str:
+        """What *command*, a line that ends by itself and changes nothing, writes."""
+        answer = os.memfd_create("answer")
         try:
             with self._interrupts:
                 self._serial += 1
-                words = shlex.quote(word[len(prefix) :])
-                self._say("compgen %s -- %s >%s\n" % (kind, words.replace("\n", ""), self._path(answer)))
+                self._say("%s >%s\n" % (command, self._path(answer)))
                 self._ask()
                 deadline = time.monotonic() + _COMPLETE_S
                 while time.monotonic() < deadline and self._report(_COMPLETE_S).split(" ")[0] != str(self._serial):
                     continue
             with open(self._path(answer), encoding="utf-8", errors="replace") as file:
-                found = sorted({prefix + line.rstrip("\n") for line in file})
+                return file.read()
         finally:
             os.close(answer)
-        return {"matches": found[:_MATCHES_LIMIT], "start": start, "end": cursor}
 
     def reseed(self, entropy: bytes) -> None:
         """$RANDOM alone: all else in bash asks the kernel. Whoever assigned to it in a cell keeps his seed."""

@@ -2,6 +2,7 @@
 
     agent ─▶ {"op": "cell", "id", "code" | "code_fd", "stdin_fd"?, "limits"?, "seed"?, "env"?}
              {"op": "complete", "id", "code" | "code_fd", "cursor"}
+             {"op": "inspect", "id", "code" | "code_fd", "cursor", "detail"}
     agent ◀─ {"event": "ready", "about", "reseed_signal", "twisters"} or {"event": "failed", "reason"};
              then for each order any number of
              {"event": "result", "id", "body" | "size" and a memory file}, and one
@@ -33,6 +34,7 @@ from .streams import SOCKET, Streams
 _INLINE_LIMIT = 48 * 1024
 _CODE_LIMIT = 16 * 1024 * 1024
 _REASON_LIMIT = 2_000
+_INSPECTED_LIMIT = 40_000  # characters of each type
 _encode, _getpid, _urandom = json.dumps, os.getpid, os.urandom
 _attached: Optional[Tuple[socket.socket, str]] = None
 
@@ -84,7 +86,7 @@ class _Order(NamedTuple):
     limits: Limits
     code: str
     stdin: Optional[int]
-    cursor: Optional[int]  # None: it is a cell
+    asks: Optional[Dict[str, Any]]  # None: it is a cell
 
 
 class Context:
@@ -180,15 +182,21 @@ class Context:
         self._streams.restore()
         if order.stdin is not None:
             self._streams.give_stdin(order.stdin)
-        if order.cursor is None:
+        if order.asks is None:
             self._count += 1
         self._limits, self._shown = order.limits, 0
         self._number = order.number
 
     def _act(self, engine: Engine, order: _Order) -> Dict[str, Any]:
-        if order.cursor is None:
+        if order.asks is None:
             return engine.run(order.code, order.stdin, self.show, order.limits)
-        self._send_result(order.number, _encode(engine.complete(order.code, order.cursor)))
+        cursor = order.asks["cursor"]
+        if order.asks["op"] == "inspect":
+            answer = engine.inspect(order.code, cursor, order.asks["detail"])
+            answer["data"] = {mime: text[:_INSPECTED_LIMIT] for mime, text in answer["data"].items()}
+        else:
+            answer = engine.complete(order.code, cursor)
+        self._send_result(order.number, _encode(answer))
         return {"kind": "ok"}
 
     def show(self, body: Dict[str, Any]) -> None:
@@ -255,7 +263,7 @@ def _read_order(message: Dict[str, Any], fds: List[int]) -> _Order:
         code = message["code"]
     asked = message.get("limits") or {}
     limits = Limits(**{name: asked[name] for name in Limits._fields if type(asked.get(name)) is int})
-    return _Order(message["id"], limits, code, stdin, message["cursor"] if message["op"] == "complete" else None)
+    return _Order(message["id"], limits, code, stdin, message if message["op"] != "cell" else None)
 
 
 def _survived(act: Callable[[], None]) -> None:

@@ -53,6 +53,9 @@ class Engine(Protocol):
         Places are in characters.
         """
 
+    def inspect(self, code: str, cursor: int, detail: int) -> Dict[str, Any]:
+        """``{"found": bool, "data": {mime: text}}``: what the name at *cursor* is, with *detail* 1 its source too."""
+
     def reseed(self, entropy: bytes) -> None:
         """Draw other random numbers from now on, but where the user has set a seed. Called between cells.
 

@@ -25,6 +25,7 @@ from IPython.core.profiledir import ProfileDir
 from IPython.lib.pretty import RepresentationPrinter
 from IPython.utils import io as ipython_io
 from IPython.utils.text import LSString, SList
+from IPython.utils.tokenutil import token_at_cursor
 from traitlets.config import Config
 
 from . import failures
@@ -281,6 +282,15 @@ class Shell(interactiveshell.InteractiveShell):  # type: ignore[misc]
         if not found:
             return {"matches": [], "start": cursor, "end": cursor}
         return {"matches": [one.text for one in found], "start": found[0].start, "end": found[0].end}
+
+    def inspect_at(self, code: str, cursor: int, detail: int) -> Dict[str, Any]:
+        with self.builtin_trap:
+            try:
+                found = self.object_inspect_mime(token_at_cursor(code, cursor), detail_level=detail)
+            except KeyError:
+                return {"found": False, "data": {}}
+        text = found.get("text/plain") if isinstance(found, dict) else None
+        return {"found": text is not None, "data": {} if text is None else {"text/plain": str(text)}}
 
     def _make_printers(self) -> Printers:
         formatters = dict(self.display_formatter.formatters)

@@ -184,6 +184,9 @@ class JavaScriptEngine:
                     return {"matches": [str(match) for match in answer["matches"]], "start": word, "end": cursor}
         return {"matches": [], "start": cursor, "end": cursor}
 
+    def inspect(self, code: str, cursor: int, detail: int) -> Dict[str, Any]:
+        return {"found": False, "data": {}}  # Node knows no descriptions
+
     def reseed(self, entropy: bytes) -> None:
         self._order({"op": "reseed", "entropy": entropy[:32].ljust(32, b"\0").hex()})
 

@@ -178,6 +178,12 @@ class JupyterEngine:
             return {"matches": [], "start": cursor, "end": cursor}
         return {"matches": [str(match) for match in reply.get("matches", [])], "start": start, "end": end}
 
+    def inspect(self, code: str, cursor: int, detail: int) -> Dict[str, Any]:
+        with self._interrupts:
+            reply = self._reply("shell", self._client.inspect(code, cursor, detail), _COMPLETE_S) or {}
+        data = {str(mime): text for mime, text in (reply.get("data") or {}).items() if isinstance(text, str)}
+        return {"found": bool(reply.get("found")) and bool(data), "data": data}
+
     def reseed(self, entropy: bytes) -> None:
         """Python's kernels only; of another's generators nothing is known. Code that speaks of seeds keeps its own."""
         if self.about["language"] == "python" and not self._seeded:

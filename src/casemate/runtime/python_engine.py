@@ -269,6 +269,14 @@ class PythonEngine:
         matches = sorted({match.rstrip("( )") for match in find(text)})[:_MATCHES_LIMIT] if text else []
         return {"matches": matches, "start": cursor - len(text), "end": cursor}
 
+    def inspect(self, code: str, cursor: int, detail: int) -> Dict[str, Any]:
+        if self._shell is not None:
+            found: Dict[str, Any] = self._shell.inspect_at(code, cursor, detail)
+            return found
+        from .inspecting import describe
+
+        return describe(self._names, code, cursor, detail)
+
     def reseed(self, entropy: bytes) -> None:
         self._seeds.reseed(entropy)
 

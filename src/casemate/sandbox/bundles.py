@@ -38,6 +38,10 @@ class BadBundle(Exception):
     """Why it is left out."""
 
 
+def is_type(mime: str) -> bool:
+    return _MIME.fullmatch(mime) is not None
+
+
 def checked(body: bytes | bytearray) -> bytes:
     """The same bundle as JSON in ASCII on one line. Raises BadBundle."""
     found = load(body)

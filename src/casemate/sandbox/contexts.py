@@ -6,12 +6,13 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any, Self
 
 import anyio
 
 from casemate import wire
-from casemate.errors import InvalidSpec, NotFound, StateConflict
+from casemate.errors import InvalidSpec, NotFound, NotSupported, StateConflict
 from casemate.sandbox import bundles, parse
 from casemate.sandbox.cells import RunCell, check_id, encoded
 from casemate.sandbox.execs import MAX_PARAMS_BYTES
@@ -21,6 +22,7 @@ START_TIMEOUT_S = 120.0  # a kernel, or Node, on an overloaded emulated guest
 COMPLETE_S = 5.0
 COMPLETE_GRACE_S = 60.0  # nobody wants to lose variables by a key: this bounds it, and kills what hangs for good
 MAX_MATCHES = 10_000
+MAX_INSPECTED = 40_000  # characters of each type
 STATES = ("starting", "idle", "busy", "dead")
 
 
@@ -132,10 +134,38 @@ class Completion:
 
 async def complete(link: Link, context_id: str, code: str, cursor: int) -> Completion:
     """What the name before *cursor* could become. Raises NotFound, StateConflict for a context that is busy."""
-    if not 0 <= cursor <= len(code):
-        raise InvalidSpec(f"cursor is {cursor}; it must be from 0 to the length of the code")
+    return _completion(await _asked(link, context_id, code, {"act": "complete", "cursor": cursor}), len(code))
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a name in a piece of code is: a text for each MIME type."""
+
+    found: bool
+    data: Mapping[str, str]
+
+
+async def inspect(link: Link, context_id: str, code: str, cursor: int, detail: int = 0) -> Inspection:
+    """What the name at *cursor* is, with *detail* 1 also its source. Raises as `complete`, and NotSupported where the
+    sandbox's agent is too old to know this.
+    """
+    if detail not in (0, 1):
+        raise InvalidSpec(f"detail is {detail}; it is 0 or 1")
+    asks = {"act": "inspect", "cursor": cursor, "detail": detail}
+    try:
+        return _inspection(await _asked(link, context_id, code, asks))
+    except InvalidSpec as error:
+        if "no act" not in str(error):
+            raise
+        raise NotSupported("the agent of this sandbox cannot inspect", hint="create it anew") from error
+
+
+async def _asked(link: Link, context_id: str, code: str, asks: Mapping[str, Any]) -> bytearray:
+    """The context's answer, unread."""
+    if not 0 <= asks["cursor"] <= len(code):
+        raise InvalidSpec(f"cursor is {asks['cursor']}; it must be from 0 to the length of the code")
     spec = RunCell(context_id, timeout_s=COMPLETE_S, grace_s=COMPLETE_GRACE_S)
-    params = spec.params() | {"act": "complete", "cursor": cursor}
+    params = {**spec.params(), **asks}
     with anyio.move_on_after(COMPLETE_S):
         async with link.open("cell", params, timeout_s=COMPLETE_S, all_said={1: _short(code)}) as channel:
             body = bytearray()
@@ -143,7 +173,7 @@ async def complete(link: Link, context_id: str, code: str, cursor: int) -> Compl
                 if isinstance(item, wire.Data) and item.sub == 3 and len(body) + len(item.data) <= wire.WINDOW:
                     body += item.data
                 elif isinstance(item, wire.Message) and item.body.get("event") == "end":
-                    return _completion(body, len(code))
+                    return body
     raise StateConflict(f"context {context_id} did not answer within {COMPLETE_S:g} s", hint="it is busy: try again")
 
 
@@ -162,10 +192,24 @@ def _completion(body: bytearray, length: int) -> Completion:
     return Completion(tuple(matches[:MAX_MATCHES]), start, end)
 
 
+def _inspection(body: bytearray) -> Inspection:
+    nothing = Inspection(False, {})
+    try:
+        found = bundles.load(body)
+    except bundles.BadBundle:
+        return nothing
+    data = found.get("data")
+    if found.get("found") is not True or not isinstance(data, dict):
+        return nothing
+    texts = {mime: text for mime, text in data.items() if bundles.is_type(mime) and isinstance(text, str)}
+    shown = {mime: text[:MAX_INSPECTED] for mime, text in islice(texts.items(), bundles.MAX_TYPES)}
+    return Inspection(bool(shown), shown)
+
+
 def _short(code: str) -> bytes:
     text = encoded(code)
     if len(text) > MAX_PARAMS_BYTES:
-        raise InvalidSpec(f"code to complete is over {MAX_PARAMS_BYTES} bytes", hint="send the lines around the cursor")
+        raise InvalidSpec(f"code is over {MAX_PARAMS_BYTES} bytes", hint="send the lines around the cursor")
     return text
 
 

@@ -291,6 +291,19 @@ class Completion:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a name is: a text for each MIME type, none where it was not *found*."""
+
+    found: bool
+    data: Mapping[str, str]
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Inspection:
+        data = {mime: text for mime, text in dict(body["data"]).items() if isinstance(text, str)}
+        return cls(bool(body["found"]) and bool(data), data)
+
+
 def end_from_json(body: Mapping[str, Any]) -> CodeEnd:  # noqa: PLR0911 - one for each
     match body.get("kind"):
         case "ok":

@@ -18,6 +18,7 @@ from casemate.sdk import (
     CodeTimedOut,
     ContextDied,
     FileChange,
+    Inspection,
     Interrupted,
     Ok,
     Raised,
@@ -149,6 +150,11 @@ def test_contexts(serve):
             assert (await contexts.restart(made)).execution_count == 0
             completion = await contexts.complete("pri", context=made)
             assert (completion.matches, completion.start, completion.end) == (("print", "property"), 0, 3)
+            assert await contexts.inspect("print", context=made) == Inspection(True, {"text/plain": "print(...)"})
+            with pytest.raises(errors.InvalidSpec, match="detail"):
+                await contexts.inspect("print", context=made, detail=2)
+            with pytest.raises(errors.InvalidSpec, match="cursor"):
+                await contexts.inspect("print", 6, context=made)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(code.run, body("hang", context=made.context_id), Sinks())
                 await until(lambda: world.guest(sandbox).code.contexts[made.context_id].running)

@@ -225,3 +225,9 @@ def test_no_descriptor_is_left(guest: CellGuest) -> None:
         remove(guest, "brief")
     guest.until(settled)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_inspection_goes_the_same_way(guest: CellGuest) -> None:
+    seen = guest.run("len", cell_id="inspect", act="inspect", cursor=3, detail=0)
+    assert "length" in seen.results[0]["data"]["text/plain"] or "items" in seen.results[0]["data"]["text/plain"]
+    assert guest.run("len", cell_id="nothing", act="sing", cursor=3).denied.code == "invalid-spec"

@@ -120,6 +120,12 @@ class ContextBench:
         (answer,) = seen.results
         return dict(answer)
 
+    def inspect(self, code: str, cursor: int | None = None, detail: int = 0) -> dict[str, Any]:
+        seen = self.run(code, op="inspect", cursor=len(code) if cursor is None else cursor, detail=detail)
+        assert seen.end == {"kind": "ok"}, seen
+        (answer,) = seen.results
+        return dict(answer)
+
     def interrupt(self, after_s: float = 0.2) -> None:
         """SIGINT to the group, *after_s* from now, once it is not ignored any more."""
         time.sleep(after_s)

@@ -217,3 +217,13 @@ def test_random_is_reseeded_unless_it_was_seeded(bash: ContextBench) -> None:
     assert bash.run("echo $RANDOM $RANDOM", seed="02" * 32).stdout != one
     bash.run("RANDOM=5; first=$RANDOM; RANDOM=5")
     assert bash.run("((RANDOM == first)) && echo kept", seed="03" * 32).stdout == "kept\n"
+
+
+def test_inspection(bash: ContextBench) -> None:
+    bash.run("function_seen() { echo here; }")
+    assert "Change the" in bash.inspect("cd /tmp", 1)["data"]["text/plain"]
+    assert "echo here" in bash.inspect("true; function_seen")["data"]["text/plain"]
+    assert "/ls" in bash.inspect("ls")["data"]["text/plain"]
+    for nothing in ("no-such-command", "$(no-such", "", "'"):
+        assert bash.inspect(nothing) == {"found": False, "data": {}}, nothing
+    assert bash.run("echo still").stdout == "still\n"

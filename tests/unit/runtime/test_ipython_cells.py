@@ -149,3 +149,16 @@ def test_nothing_is_written(bench: Bench, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert context.run("import threading; threading.active_count()").text == "1"
     context.kill()
+
+
+def test_inspection_says_what_a_name_is(shared_context: ContextBench) -> None:
+    assert shared_context.run('def seen_by_all(a, b=2):\n    "What it does."\n    return a').end == {"kind": "ok"}
+    found = shared_context.inspect("1 + seen_by_all(3")
+    assert found["found"]
+    assert "seen_by_all(a, b=2)" in found["data"]["text/plain"]
+    assert "What it does." in found["data"]["text/plain"]
+    assert "return a" in shared_context.inspect("seen_by_all", 4, detail=1)["data"]["text/plain"]
+    assert shared_context.inspect("no_such_name") == {"found": False, "data": {}}
+    assert shared_context.inspect("") == {"found": False, "data": {}}
+    assert shared_context.run("seen_by_all.__doc__ = 'x' * 100_000").end == {"kind": "ok"}
+    assert len(shared_context.inspect("seen_by_all")["data"]["text/plain"]) <= 40_000

@@ -298,3 +298,7 @@ def test_random_numbers_differ_after_another_seed(js: ContextBench) -> None:
     assert js.run("Array.from({length: 1000}, Math.random).every(x => x >= 0 && x < 1)").text == "true"
     js.run("Math.random = () => 0.5")
     assert js.run("Math.random()", seed="03" * 64).text == "0.5"
+
+
+def test_inspection_finds_nothing(js: ContextBench) -> None:
+    assert js.inspect("Math") == {"found": False, "data": {}}

@@ -121,6 +121,8 @@ def test_errors_input_and_completion(python: ContextBench) -> None:
     assert python.run("input()").end["name"] == "EOFError"
     assert python.run("[input(), input('? ')]", stdin="a\nä\n".encode()).text == "['a', 'ä']"
     python.run("name_of_mine = 1")
+    assert "Docstring" in python.inspect("len")["data"]["text/plain"]
+    assert python.inspect("no_such_name") == {"found": False, "data": {}}
     assert python.complete("1 + name_of") == {"matches": ["name_of_mine"], "start": 4, "end": 11}
 
 

@@ -6,6 +6,8 @@ import pytest
 from context_bench import ContextBench
 from zygote_bench import Bench
 
+from casemate.runtime.inspecting import describe
+
 
 def test_namespace_lives_on(shared_context: ContextBench) -> None:
     run = shared_context.run
@@ -164,3 +166,26 @@ def test_a_task_made_before_the_last_line_awaits_it(shared_context: ContextBench
     seen = shared_context.run("x = 1 / 0\nawait one()")
     assert seen.end["traceback"].count("File") == 1
     assert shared_context.run("y = 2\n'no loop'").text == "'no loop'"
+
+
+def test_inspection_where_there_is_no_ipython() -> None:
+    class Odd:
+        p = property(lambda self: 1 / 0)
+
+    def seen_by_all(a, b=2):
+        """What it does."""
+        return a
+
+    names = {"seen": seen_by_all, "odd": Odd(), "number": 42}
+
+    def text(code: str, cursor: int | None = None, detail: int = 0) -> str:
+        return str(describe(names, code, len(code) if cursor is None else cursor, detail)["data"].get("text/plain"))
+
+    for code, cursor in (("1 + seen(3", None), ("seen", 2)):
+        assert "Signature: seen(a, b=2)" in text(code, cursor)
+        assert "What it does." in text(code, cursor)
+    assert "return a" in text("seen", detail=1)
+    assert "Value:     42" in text("number")
+    assert "Return" in text("''.upper; str.upper")
+    for nothing in ("no_such_name", "", "1 + ", "odd.p", "seen.x"):
+        assert describe(names, nothing, len(nothing), 0) == {"found": False, "data": {}}

@@ -127,6 +127,7 @@ def _routes(sandboxes: Sandboxes, images: Shelf, about: About, keys: Keys, trail
         _route(f"{sandbox}/contexts/{{context_id}}/restart", POST=contexts.restart),
         _route(f"{sandbox}/contexts/{{context_id}}/interrupt", POST=contexts.interrupt),
         _route(f"{sandbox}/contexts/{{context_id}}/complete", POST=contexts.complete),
+        _route(f"{sandbox}/contexts/{{context_id}}/inspect", POST=contexts.inspect),
         _route("/v1/images", GET=shelf.list, POST=shelf.receive),
         _route("/v1/images/prune", POST=shelf.prune),
         _route("/v1/images/{ref}", GET=shelf.get, DELETE=shelf.remove),

@@ -34,6 +34,12 @@ class Complete(Body):
     cursor: int
 
 
+class Inspect(Complete):
+    """*cursor* counts characters; with *detail* 1 the answer has the source, where there is one."""
+
+    detail: int = 0
+
+
 class ContextAnswer(BaseModel):
     context_id: str
     language: str
@@ -53,6 +59,13 @@ class Completions(BaseModel):
     matches: list[str]
     start: int
     end: int
+
+
+class Inspection(BaseModel):
+    """*data*: a text for each MIME type."""
+
+    found: bool
+    data: dict[str, str]
 
 
 class Contexts:
@@ -102,6 +115,13 @@ class Contexts:
         body = await read_body(request, Complete)
         async with using(find_handle(request, self._sandboxes)) as link:
             found = await contexts.complete(link, context_id_of(request), body.code, body.cursor)
+        return JSONResponse(asdict(found))
+
+    @operation("Say what a name in a piece of code is", body=Inspect, answer=Inspection)
+    async def inspect(self, request: Request) -> Response:
+        body = await read_body(request, Inspect)
+        async with using(find_handle(request, self._sandboxes)) as link:
+            found = await contexts.inspect(link, context_id_of(request), body.code, body.cursor, body.detail)
         return JSONResponse(asdict(found))
 
 

@@ -13,7 +13,7 @@ from casemate.errors import CasemateError, InvalidSpec
 from casemate.sdk._sync.beside import called
 from casemate.sdk._sync.client import Client
 from casemate.sdk.alive import repeating
-from casemate.sdk.code import Completion, Context, Execution, Result
+from casemate.sdk.code import Completion, Context, Execution, Inspection, Result
 from casemate.sdk.gathering import Gathered
 from casemate.sdk.streams import MAX_OUTPUT_BYTES
 
@@ -139,6 +139,15 @@ class Contexts:
         body = {"code": code, "cursor": len(code) if cursor is None else cursor}
         found = self._client.call("POST", f"{self._of(context)}/complete", body=body)
         return Completion(tuple(found["matches"]), int(found["start"]), int(found["end"]))
+
+    def inspect(
+        self, code: str, cursor: int | None = None, context: Context | str = "default", detail: int = 0
+    ) -> Inspection:
+        """What the name at *cursor*, or at the end, is; *detail* 1: with its source. Raises StateConflict while the
+        context is busy, NotSupported where the sandbox's agent is too old.
+        """
+        body = {"code": code, "cursor": len(code) if cursor is None else cursor, "detail": detail}
+        return Inspection.from_json(self._client.call("POST", f"{self._of(context)}/inspect", body=body))
 
     def of_language(self, language: str) -> str:
         """The id of the context that is kept for *language*, made by the first who asks; of Python the default one."""
