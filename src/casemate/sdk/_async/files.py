@@ -14,6 +14,7 @@ from casemate.sdk._async.client import AsyncClient
 from casemate.sdk.results import FileEntry
 
 FOLDER_LIMIT_BYTES = 64 * 2**30
+PATIENCE_S = 120.0  # for a guest that is busy, or suspended meanwhile, to take the next piece or list a large folder
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -60,7 +61,9 @@ class AsyncFiles:
         if mode is not None:
             params["mode"] = f"{mode:04o}"
         content = data.encode() if isinstance(data, str) else data
-        response = await self._client.request("PUT", self._path, content=content, params=params)
+        response = await self._client.request(
+            "PUT", self._path, content=content, params=params, answer_s=PATIENCE_S, write_s=PATIENCE_S
+        )
         return int(response.json()["size"])
 
     async def stat(self, path: str, *, follow: bool = False, user: str | None = None) -> FileEntry:
@@ -70,7 +73,7 @@ class AsyncFiles:
 
     async def list(self, path: str = ".", *, user: str | None = None) -> list[FileEntry]:
         """The entries of a folder, by name."""
-        found = await self._client.call("GET", f"{self._path}/list", params=_query(path, user))
+        found = await self._client.call("GET", f"{self._path}/list", params=_query(path, user), answer_s=PATIENCE_S)
         return [FileEntry.from_json(entry) for entry in found["entries"]]
 
     async def mkdir(self, path: str, *, user: str | None = None) -> None:

@@ -15,6 +15,7 @@ from casemate.sdk._sync.client import Client
 from casemate.sdk.results import FileEntry
 
 FOLDER_LIMIT_BYTES = 64 * 2**30
+PATIENCE_S = 120.0  # for a guest that is busy, or suspended meanwhile, to take the next piece or list a large folder
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -61,7 +62,9 @@ class Files:
         if mode is not None:
             params["mode"] = f"{mode:04o}"
         content = data.encode() if isinstance(data, str) else data
-        response = self._client.request("PUT", self._path, content=content, params=params)
+        response = self._client.request(
+            "PUT", self._path, content=content, params=params, answer_s=PATIENCE_S, write_s=PATIENCE_S
+        )
         return int(response.json()["size"])
 
     def stat(self, path: str, *, follow: bool = False, user: str | None = None) -> FileEntry:
@@ -71,7 +74,7 @@ class Files:
 
     def list(self, path: str = ".", *, user: str | None = None) -> list[FileEntry]:
         """The entries of a folder, by name."""
-        found = self._client.call("GET", f"{self._path}/list", params=_query(path, user))
+        found = self._client.call("GET", f"{self._path}/list", params=_query(path, user), answer_s=PATIENCE_S)
         return [FileEntry.from_json(entry) for entry in found["entries"]]
 
     def mkdir(self, path: str, *, user: str | None = None) -> None:
