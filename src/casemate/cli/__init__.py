@@ -19,6 +19,7 @@ VERBS = {
     "repl": ("repl", "repl"),
     "context": ("context", "app"),
     "notebook": ("notebook", "app"),
+    "kernel": ("kernel", "app"),
     "mcp": ("mcp", "mcp"),
     "cp": ("cp", "cp"),
     "logs": ("logs", "logs"),
