@@ -27,6 +27,7 @@ MIME = "application/vnd.casemate.chart+json"
 POINTS = 100_000  # of a figure; one with more has no chart
 TICKS = 100
 _TEXT_LIMIT = 1_000
+_PLAIN = {int, float}
 Chart = Dict[str, Any]
 Turn = Callable[[Any], Any]
 
@@ -233,9 +234,7 @@ def _lies(containers: List[Any]) -> bool:
 def _axis(axis: Any) -> Dict[str, Any]:
     scale = "date" if _has_dates(axis) else "category" if _names(axis) is not None else str(axis.get_scale())
     names, turn = _names(axis) or {}, _turn(axis)
-    places = list(axis.get_majorticklocs())[:TICKS]
-    labels = [_text(label.get_text()) for label in axis.get_majorticklabels()][:TICKS]
-    ticks = [{"at": names.get(place, turn(place)), "label": label} for place, label in zip(places, labels)]
+    ticks = [{"at": names.get(place, turn(place)), "label": label or None} for place, label in _ticks(axis)[:TICKS]]
     return {"label": _text(axis.get_label_text()), "scale": scale, "ticks": ticks}
 
 
@@ -259,9 +258,12 @@ def _names(axis: Any) -> Optional[Dict[float, str]]:
         return None
     if type(axis.get_major_locator()).__name__ != "FixedLocator":
         return None
-    labels = [label.get_text() for label in axis.get_majorticklabels()]
-    pairs = zip(axis.get_majorticklocs(), labels)
-    return {float(place): _clipped(label) for place, label in pairs if label} or None
+    return {float(place): label for place, label in _ticks(axis) if label} or None
+
+
+def _ticks(axis: Any) -> List[Tuple[Any, str]]:
+    """As they were drawn: to ask the axis would make them anew."""
+    return [(tick.get_loc(), _clipped(tick.label1.get_text())) for tick in axis.majorTicks]
 
 
 def _name_at(names: Dict[float, str], place: float) -> Any:
@@ -287,6 +289,8 @@ def _values(values: Any, turn: Turn) -> List[Any]:
         values = values.astype(float).filled(math.nan)
     if type(values).__module__.partition(".")[0] == "numpy" and values.dtype.kind != "M":
         values = values.tolist()
+    if turn is _number and set(map(type, values)) <= _PLAIN and all(map(math.isfinite, values)):
+        return list(values)
     return [turn(value) for value in values]
 
 
