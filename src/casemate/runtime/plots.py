@@ -44,8 +44,10 @@ def _write_cropped(figure: Any, buffer: io.BytesIO) -> bool:
     if not (0 <= left < right <= width and 0 <= bottom < top <= height):
         return False
     picture = image_module.frombuffer("RGBA", (width, height), pixels, "raw", "RGBA", 0, 1)
-    frame = (math.floor(left), math.floor(height - top), math.ceil(right), math.ceil(height - bottom))
-    picture.crop(frame).save(buffer, format="png", dpi=(figure.dpi, figure.dpi))
+    # matplotlib's own canvas would have just these whole pixels, wherever they begin.
+    wide, high = (int(length * figure.dpi) for length in box.size)
+    x, y = math.floor(left), math.floor(height - top)
+    picture.crop((x, y, x + wide, y + high)).save(buffer, format="png", dpi=(figure.dpi, figure.dpi))
     return True
 
 
