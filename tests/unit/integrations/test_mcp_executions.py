@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from mcp_types import CallToolResult, ImageContent, TextContent
 
+from casemate.integrations import answers
+from casemate.integrations.answers import PICTURE_BYTES, TEXT_BYTES
 from casemate.integrations.mcp import executions
-from casemate.integrations.mcp.contents import PICTURE_BYTES, TEXT_BYTES
 from casemate.sdk.code import (
     TABLE,
     CodeEnd,
@@ -124,7 +125,7 @@ def test_a_hostile_table_is_bounded() -> None:
 
 def test_all_is_bounded_and_says_what_was_cut() -> None:
     results = [shown({"text/plain": "x" * 60_000}, cut={"text/html": 5_000_000}) for _ in range(5)]
-    pictures = [shown({"image/png": PNG}) for _ in range(executions.PICTURES + 4)]
+    pictures = [shown({"image/png": PNG}) for _ in range(answers.PICTURES + 4)]
     result = ran(*results, *pictures, stdout="y" * 50_000, truncated_bytes=77, left_out=LeftOut(3, 999))
     said = "\n".join(texts(result))
     assert len(said) < TEXT_BYTES + 2000
@@ -132,7 +133,7 @@ def test_all_is_bounded_and_says_what_was_cut() -> None:
     assert "250088 more characters" in said
     assert "text/html (5000000 bytes)" in said
     assert "3 results are left out, 999 bytes" in said
-    assert len([block for block in result.content if isinstance(block, ImageContent)]) == executions.PICTURES
+    assert len([block for block in result.content if isinstance(block, ImageContent)]) == answers.PICTURES
 
 
 @pytest.mark.parametrize("data", [b"GIF89a", b"", b"\x89PNG\r\n\x1a\n" + bytes(PICTURE_BYTES)])

@@ -11,12 +11,10 @@ from urllib.parse import quote
 from mcp_types import BlobResourceContents, CallToolResult, ContentBlock, EmbeddedResource, ImageContent, TextContent
 
 from casemate.errors import CasemateError
+from casemate.integrations.answers import headed, picture_kind
 from casemate.sdk.results import End, ExecResult, Exited, FileEntry, OutOfMemory, Signaled, TimedOut
 
-TEXT_BYTES = 100_000  # of one stream of output: some 25,000 tokens
-PICTURE_BYTES = 5 * 2**20  # of one picture
 ENTRIES = 1000  # of a folder
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 
 def said(text: str, data: dict[str, Any] | None = None, *, is_error: bool = False) -> CallToolResult:
@@ -57,10 +55,6 @@ def _ended(end: End) -> tuple[str, bool]:
             assert_never(end)
 
 
-def headed(head: str, text: str) -> str:
-    return f"[{head}]\n{text}" if text and "\n" in text else f"[{head}] {text}" if text else ""
-
-
 def of_file(path: str, data: bytes, *, offset: int, size: int, limit: int) -> CallToolResult:
     """*size* is the file's; a whole picture is one, of anything else *limit* bytes from *offset* on."""
     if offset == 0 and len(data) == size and (kind := picture_kind(data)):
@@ -89,12 +83,6 @@ def _block_of(path: str, data: bytes, *, whole: bool) -> tuple[ContentBlock, int
         uri = "file://" + quote(path if path.startswith("/") else f"/home/user/{path}")
         resource = BlobResourceContents(uri=uri, mime_type="application/octet-stream", blob=blob)
         return EmbeddedResource(resource=resource), len(data), "base64"
-
-
-def picture_kind(data: bytes) -> str | None:
-    if data.startswith(PNG):
-        return "image/png"
-    return "image/jpeg" if data.startswith(JPEG) else None
 
 
 def of_folder(path: str, entries: Sequence[FileEntry]) -> CallToolResult:

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from mcp_types import CallToolResult, Tool, ToolAnnotations
 
 from casemate.errors import InvalidSpec
+from casemate.integrations import answers
 from casemate.integrations.mcp import contents, executions
 from casemate.integrations.mcp.progress import Teller
 from casemate.sdk import AsyncSandbox
@@ -126,7 +127,7 @@ async def run_command(call: Call, given: Mapping[str, Any]) -> CallToolResult:
         timeout_s=timeout_of(given),
         on_stdout=call.tell.output,
         on_stderr=call.tell.output,
-        max_output_bytes=contents.TEXT_BYTES,
+        max_output_bytes=answers.TEXT_BYTES,
     )
     return contents.of_command(result)
 
@@ -140,7 +141,7 @@ async def run_code(call: Call, given: Mapping[str, Any]) -> CallToolResult:
         on_stdout=call.tell.output,
         on_stderr=call.tell.output,
         limits=LIMITS,
-        max_output_bytes=contents.TEXT_BYTES,
+        max_output_bytes=answers.TEXT_BYTES,
     )
     return executions.of_execution(execution)
 
@@ -148,7 +149,7 @@ async def run_code(call: Call, given: Mapping[str, Any]) -> CallToolResult:
 async def read_file(call: Call, given: Mapping[str, Any]) -> CallToolResult:
     path, offset = given["path"], given.get("offset", 0)
     size = (await call.sandbox.files.stat(path, follow=True)).size
-    limit = contents.PICTURE_BYTES if offset == 0 and size <= contents.PICTURE_BYTES else READ_BYTES
+    limit = answers.PICTURE_BYTES if offset == 0 and size <= answers.PICTURE_BYTES else READ_BYTES
     data = await call.sandbox.files.read(path, offset=offset, length=limit)
     return contents.of_file(path, data, offset=offset, size=size, limit=READ_BYTES)
 
