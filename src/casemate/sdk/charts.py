@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,7 @@ def _chart(body: Mapping[str, Any], depth: int) -> Chart:
             raise ValueError("a composite of composites")
         return Chart(kind, title, None, None, (), charts=tuple(_chart(one, depth - 1) for one in _list(body["charts"])))
     if kind == "pie":
-        slices = [Slice(_text(one["label"]), float(one["share"])) for one in _list(_list(body["series"])[0]["slices"])]
+        slices = [Slice(_text(one["label"]), _share(one["share"])) for one in _list(_list(body["series"])[0]["slices"])]
         return Chart(kind, title, None, None, tuple(slices))
     read = _READ[kind]
     series = tuple(read(one) for one in _list(body["series"]))
@@ -152,7 +153,16 @@ def _values(value: Any) -> tuple[Value, ...]:
     return tuple(_value(one) for one in _list(value))
 
 
+def _share(value: Any) -> float:
+    # A whole circle's angles may come out a little above 1. NaN compares as False.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1.001:
+        raise ValueError("no share")
+    return float(value)
+
+
 def _value(value: Any) -> Value:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("null stands for what is no number")
     if value is None or (isinstance(value, (int, float, str)) and not isinstance(value, bool)):
         return value
     raise TypeError("no value")
