@@ -1,6 +1,7 @@
 # make demo    set up everything, then run untrusted code over a real file in a fresh microVM
 # make test    set up everything, check, then all tests (what CI runs)
 # make test-kvm  the contract on Firecracker with a Linux guest, where KVM runs one
+# make frameworks  the examples of four agent frameworks, with the real libraries
 # make check   lint, types, import contracts, spelling      make fix    what can be mended by itself
 # make soak    all slow tests with machines, and every point of every sweep of faults, three times over
 #              (make test takes a sample of both, another one each time)
@@ -17,7 +18,7 @@ WORKERS ?= $(shell echo $$(($$(nproc) < 4 ? $$(nproc) : 4)))
 SUDO   := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-kvm images check fix bench soak help clean
+.PHONY: demo test test-kvm frameworks images check fix bench soak help clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -73,6 +74,11 @@ test: .venv/installed-dev .venv/firecracker/made
 test-kvm: .venv/installed-dev .venv/firecracker/made
 	@$(BIN)/casemate setup --yes
 	$(BIN)/pytest -m kvm tests/vm
+
+frameworks: images
+	@echo 'Installing the agent frameworks into .venv …'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[openai-agents,langchain,pydantic-ai,smolagents]'
+	$(BIN)/pytest tests/vm/test_vm_frameworks.py tests/unit/integrations
 
 soak: images
 	CASEMATE_SOAK=1 $(BIN)/pytest tests/faults tests/vm
