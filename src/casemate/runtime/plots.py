@@ -4,10 +4,11 @@ import functools
 import io
 import math
 import sys
-from typing import Any, Callable, List, Set
+from typing import Any, Callable, List, Optional, Set
 
 BOXES = "_casemate_boxes"  # where an axes has what was told to Axes.bxp, and what that has drawn
 _shown_as_result: Set[int] = set()  # of the current cell
+_at_end: Set[int] = set()  # shown because the cell has ended
 
 
 def is_figure(value: Any) -> bool:
@@ -15,10 +16,15 @@ def is_figure(value: Any) -> bool:
     return module is not None and isinstance(value, module.Figure)
 
 
-def as_png(figure: Any) -> bytes:
-    """The figure without the empty space around it, as `bbox_inches="tight"` has it."""
+def as_png(figure: Any) -> Optional[bytes]:
+    """The figure without the empty space around it, as `bbox_inches="tight"` has it; None where there is only that."""
+    if not (figure.axes or figure.lines or figure.texts or figure.images):
+        return None
     buffer = io.BytesIO()
-    if not _write_cropped(figure, buffer):
+    laid_out = _is_laid_out(figure)
+    if laid_out and id(figure) in _at_end and hasattr(figure, "draw_without_rendering"):
+        figure.draw_without_rendering()  # Jupyter has drawn it by now, and it is laid out anew at each drawing
+    if laid_out or not _write_cropped(figure, buffer):
         look = {"facecolor": figure.get_facecolor(), "edgecolor": figure.get_edgecolor(), "dpi": figure.dpi}
         figure.canvas.print_figure(buffer, format="png", bbox_inches="tight", **look)
     _shown_as_result.add(id(figure))
@@ -28,6 +34,13 @@ def as_png(figure: Any) -> bytes:
 def forget() -> None:
     """Nothing was displayed."""
     _shown_as_result.clear()
+
+
+def _is_laid_out(figure: Any) -> bool:
+    """By matplotlib itself (tight_layout=True, constrained layouts); each drawing may move things by a pixel."""
+    names = ("get_layout_engine", "get_constrained_layout", "get_tight_layout")  # the first: since matplotlib 3.6
+    found = [getattr(figure, name, None) for name in names]
+    return bool(found[0]()) if found[0] else any(ask() for ask in found if ask)
 
 
 def _write_cropped(figure: Any, buffer: io.BytesIO) -> bool:
@@ -79,17 +92,23 @@ def _remember_boxes(kind: Any) -> None:
     kind.bxp = bxp
 
 
-def show_open(display: Callable[[Any], None]) -> None:
-    """Display and close what is open, but for what was displayed by name since the last time: that is closed only."""
+def show_open(display: Callable[[Any], None], at_end: bool = False) -> None:
+    """Display and close what is open, but for what was displayed by name since the last time: that is closed only.
+
+    *at_end*: of a cell.
+    """
     helpers = sys.modules.get("matplotlib._pylab_helpers")
     if helpers is None or not helpers.Gcf.figs:
         return
-    figures: List[Any] = [manager.canvas.figure for _, manager in sorted(helpers.Gcf.figs.items())]
+    figures: List[Any] = [manager.canvas.figure for manager in helpers.Gcf.figs.values()]  # the active one last
     known = set(_shown_as_result)
+    if at_end:
+        _at_end.update(map(id, figures))
     try:
         for figure in figures:
-            if id(figure) not in known and (figure.axes or figure.texts or figure.images):
+            if id(figure) not in known:
                 display(figure)
     finally:
         _shown_as_result.clear()
+        _at_end.clear()
         helpers.Gcf.destroy_all()

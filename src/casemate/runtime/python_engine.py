@@ -15,7 +15,7 @@ import sys
 import types
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from . import declared, failures, plots
+from . import declared, failures, plots, tables
 from .display import make_display
 from .engines import Limits, Show
 from .formats import Printers, bundle, tell
@@ -66,6 +66,7 @@ class PythonEngine:
         self.twisters = self._seeds.twisters.address
         when_imported("matplotlib.pyplot", plots.take_over(self._display))
         when_imported("plotly.io", declared.take_over(self._display))
+        when_imported("pandas", tables.as_in_a_notebook)
 
     def _begin_plainly(self) -> Dict[str, Any]:
         module = types.ModuleType("__main__", "The context's own.")
@@ -83,7 +84,7 @@ class PythonEngine:
         self._show, self.limits = show, limits
         self._count += 1
         end = self._attempt(lambda: self._run_cell(code))
-        after = self._attempt(lambda: plots.show_open(self._display))
+        after = self._attempt(lambda: plots.show_open(self._display, at_end=True))
         return after if end["kind"] == "ok" else end
 
     def _attempt(self, act: Callable[[], None]) -> Dict[str, Any]:

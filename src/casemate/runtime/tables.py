@@ -8,6 +8,7 @@ JSON has no number for; a datetime and a duration are ISO 8601; other is text. `
 
 import math
 import sys
+from contextlib import suppress
 from typing import Any, Callable, Dict, List
 
 from .engines import Limits
@@ -28,6 +29,13 @@ _INFERRED = {
     "timedelta": "duration",
     "categorical": "category",
 }
+
+
+def as_in_a_notebook(pandas: Any) -> None:
+    """Wide frames as a notebook shows them. pandas, imported before there was any IPython, took this for a terminal."""
+    with suppress(KeyError):  # no pandas of ours is without it
+        if pandas.get_option("display.max_columns") == 0:
+            pandas.set_option("display.max_columns", 20)
 
 
 def is_table(value: Any) -> bool:

@@ -221,6 +221,12 @@ def test_interrupt_in_a_display(shared_context: ContextBench) -> None:
 
 @pytest.mark.usefixtures("pandas")
 class TestTables:
+    def test_wide_frames_are_as_in_a_notebook(self, shared_context: ContextBench) -> None:
+        """pandas decides by IPython's kernel when it is imported; here that was before there was any."""
+        assert shared_context.run("import pandas as pd; pd.get_option('display.max_columns')").text == "20"
+        wide = shared_context.run("pd.DataFrame([range(50)])")
+        assert only(wide.results)["data"]["text/html"].count("<td>") == 21  # one of them …
+
     def test_types_and_values(self, shared_context: ContextBench) -> None:
         code = (
             "import pandas as pd, numpy as np, datetime\n"
