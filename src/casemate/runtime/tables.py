@@ -8,7 +8,6 @@ JSON has no number for; a datetime and a duration are ISO 8601; other is text. `
 
 import math
 import sys
-from contextlib import suppress
 from typing import Any, Callable, Dict, List
 
 from .engines import Limits
@@ -33,9 +32,11 @@ _INFERRED = {
 
 def as_in_a_notebook(pandas: Any) -> None:
     """Wide frames as a notebook shows them. pandas, imported before there was any IPython, took this for a terminal."""
-    with suppress(KeyError):  # no pandas of ours is without it
-        if pandas.get_option("display.max_columns") == 0:
-            pandas.set_option("display.max_columns", 20)
+    options: Any = getattr(sys.modules.get("pandas._config.config"), "_registered_options", {})
+    known = options.get("display.max_columns")
+    if known is not None and known.defval == 0:
+        options[known.key] = known._replace(defval=20)
+        pandas.reset_option(known.key)
 
 
 def is_table(value: Any) -> bool:

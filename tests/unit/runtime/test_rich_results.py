@@ -224,6 +224,7 @@ class TestTables:
     def test_wide_frames_are_as_in_a_notebook(self, shared_context: ContextBench) -> None:
         """pandas decides by IPython's kernel when it is imported; here that was before there was any."""
         assert shared_context.run("import pandas as pd; pd.get_option('display.max_columns')").text == "20"
+        assert shared_context.run("pd.reset_option('display.'); pd.get_option('display.max_columns')").text == "20"
         wide = shared_context.run("pd.DataFrame([range(50)])")
         assert only(wide.results)["data"]["text/html"].count("<td>") == 21  # one of them …
 
