@@ -46,4 +46,4 @@ def test_an_agent_nobody_listens_to_is_idle(daemon: Daemon, tmp_path: Path, no_t
             await clone.lose_stream()
             return (await agent_ticks(clone) - before) / TICKS_PER_S
 
-    assert anyio.run(leave_it_alone) < 0.1 * QUIET_S  # of which most is the second hand-shake
+    assert anyio.run(leave_it_alone) < 0.4 * QUIET_S  # the second hand-shake is most of it; one that spins takes it all

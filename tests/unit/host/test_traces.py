@@ -64,8 +64,12 @@ def test_a_group_that_a_test_makes_by_hand_is_that_pytests(scope: Scope, group: 
         made = group.with_name(f"casemate-test-{mark}{theirs}")
         made.mkdir()
         assert str(made) not in Trace.of_now(scope).cgroups
-    assert str(made) in Trace.of_now(scope).cgroups
+    assert str(made) not in Trace.of_now(scope).cgroups, "what it has left is no fault of a test of ours"
     made.rmdir()
+    ours = group.with_name(f"casemate-test-{mark}{os.getpid()}")
+    ours.mkdir()
+    assert str(ours) in Trace.of_now(scope).cgroups
+    ours.rmdir()
 
 
 def test_a_group_is_its_living_launchers(scope: Scope, group: Path, no_trace: None) -> None:
