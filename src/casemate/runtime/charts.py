@@ -14,33 +14,40 @@ calls it, date (values are ISO 8601) or category (values are names). Each series
                     "outliers": [number…]; "horizontal" as for bars
 
 null stands for what is missing or no number. What is of another kind has no chart: an image, a filled area, a map of
-contours, three dimensions. Of figures in which something is told apart (axes) the rest is still told.
+contours, steps, three dimensions. Of figures in which something is told apart (axes) the rest is still told. What is
+too large has no chart either, and the result's `cut` says so.
 """
 
 import math
 import sys
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple, Union
 
 from .plots import BOXES
+from .results import LeftOut
+from .scales import Scale, numbers, text_of
 
-MIME = "application/vnd.casemate.chart+json"
 POINTS = 100_000  # of a figure; one with more has no chart
-TICKS = 100
-_TEXT_LIMIT = 1_000
-_PLAIN = {int, float}
+_STROKE = 8  # points of a line that marks the error of a bar, at most
 Chart = Dict[str, Any]
-Turn = Callable[[Any], Any]
 
 
 class _Untold(Exception):
-    """There is something in it that is not known, or too much of it."""
+    """There is something in it that is not known."""
 
 
-def as_chart(figure: Any) -> Optional[Chart]:
-    """None for what can't be told; whatever the user's artists do, nothing is raised."""
+class _TooLarge(Exception):
+    """A figure of more than POINTS."""
+
+
+def as_chart(figure: Any) -> Union[Chart, LeftOut, None]:
+    """None for what can't be told; whatever the user's artists do, nothing but KeyboardInterrupt is raised."""
     try:
         return _chart_of(figure)
-    except Exception:  # artists may be anybody's: then there is a picture and no chart
+    except KeyboardInterrupt:
+        raise
+    except _TooLarge:
+        return LeftOut(0)
+    except BaseException:  # artists may be anybody's, and exit: then there is a picture and no chart
         return None
 
 
@@ -55,10 +62,10 @@ def _chart_of(figure: Any) -> Optional[Chart]:
         except _Untold:
             told.append([])
     charts = [chart for one in told for chart in one]
-    if not charts or budget[0] < 0:
+    if not charts:
         return None
     whole = getattr(figure, "_suptitle", None)
-    title = None if whole is None else _text(whole.get_text())
+    title = None if whole is None else text_of(whole.get_text())
     if len(told) == len(charts) == 1:
         (only,) = charts
         only["title"] = only["title"] or title
@@ -75,81 +82,124 @@ class _Axes:
         self._patches: Any = sys.modules["matplotlib.patches"]
         self._containers: Any = sys.modules["matplotlib.container"]
         self._collections: Any = sys.modules["matplotlib.collections"]
+        self._legend = _legend_of(axes)
+        self._there = {id(part) for part in axes.get_children() if part.get_visible()}
+        self._x, self._y = Scale(axes.xaxis), Scale(axes.yaxis)
 
     def charts(self) -> List[Chart]:
         """One for each kind of thing there is. Raises _Untold when there is another one, too."""
         axes = self._axes
         if axes.name != "rectilinear" or axes.images or axes.tables:
             raise _Untold
-        if axes.patches and all(isinstance(patch, self._patches.Wedge) for patch in axes.patches):
+        patches = [patch for patch in axes.patches if id(patch) in self._there and not self._shows_nothing(patch)]
+        if patches and all(isinstance(patch, self._patches.Wedge) for patch in patches):
             if axes.lines or axes.collections:
                 raise _Untold
-            return [self._chart("pie", [self._pie()])]
+            return [self._chart("pie", [self._pie(patches)])]
         bars, of_errors = self._bars(), self._of_errors()
-        taken = {id(patch) for container in bars for patch in container.patches}
+        in_bars = {id(patch) for container in bars for patch in container.patches}
         boxes, in_boxes = self._boxes()
-        if any(id(patch) not in taken | in_boxes for patch in axes.patches):
+        if any(id(patch) not in in_bars | in_boxes for patch in patches):
             raise _Untold
-        lines: List[Dict[str, Any]] = []
-        clouds: List[Dict[str, Any]] = []
-        for line in axes.lines:
-            if id(line) not in of_errors | in_boxes and line.get_visible() and line.get_transform() == axes.transData:
-                has_line = str(line.get_linestyle()) not in ("None", " ", "")
-                (lines if has_line else clouds).append(self._line(line))
-        for collection in axes.collections:
-            if id(collection) not in of_errors:
-                clouds.append(self._cloud(collection))
+        bars_lie = _lie([getattr(one, "orientation", None) == "horizontal" for one in bars])
+        boxes_lie = _lie([_lies(median) for _, median in boxes])
+        lines, dots = self._lines(of_errors | in_boxes)
+        if bars:
+            lines = [line for line in lines if not self._is_error(line, bars, bars_lie)]
+        clouds = [one for one in axes.collections if id(one) in self._there and id(one) not in of_errors]
+        places = {id(cloud): self._offsets(cloud) for cloud in clouds}
+        self._spend(sum(map(len, (*places.values(), *(line.get_xdata(orig=False) for line in (*lines, *dots))))))
+        self._settle_names(bars, bars_lie, [*lines, *dots], list(places.values()))
+        scattered = [self._line(line) for line in dots]
+        scattered += [self._cloud(cloud, places[id(cloud)]) for cloud in clouds if len(places[id(cloud)])]
         found = [
-            self._chart("bar", [self._bar(container) for container in bars], _lies(bars)),
-            self._chart("line", lines),
-            self._chart("scatter", [cloud for cloud in clouds if cloud["x"]]),
-            self._chart("box", [box for box, _ in boxes], any(lies for _, lies in boxes)),
+            self._chart("bar", [self._bar(container, bars_lie) for container in bars], bars_lie),
+            self._chart("line", [self._line(line) for line in lines]),
+            self._chart("scatter", scattered),
+            self._chart("box", [self._box(stats, median, boxes_lie) for stats, median in boxes], boxes_lie),
         ]
         return [chart for chart in found if chart["series"]]
 
     def _chart(self, kind: str, series: List[Any], horizontal: bool = False) -> Chart:
         chart: Chart = {"type": kind, "title": self._title()}
-        if not series:
-            return {**chart, "series": series}
-        if kind != "pie":
-            across, upward = _axis(self._axes.xaxis), _axis(self._axes.yaxis)
+        if series and kind != "pie":
+            across, upward = self._x.told(), self._y.told()
             chart.update({"x": upward, "y": across} if horizontal else {"x": across, "y": upward})
             if horizontal:
                 chart["horizontal"] = True
         return {**chart, "series": series}
 
     def _title(self) -> Optional[str]:
-        return next((title for loc in ("center", "left", "right") if (title := _text(self._axes.get_title(loc)))), None)
+        titles = (text_of(self._axes.get_title(loc)) for loc in ("center", "left", "right"))
+        return next((title for title in titles if title), None)
 
     def _spend(self, points: int) -> None:
         self._budget[0] -= points
         if self._budget[0] < 0:
-            raise _Untold
+            raise _TooLarge
+
+    def _label(self, artist: Any, *others: Any) -> Optional[str]:
+        """What a legend says of it, or would."""
+        for one in (artist, *others):
+            label = one.get_label()
+            text = "" if label is None else str(label)
+            if text and not text.startswith("_"):
+                return text_of(text)
+        return next((self._legend[paint] for paint in map(_paint_of, (artist, *others)) if paint in self._legend), None)
+
+    def _settle_names(self, bars: List[Any], lie: bool, lines: List[Any], clouds: List[Any]) -> None:
+        """Whether labels that were set stand for places of what is drawn."""
+        along = self._y if lie else self._x
+        for container in bars:
+            along.must_name((_span(patch, lie)[0] for patch in container.patches), within=0.5)
+        for line in lines:
+            self._x.must_name(line.get_xdata(orig=False))
+            self._y.must_name(line.get_ydata(orig=False))
+        for places in clouds:
+            self._x.must_name(places[:, 0].tolist() if len(places) else ())
+            self._y.must_name(places[:, 1].tolist() if len(places) else ())
 
     # ------------------------------------------------------------------------------------------------- kinds
+
+    def _lines(self, of_others: Set[int]) -> Tuple[List[Any], List[Any]]:
+        """Those with a line, and those of markers alone. What only marks a place (`axhline`) is not drawn in ours."""
+        lines: List[Any] = []
+        dots: List[Any] = []
+        for line in self._axes.lines:
+            if id(line) in of_others or id(line) not in self._there or line.get_transform() != self._axes.transData:
+                continue
+            if not len(line.get_xdata(orig=False)):  # a legend's
+                continue
+            if str(line.get_linestyle()) in ("None", " ", ""):
+                dots.append(line)
+            elif line.get_drawstyle() == "default":
+                lines.append(line)
+            else:
+                raise _Untold
+        return lines, dots
 
     def _line(self, line: Any) -> Dict[str, Any]:
         x, y = line.get_xdata(orig=True), line.get_ydata(orig=True)
         if len(x) != len(y):  # one of them stood for many
             x, y = line.get_xdata(orig=False), line.get_ydata(orig=False)
-        self._spend(len(x))
-        return {
-            "label": _label(line),
-            "x": _values(x, _turn(self._axes.xaxis)),
-            "y": _values(y, _turn(self._axes.yaxis)),
-        }
+        wholes = [one for one in self._axes.containers if line in getattr(one, "lines", ())]  # with error bars
+        return {"label": self._label(line, *wholes), "x": self._x.values(x), "y": self._y.values(y)}
 
-    def _cloud(self, collection: Any) -> Dict[str, Any]:
-        kind, axes = self._collections.PathCollection, self._axes
-        if type(collection).__name__ != kind.__name__ or collection.get_offset_transform() != axes.transData:
+    def _offsets(self, collection: Any) -> Any:
+        """Where its points are."""
+        name = self._collections.PathCollection.__name__
+        if type(collection).__name__ != name or collection.get_offset_transform() != self._axes.transData:
             raise _Untold
-        places = collection.get_offsets()
-        self._spend(len(places))
-        x, y = (places[:, 0], places[:, 1]) if len(places) else ([], [])
-        return {"label": _label(collection), "x": _values(x, _turn(axes.xaxis)), "y": _values(y, _turn(axes.yaxis))}
+        return collection.get_offsets()
+
+    def _cloud(self, collection: Any, places: Any) -> Dict[str, Any]:
+        x, y = self._x.values(places[:, 0]), self._y.values(places[:, 1])
+        return {"label": self._label(collection), "x": x, "y": y}
 
     def _bars(self) -> List[Any]:
-        return [one for one in self._axes.containers if isinstance(one, self._containers.BarContainer) and one.patches]
+        kind, there = self._containers.BarContainer, self._there
+        bars = [one for one in self._axes.containers if isinstance(one, kind)]
+        return [one for one in bars if one.patches and all(id(patch) in there for patch in one.patches)]
 
     def _of_errors(self) -> Set[int]:
         """What belongs to error bars: their caps and strokes; the data's own line does not."""
@@ -160,181 +210,116 @@ class _Axes:
                 found.update(id(part) for part in (*caps, *strokes))
         return found
 
-    def _bar(self, container: Any) -> Dict[str, Any]:
-        self._spend(len(container.patches))
-        lies = _lies([container])
-        axis = self._axes.yaxis if lies else self._axes.xaxis
-        places, lengths, bases, widths = [], [], [], []
-        for patch in container.patches:
-            across = (patch.get_x(), patch.get_width())
-            upward = (patch.get_y(), patch.get_height())
-            (start, width), (base, length) = (upward, across) if lies else (across, upward)
-            places.append(start + width / 2)
-            widths.append(width)
-            bases.append(base)
-            lengths.append(length)
-        names = _names(axis)
+    def _is_error(self, line: Any, bars: List[Any], lie: bool) -> bool:
+        """As seaborn draws the error of a bar: a short line without a name, within the width of one, or nowhere."""
+        across, upward = line.get_xdata(orig=False), line.get_ydata(orig=False)
+        if len(across) > _STROKE or self._label(line):
+            return False
+        points = [point for point in zip(across, upward) if all(map(math.isfinite, point))]
+        places = [y if lie else x for x, y in points]
+        spans = [_span(patch, lie) for container in bars for patch in container.patches]
+        return any(all(abs(place - middle) <= abs(width) / 2 for place in places) for middle, width in spans)
+
+    def _bar(self, container: Any, lie: bool) -> Dict[str, Any]:
+        patches = container.patches
+        self._spend(len(patches))
+        along, upward = (self._y, self._x) if lie else (self._x, self._y)
+        middles, widths = zip(*(_span(patch, lie) for patch in patches))
+        bases = [patch.get_x() if lie else patch.get_y() for patch in patches]
         series = {
-            "label": _label(container),
-            "x": _values(places, _turn(axis)) if names is None else [_name_at(names, place) for place in places],
-            "y": _values(lengths, _number),
+            "label": self._label(container, patches[0]),
+            "x": [along.name_near(place) for place in middles] if along.has_names else along.values(middles),
+            "y": numbers([patch.get_width() if lie else patch.get_height() for patch in patches]),
         }
         if any(bases):
-            series["base"] = _values(bases, _number)
-        if names is None:
-            series["width"] = _values(widths, _number)
+            series["base"] = upward.values(bases)
+        if not along.has_names:
+            series["width"] = numbers(widths)
         return series
 
-    def _pie(self) -> Dict[str, Any]:
-        wedges = self._axes.patches
+    def _shows_nothing(self, patch: Any) -> bool:
+        """A shadow is of another patch; one of no size is there for a legend."""
+        size = (patch.get_width(), patch.get_height()) if type(patch) is self._patches.Rectangle else None
+        return isinstance(patch, self._patches.Shadow) or size == (0, 0)
+
+    def _pie(self, wedges: List[Any]) -> Dict[str, Any]:
         self._spend(len(wedges))
-        shares = [(_label(wedge), abs(float(wedge.theta2) - float(wedge.theta1)) / 360) for wedge in wedges]
-        return {"label": None, "slices": [{"label": label, "share": _number(share)} for label, share in shares]}
+        shares = [abs(float(wedge.theta2) - float(wedge.theta1)) / 360 for wedge in wedges]
+        if sum(shares) > 1.001:  # several, one within another
+            raise _Untold
+        slices = zip(map(self._label, wedges), numbers([round(share, 7) for share in shares]))
+        return {"label": None, "slices": [{"label": label, "share": share} for label, share in slices]}
 
     # ------------------------------------------------------------------------------------------------- boxes
 
-    def _boxes(self) -> Tuple[List[Tuple[Dict[str, Any], bool]], Set[int]]:
-        """Of each box what it says and whether it lies, and the parts of all of them, as Axes.bxp has told us."""
-        found: List[Tuple[Dict[str, Any], bool]] = []
+    def _boxes(self) -> Tuple[List[Tuple[Any, Any]], Set[int]]:
+        """Of each box its numbers and its median's line; and the parts of all of them, as Axes.bxp has told us."""
+        found: List[Tuple[Any, Any]] = []
         members: Set[int] = set()
-        there = {id(part) for part in self._axes.get_children()}
         for stats, made in getattr(self._axes, BOXES, ()):
-            for box, median in zip(stats, made["medians"]):
-                if id(median) in there:  # nobody has removed it
-                    self._spend(1 + len(box.get("fliers", ())))
-                    found.append(self._box(box, median))
             members.update(id(part) for parts in made.values() for part in parts)
+            for box, median in zip(stats, made["medians"]):
+                if id(median) in self._there:  # nobody has removed it
+                    self._spend(1 + len(box.get("fliers", ())))
+                    found.append((box, median))
         return found, members
 
-    def _box(self, stats: Any, median: Any) -> Tuple[Dict[str, Any], bool]:
+    def _box(self, stats: Any, median: Any, lie: bool) -> Dict[str, Any]:
         (x, y), (other_x, other_y) = median.get_xydata()[:2]
-        lies = bool(x == other_x and y != other_y)
-        where = (y + other_y) / 2 if lies else (x + other_x) / 2
-        names = _names(self._axes.yaxis if lies else self._axes.xaxis)
-        told = {
-            "label": None if names is None else _name_at(names, where),
-            "at": _number(where),
-            "min": _number(stats["whislo"]),
-            "first_quartile": _number(stats["q1"]),
-            "median": _number(stats["med"]),
-            "third_quartile": _number(stats["q3"]),
-            "max": _number(stats["whishi"]),
-            "outliers": _values(stats.get("fliers", ()), _number),
+        along, where = (self._y, (y + other_y) / 2) if lie else (self._x, (x + other_x) / 2)
+        near = along.name_near(where) if along.has_names else None
+        keys = ("whislo", "q1", "med", "q3", "whishi")
+        low, first, middle, third, high = numbers([stats[key] for key in keys])
+        return {
+            "label": near if isinstance(near, str) else None,
+            "at": numbers([where])[0],
+            "min": low,
+            "first_quartile": first,
+            "median": middle,
+            "third_quartile": third,
+            "max": high,
+            "outliers": numbers(stats.get("fliers", ())),
         }
-        return told, lies
 
 
-def _lies(containers: List[Any]) -> bool:
-    return any(getattr(one, "orientation", None) == "horizontal" for one in containers)
+def _lie(each: List[bool]) -> bool:
+    """Whether they all do. Raises _Untold where some lie and some stand."""
+    if len(set(each)) > 1:
+        raise _Untold
+    return any(each)
 
 
-# ------------------------------------------------------------------------------------------------- axes and values
+def _lies(median: Any) -> bool:
+    (x, y), (other_x, other_y) = median.get_xydata()[:2]
+    return bool(x == other_x and y != other_y)
 
 
-def _axis(axis: Any) -> Dict[str, Any]:
-    scale = "date" if _has_dates(axis) else "category" if _names(axis) is not None else str(axis.get_scale())
-    names, turn = _names(axis) or {}, _turn(axis)
-    ticks = [{"at": names.get(place, turn(place)), "label": label or None} for place, label in _ticks(axis)[:TICKS]]
-    return {"label": _text(axis.get_label_text()), "scale": scale, "ticks": ticks}
+def _span(patch: Any, lie: bool) -> Tuple[float, float]:
+    """The middle and the width of a bar."""
+    start, width = (patch.get_y(), patch.get_height()) if lie else (patch.get_x(), patch.get_width())
+    return float(start + width / 2), float(width)
 
 
-def _converter(axis: Any) -> Any:
-    get = getattr(axis, "get_converter", None)  # matplotlib 3.10
-    return get() if get is not None else axis.converter
+def _legend_of(axes: Any) -> Dict[Any, str]:
+    """What a legend says, by the paint of what it says it of; but for paints that are there twice."""
+    legend = axes.get_legend()
+    handles = () if legend is None else getattr(legend, "legend_handles", getattr(legend, "legendHandles", ()))
+    found: Dict[Any, str] = {}
+    twice: Set[Any] = set()
+    for handle, text in zip(handles, () if legend is None else legend.get_texts()):
+        paint, name = _paint_of(handle), text_of(text.get_text())
+        if name and paint is not None and found.setdefault(paint, name) != name:
+            twice.add(paint)
+    return {paint: name for paint, name in found.items() if paint not in twice}
 
 
-def _has_dates(axis: Any) -> bool:
-    kind = type(_converter(axis))
-    return "dates" in kind.__module__ or kind.__name__ in ("DatetimeConverter", "PeriodConverter")
-
-
-def _names(axis: Any) -> Optional[Dict[float, str]]:
-    """Places and names, where an axis has names for places: of text, or of labels that stand for themselves."""
-    known = getattr(getattr(axis, "units", None), "_mapping", None)
-    if known is not None:
-        return {float(place): _clipped(name) for name, place in known.items()}
-    formatter = axis.get_major_formatter()
-    if type(formatter).__name__ not in ("FixedFormatter", "FuncFormatter"):
+def _paint_of(artist: Any) -> Any:
+    """What tells it from others of its kind; None if nothing does."""
+    if hasattr(artist, "get_linestyle") and hasattr(artist, "get_drawstyle"):
+        return "line", str(artist.get_color()), str(artist.get_linestyle()), str(artist.get_marker())
+    paint = artist.get_facecolor() if hasattr(artist, "get_facecolor") else None
+    if paint is None:
         return None
-    if type(axis.get_major_locator()).__name__ != "FixedLocator":
-        return None
-    return {float(place): label for place, label in _ticks(axis) if label} or None
-
-
-def _ticks(axis: Any) -> List[Tuple[Any, str]]:
-    """As they were drawn: to ask the axis would make them anew."""
-    return [(tick.get_loc(), _clipped(tick.label1.get_text())) for tick in axis.majorTicks]
-
-
-def _name_at(names: Dict[float, str], place: float) -> Any:
-    """The name nearest to *place*: bars that stand beside each other stand beside it. The place if none is near."""
-    near = min(names, key=lambda known: abs(known - place))
-    return names[near] if abs(near - place) <= 0.5 else _number(place)
-
-
-def _turn(axis: Any) -> Turn:
-    """What makes a value of an axis JSON."""
-    if _has_dates(axis):
-        return _date
-    known = getattr(getattr(axis, "units", None), "_mapping", None)
-    if known is None:
-        return _number
-    names = {float(place): _clipped(name) for name, place in known.items()}
-    return lambda value: _clipped(value) if isinstance(value, str) else names.get(float(value), _number(value))
-
-
-def _values(values: Any, turn: Turn) -> List[Any]:
-    as_list = getattr(values, "filled", None)  # masked: what is masked is missing
-    if as_list is not None and getattr(values, "mask", None) is not None and getattr(values.mask, "any", bool)():
-        values = values.astype(float).filled(math.nan)
-    if type(values).__module__.partition(".")[0] == "numpy" and values.dtype.kind != "M":
-        values = values.tolist()
-    if turn is _number and set(map(type, values)) <= _PLAIN and all(map(math.isfinite, values)):
-        return list(values)
-    return [turn(value) for value in values]
-
-
-def _number(value: Any) -> Any:
-    """A number as JSON has it; of what matplotlib was given, too: dates come here where no axis knows of them."""
-    if isinstance(value, str):
-        return _clipped(value)
-    if hasattr(value, "isoformat") or hasattr(value, "to_timestamp") or type(value).__name__ == "datetime64":
-        return _date(value)
-    if isinstance(value, bool):
-        return int(value)
-    if type(value) is int:
-        return value if abs(value) < 1 << 53 else float(value)
-    number = float(value)
-    if not math.isfinite(number):
-        return None
-    return int(number) if number.is_integer() and abs(number) < 1 << 53 else number
-
-
-def _date(value: Any) -> Any:
-    """ISO 8601. A number is matplotlib's: days since its epoch."""
-    if hasattr(value, "to_timestamp"):  # a Period of pandas
-        value = value.to_timestamp()
-    if type(value).__name__ == "datetime64":
-        text = str(value)
-        return None if text == "NaT" else text
-    if hasattr(value, "isoformat"):
-        text = str(value.isoformat())
-        return None if text == "NaT" else text
-    number = float(value)
-    return str(sys.modules["matplotlib.dates"].num2date(number).isoformat()) if math.isfinite(number) else None
-
-
-def _label(artist: Any) -> Optional[str]:
-    """What a legend would say of it."""
-    label = artist.get_label()
-    text = "" if label is None else str(label)
-    return None if text.startswith("_") else _text(text)
-
-
-def _text(value: Any) -> Optional[str]:
-    return _clipped(value) or None
-
-
-def _clipped(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= _TEXT_LIMIT else text[:_TEXT_LIMIT] + "…"
+    plain = getattr(paint, "tolist", lambda: paint)()
+    first = plain[0] if plain and isinstance(plain[0], list) else plain
+    return ("filled", *(round(float(part), 6) for part in first))

@@ -62,10 +62,10 @@ def bundle(value: Any, limits: Limits, printers: Printers) -> Optional[Bundle]:
             asked.add_by_method(data, metadata, mime, method)
     if plots.is_figure(value) and "image/png" not in data:
         asked.add(data, metadata, "image/png", "the figure", lambda: plots.as_png(value))
-        from . import charts  # late: most contexts show none
+    if plots.is_figure(value) and plots.CHART not in data:
+        from .charts import as_chart  # late: most contexts show none
 
-        if charts.MIME not in data:
-            asked.add(data, metadata, charts.MIME, "the chart", lambda: charts.as_chart(value))
+        asked.add(data, metadata, plots.CHART, "the chart", lambda: as_chart(value))
     if tables.is_table(value) and tables.MIME not in data:
         asked.add(data, metadata, tables.MIME, "the table", lambda: tables.as_table(value, limits))
     if "text/plain" not in data:

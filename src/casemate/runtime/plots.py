@@ -6,6 +6,7 @@ import math
 import sys
 from typing import Any, Callable, List, Optional, Set
 
+CHART = "application/vnd.casemate.chart+json"
 BOXES = "_casemate_boxes"  # where an axes has what was told to Axes.bxp, and what that has drawn
 _shown_as_result: Set[int] = set()  # of the current cell
 _at_end: Set[int] = set()  # shown because the cell has ended
@@ -73,14 +74,16 @@ def take_over(display: Callable[[Any], None]) -> Callable[[Any], None]:
             show_open(display)
 
         pyplot.show = show
-        _remember_boxes(sys.modules["matplotlib.axes"].Axes)
 
     return adapt
 
 
-def _remember_boxes(kind: Any) -> None:
-    """What box plots are drawn from stays with their axes: their lines alone do not say which is the mean."""
-    draw = kind.bxp
+def remember_boxes(module: Any) -> None:
+    """What to do with `matplotlib.axes` when it is imported: what box plots are drawn from stays with their axes.
+
+    Their lines alone do not say which is the mean.
+    """
+    draw = module.Axes.bxp
 
     @functools.wraps(draw)
     def bxp(self: Any, bxpstats: Any, *args: Any, **kwargs: Any) -> Any:
@@ -89,7 +92,7 @@ def _remember_boxes(kind: Any) -> None:
         vars(self).setdefault(BOXES, []).append((stats, made))
         return made
 
-    kind.bxp = bxp
+    module.Axes.bxp = bxp
 
 
 def show_open(display: Callable[[Any], None], at_end: bool = False) -> None:

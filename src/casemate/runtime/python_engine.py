@@ -64,6 +64,7 @@ class PythonEngine:
             self._history = History(self._names, self._shell.user_ns_hidden, self._shell.history_manager.input_hist_raw)
         self._seeds = Seeds()
         self.twisters = self._seeds.twisters.address
+        when_imported("matplotlib.axes", plots.remember_boxes)
         when_imported("matplotlib.pyplot", plots.take_over(self._display))
         when_imported("plotly.io", declared.take_over(self._display))
         when_imported("pandas", tables.as_in_a_notebook)

@@ -2,12 +2,19 @@
 
 import base64
 import json
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 from .engines import Limits
+from .plots import CHART
 
 _MIME_LIMIT = 200
 _encode = json.JSONEncoder(allow_nan=False).encode
+
+
+class LeftOut(NamedTuple):
+    """In the place of data: it was too large to be made, or of so many bytes. 0: nobody has counted."""
+
+    had: int
 
 
 def is_json(mime: str) -> bool:
@@ -36,7 +43,8 @@ def encode(body: Dict[str, Any], limits: Limits) -> str:
     text = _encode(whole)
     while len(text) > limits.result_bytes and (data or whole["metadata"]):
         if data:
-            largest = max(data, key=lambda mime: len(_encode(data[mime])))
+            # A chart stands beside a picture, and is not to drive it out.
+            largest = CHART if CHART in data else max(data, key=lambda mime: len(_encode(data[mime])))
             cut[largest] = max(cut.get(largest, 0), _size(largest, data.pop(largest)))
         else:
             whole["metadata"] = {}
@@ -48,6 +56,8 @@ def _fit(mime: Any, value: Any, limits: Limits) -> Tuple[Any, Optional[int]]:
     """What of *value* can be sent, or None, and the bytes it had if that is not all of it."""
     if type(mime) is not str or not 0 < len(mime) <= _MIME_LIMIT:
         return None, None
+    if isinstance(value, LeftOut):
+        return None, value.had
     if isinstance(value, (bytes, bytearray, memoryview)):
         fits = len(value) <= limits.result_bytes
         return (base64.b64encode(value).decode("ascii"), None) if fits else (None, len(value))

@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
+np = pytest.importorskip("numpy")
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 
-from casemate.runtime import charts, plots  # noqa: E402
+from casemate.runtime import charts, plots, results  # noqa: E402
+from casemate.runtime.engines import Limits  # noqa: E402
 from casemate.sdk import Bars, Box, Points, Slice  # noqa: E402
 from casemate.sdk.charts import chart_of  # noqa: E402
 
-plots.take_over(lambda figure: None)(plt)
+plots.remember_boxes(matplotlib.axes)
 
 
 @pytest.fixture(autouse=True)
@@ -168,8 +170,14 @@ def test_several() -> None:
         "plt.axes(projection='polar').plot([1, 2])",
         "plt.axes(projection='3d').plot([1, 2], [1, 2], [1, 2])",
         "plt.plot([1, 2]); plt.axvspan(0, 1)",
-        "plt.plot(range(100_001))",
         "plt.axhline(3)",
+        "plt.step([1, 2], [3, 4])",
+        "plt.hist([1, 2, 2], histtype='step')",
+        "plt.plot([])",
+        "plt.scatter([], [])",
+        "plt.pie([1, 2]); plt.pie([1, 3], radius=0.5)",
+        "plt.bar([1, 2], [3, 4]); plt.barh([1], [2])",
+        "plt.plot([1, 2], visible=False)",
     ],
 )
 def test_what_has_no_chart(draw: str) -> None:
@@ -183,6 +191,125 @@ def test_lines_that_only_mark_a_place_are_left_out() -> None:
     assert [one["y"] for one in told()["series"]] == [[3, 4]]
 
 
+def test_too_many_points_are_said_to_be_left_out() -> None:
+    plt.plot(range(60_000))
+    assert len(told()["series"][0]["x"]) == 60_000
+    plt.scatter(range(60_000), range(60_000))
+    assert charts.as_chart(plt.gcf()) == results.LeftOut(0)
+    body = {"type": "display", "data": {plots.CHART: results.LeftOut(0), "text/plain": "F"}}
+    sent = json.loads(results.encode(body, Limits()))
+    assert (sent["data"], sent["cut"]) == ({"text/plain": "F"}, {plots.CHART: 0})
+
+
+def test_a_chart_does_not_drive_out_its_picture() -> None:
+    body = {"type": "display", "data": {"image/png": b"p" * 3000, plots.CHART: {"x": ["c" * 1000]}}}
+    sent = json.loads(results.encode(body, Limits(result_bytes=4500)))
+    assert set(sent["data"]) == {"image/png"}
+    assert sent["cut"] == {plots.CHART: 1011}
+
+
+def test_what_is_missing() -> None:
+    plt.plot([1, None, 3])
+    plt.plot(np.ma.array([1, 2, 3], mask=[0, 1, 0]))
+    plt.plot([1, float("inf"), 3])
+    assert [one["y"] for one in told()["series"]] == [[1, None, 3]] * 3
+    plt.close()
+    plt.scatter(np.ma.array([1, 2, 3], mask=[0, 1, 0]), [1, 2, 3])
+    assert told()["series"][0]["x"] == [1, None, 3]
+    plt.close()
+    plt.plot(np.array(["2024-01-01", "NaT", "2024-01-01T00:00:00.5"], "datetime64[ns]"), [1, 2, 3])
+    assert told()["series"][0]["x"] == ["2024-01-01T00:00:00", None, "2024-01-01T00:00:00.5"]
+
+
+def test_dates_have_the_zone_that_they_had() -> None:
+    zone = datetime.timezone(datetime.timedelta(hours=2))
+    plt.bar([datetime.datetime(2024, 1, 1, 12)], [1])
+    assert told()["series"][0]["x"] == ["2024-01-01T12:00:00"]
+    plt.close()
+    plt.scatter([datetime.datetime(2024, 1, 1, 12, tzinfo=zone)], [1])
+    assert told()["series"][0]["x"] == ["2024-01-01T12:00:00+02:00"]
+    plt.close()
+    plt.barh(["t"], [2], left=[datetime.datetime(2024, 1, 1)])
+    chart = told()
+    assert (chart["x"]["scale"], chart["y"]["scale"]) == ("category", "date")
+    assert chart["series"] == [{"label": None, "x": ["t"], "y": [2], "base": ["2024-01-01T00:00:00"]}]
+
+
+def test_labels_stand_for_places_only_if_nothing_stands_between() -> None:
+    plt.plot([0, 1], [1, 2])
+    plt.xticks([0, 1], ["u", "v"])
+    chart = told()
+    assert (chart["x"]["scale"], chart["series"][0]["x"]) == ("category", ["u", "v"])
+    plt.plot([0, 0.5, 1], [1, 2, 3])
+    chart = told()
+    assert (chart["x"]["scale"], chart["series"][0]["x"]) == ("linear", [0, 1])
+    assert chart["x"]["ticks"] == [{"at": 0, "label": "u"}, {"at": 1, "label": "v"}]
+
+
+def test_labels_are_a_legends_too() -> None:
+    plt.plot([1, 2])
+    plt.plot([2, 3])
+    plt.legend(["u", "v"])
+    assert [one["label"] for one in told()["series"]] == ["u", "v"]
+    plt.close()
+    plt.pie([1, 3])
+    plt.legend(["u", "v"])
+    assert [one["label"] for one in told()["series"][0]["slices"]] == ["u", "v"]
+    plt.close()
+    plt.errorbar([1, 2], [3, 4], yerr=1, label="e")
+    plt.plot([1, 2], [3, 4], "r")
+    plt.plot([1, 2], [5, 6], "r")
+    plt.legend(["e", "p", "q"])
+    assert [one["label"] for one in told()["series"]] == ["e", None, None], "two of one colour are not told apart"
+    plt.close()
+    plt.hist([[1, 2, 2], [1, 1, 2]], bins=2, label=["u", "v"])
+    assert [one["label"] for one in told()["series"]] == ["u", "v"]
+
+
+def test_short_lines_on_bars_are_their_errors() -> None:
+    plt.bar(["a", "b"], [1, 2])  # as seaborn does
+    plt.plot([0, 0], [0.5, 1.5])
+    plt.plot([1, 1], [float("nan")] * 2)
+    assert told()["type"] == "bar"
+    plt.plot([0, 1], [1, 2])
+    assert [one["type"] for one in told()["charts"]] == ["bar", "line"]
+
+
+def test_ticks_are_those_that_are_seen() -> None:
+    plt.plot(range(100))
+    told()
+    plt.xticks([0, 5, 10, 50])
+    plt.xlim(0, 10)
+    assert [tick["at"] for tick in told()["x"]["ticks"]] == [0, 5, 10]
+    plt.close()
+    plt.plot([1, 2])
+    plt.twinx().plot([3, 4])
+    one, other = told()["charts"]
+    assert one["x"]["ticks"] == other["x"]["ticks"]
+    assert len(one["x"]["ticks"]) > 3
+
+
+def test_what_was_removed_is_not_told() -> None:
+    plt.bar(["a"], [1])
+    for patch in plt.bar(["a"], [2]).patches:
+        patch.remove()
+    assert [one["y"] for one in told()["series"]] == [[1]]
+
+
+def test_the_figure_looks_as_before() -> None:
+    figure, (left, right) = plt.subplots(1, 2)
+    left.boxplot([[1, 2, 3]])
+    right.bar(["a", "b"], [1, 2], label="n")
+    right.legend()
+    pictures = []
+    for _ in range(2):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, metadata={"Software": None})
+        pictures.append(buffer.getvalue())
+        assert charts.as_chart(figure) is not None
+    assert pictures[0] == pictures[1]
+
+
 class Liar(Line2D):
     def get_xdata(self, orig: bool = True) -> Any:
         raise KeyError("no")
@@ -193,7 +320,24 @@ class Endless(Line2D):
         return "x" * 10_000_000
 
 
+class Leaving(Line2D):
+    def get_drawstyle(self) -> Any:
+        raise SystemExit(3)
+
+
+class Hanging(Line2D):
+    def get_drawstyle(self) -> Any:
+        raise KeyboardInterrupt
+
+
 def test_artists_that_lie() -> None:
+    plt.gca().add_line(Leaving([1, 2], [3, 4]))
+    assert told(drawn=False) is None
+    plt.close()
+    plt.gca().add_line(Hanging([1, 2], [3, 4]))
+    with pytest.raises(KeyboardInterrupt):
+        charts.as_chart(plt.gcf())
+    plt.close()
     plt.gca().add_line(Liar([1, 2], [3, 4]))
     assert told(drawn=False) is None
     plt.close()
@@ -211,6 +355,9 @@ def test_artists_that_lie() -> None:
         {"type": "line", "title": None, "x": None, "y": None, "series": []},
         {"type": "pie", "title": None, "series": []},
         {"type": "pie", "title": None, "series": [{"slices": [{"label": "a", "share": "much"}]}]},
+        {"type": "pie", "title": None, "series": [{"slices": [{"label": "a", "share": "0.5"}]}]},
+        {"type": "pie", "title": None, "series": [{"slices": [{"label": "a", "share": 10**400}]}]},
+        {"type": "pie", "title": None, "series": [{"slices": [{"label": "a", "share": float("nan")}]}]},
         {"type": "surface", "title": None, "series": []},
         {"type": "composite", "title": None, "charts": [{"type": "composite", "title": None, "charts": []}]},
         {"type": "composite", "title": {"a": 1}, "charts": []},
@@ -223,6 +370,6 @@ def test_what_the_code_made_up_is_no_chart(body: Any) -> None:
 def test_series_of_two_lengths_are_no_chart() -> None:
     plt.plot([1, 2], [3, 4])
     chart = told()
-    for broken in ([1], [1, True], [1, [2]], "12", None):
+    for broken in ([1], [1, True], [1, [2]], [1, float("nan")], [1, -float("inf")], [1, 10**400], "12", None):
         chart["series"][0]["x"] = broken
         assert chart_of(chart) is None, broken
