@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +112,9 @@ def _chart(body: Mapping[str, Any], depth: int) -> Chart:
 
 def _axis(body: Mapping[str, Any]) -> Axis:
     ticks = tuple(Tick(_value(one["at"]), _text(one["label"])) for one in _list(body["ticks"]))
-    return Axis(_text(body["label"]), str(body["scale"]), ticks)
+    if not isinstance(body["scale"], str):
+        raise TypeError("no scale")
+    return Axis(_text(body["label"]), body["scale"], ticks)
 
 
 def _points(body: Mapping[str, Any]) -> Points:
@@ -161,7 +163,7 @@ def _share(value: Any) -> float:
 
 
 def _value(value: Any) -> Value:
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:
         raise ValueError("null stands for what is no number")
     if value is None or (isinstance(value, (int, float, str)) and not isinstance(value, bool)):
         return value

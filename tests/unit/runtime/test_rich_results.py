@@ -9,7 +9,6 @@ import pytest
 from context_bench import ContextBench
 
 TABLE = "application/vnd.casemate.table+json"
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def only(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -299,42 +298,6 @@ class TestTables:
         assert len(table["rows"][0][0]) == 10_001
 
 
-@pytest.mark.usefixtures("matplotlib")
-class TestFigures:
-    def test_open_figures_are_shown_and_closed(self, shared_context: ContextBench) -> None:
-        code = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.figure(); plt.plot([3])\nprint('drawn')"
-        seen = shared_context.run(code)
-        assert [kind for kind, _ in seen.order] == ["stdout", "result", "result"]
-        assert all(base64.b64decode(one["data"]["image/png"]).startswith(PNG) for one in seen.results)
-        assert [one["type"] for one in seen.results] == ["display", "display"]
-        assert shared_context.run("plt.get_fignums()").text == "[]"
-
-    def test_show_shows_at_once(self, shared_context: ContextBench) -> None:
-        seen = shared_context.run("import matplotlib.pyplot as plt\nplt.plot([1]); plt.show(); print('after')")
-        assert [kind for kind, _ in seen.order] == ["result", "stdout"]
-        assert seen.stderr == ""
-
-    def test_figure_as_the_result_is_not_shown_twice(self, shared_context: ContextBench) -> None:
-        seen = shared_context.run("import matplotlib.pyplot as plt\nfig, ax = plt.subplots(); ax.plot([1]); fig")
-        assert only(seen.results)["type"] == "result"
-        assert "image/png" in only(seen.results)["data"]
-
-    def test_shown_after_an_error_too(self, shared_context: ContextBench) -> None:
-        seen = shared_context.run("import matplotlib.pyplot as plt\nplt.plot([1]); 1 / 0")
-        assert (len(seen.results), seen.end["name"]) == (1, "ZeroDivisionError")
-
-    def test_figure_that_can_not_be_drawn(self, shared_context: ContextBench) -> None:
-        code = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.title('$\\\\nosuch$'); plt.figure(); plt.plot([1]);"
-        seen = shared_context.run(code)
-        assert ["image/png" in one["data"] for one in seen.results] == [False, True]
-        assert "the figure of Figure failed" in seen.stderr
-        assert shared_context.run("plt.get_fignums()").text == "[]"
-
-    def test_picture(self, shared_context: ContextBench) -> None:
-        seen = shared_context.run("from PIL import Image\nImage.new('RGB', (2, 2))")
-        assert base64.b64decode(only(seen.results)["data"]["image/png"]).startswith(PNG)
-
-
 @pytest.mark.usefixtures("ipython")
 def test_printers_that_the_user_registers(fresh_context: ContextBench) -> None:
     run = fresh_context.run
@@ -345,31 +308,3 @@ def test_printers_that_the_user_registers(fresh_context: ContextBench) -> None:
     assert only(run("3").results)["data"]["text/plain"] == "n=3"
     assert run("%precision 2").kind == "ok"
     assert run("3.14159").text == "3.14"
-
-
-def has(context: ContextBench, module: str) -> None:
-    if context.run(f"import importlib.util; importlib.util.find_spec('{module}') is not None").text != "True":
-        pytest.skip(f"this Python has no {module}; CASEMATE_TEST_PYTHONS may name one that has")
-
-
-class TestFiguresThatAreData:
-    def test_plotlys(self, shared_context: ContextBench) -> None:
-        has(shared_context, "plotly")
-        code = "import plotly.graph_objects as go; figure = go.Figure(go.Bar(x=['a'], y=[1])); figure"
-        result = only(shared_context.run(code).results)
-        assert result["data"]["application/vnd.plotly.v1+json"]["data"] == [{"type": "bar", "x": ["a"], "y": [1]}]
-        (shown,) = shared_context.run("figure.show()").results
-        assert shown["type"] == "display"
-        assert "application/vnd.plotly.v1+json" in shown["data"]
-
-    def test_altairs(self, shared_context: ContextBench) -> None:
-        has(shared_context, "altair")
-        code = "import altair; altair.Chart({'values': [{'a': 1}]}).mark_bar().encode(x='a:Q')"
-        data = only(shared_context.run(code).results)["data"]
-        (specification,) = (value for mime, value in data.items() if "vegalite" in mime)
-        assert specification["mark"] == {"type": "bar"}
-
-    def test_a_chart_without_a_mark_is_told(self, shared_context: ContextBench) -> None:
-        has(shared_context, "altair")
-        seen = shared_context.run("import altair; altair.Chart({'values': []}, mark=5)")
-        assert seen.end["kind"] == "ok"
