@@ -30,12 +30,23 @@ SAYS = {
 PYTHON = os.environ.get("CASEMATE_TEST_FRAMEWORKS", sys.executable)
 
 
+def said_by(program: Path, library: str) -> str:
+    if sys.executable == PYTHON and importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed; CASEMATE_TEST_FRAMEWORKS may name a Python that has it")
+    source = {"PYTHONPATH": str(EXAMPLES.parent / "src")} if sys.executable != PYTHON else {}
+    argv = [PYTHON, program]
+    done = subprocess.run(argv, env=os.environ | source, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_the_example_says_what_came_of_it(name: str, daemon: Daemon, no_trace: None) -> None:
-    if sys.executable == PYTHON and importlib.util.find_spec(LIBRARIES[name]) is None:
-        pytest.skip(f"{LIBRARIES[name]} is not installed; CASEMATE_TEST_FRAMEWORKS may name a Python that has it")
-    source = {"PYTHONPATH": str(EXAMPLES.parent / "src")} if sys.executable != PYTHON else {}
-    argv = [PYTHON, EXAMPLES / f"agent_{name}.py"]
-    done = subprocess.run(argv, env=os.environ | source, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == SAYS[name], done.stderr
+    assert said_by(EXAMPLES / f"agent_{name}.py", LIBRARIES[name]) == SAYS[name]
+    assert not Sandbox.list()
+
+
+def test_an_agent_that_loses_its_interpreter_goes_on(daemon: Daemon, no_trace: None) -> None:
+    said = said_by(Path(__file__).with_name("agent_that_loses.py"), "smolagents")
+    assert said == "2\n4\n6\n8\n10\n[the sandbox has ended (\n"
     assert not Sandbox.list()

@@ -137,10 +137,17 @@ class Interpreter:
         try:
             return act(sandbox)
         except CasemateError as error:
-            if (reason := self._reason_of_end(sandbox, error)) is not None:
-                self._forget(sandbox)
-                return [LOST.format(reason=reason)]
+            if (lost := self.forgotten(sandbox, error)) is not None:
+                return [lost]
             return [f"error ({error.code}): {error}"]
+
+    def forgotten(self, sandbox: Sandbox, error: CasemateError) -> str | None:
+        """What a model has to know if *error* means that *sandbox* is no more; there is another one from now on."""
+        reason = self._reason_of_end(sandbox, error)
+        if reason is None:
+            return None
+        self._forget(sandbox)
+        return LOST.format(reason=reason)
 
     def _reason_of_end(self, sandbox: Sandbox, error: CasemateError) -> str | None:
         """Why the sandbox is no more; None if it lives, or that can't be told."""

@@ -10,9 +10,10 @@ no network. Nothing of what comes back is unpickled, nor are pictures that a gue
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, Self
 
-from smolagents import AgentLogger, LogLevel
+from smolagents import AgentLogger, LogLevel, Tool
 from smolagents.local_python_executor import CodeOutput
 from smolagents.remote_executors import RemotePythonExecutor
 from smolagents.serialization import SafeSerializer
@@ -21,7 +22,17 @@ from smolagents.utils import AgentError
 from casemate.errors import CasemateError
 from casemate.integrations.answers import TEXT_BYTES, how, parts_of, text_of
 from casemate.integrations.interpreter import TIMEOUT_S, Interpreter
-from casemate.sdk import Execution, Raised, Sandbox, SandboxDied
+from casemate.sdk import (
+    CodeEnd,
+    CodeOutOfMemory,
+    CodeTimedOut,
+    ContextDied,
+    Execution,
+    Interrupted,
+    Raised,
+    Sandbox,
+    SandboxDied,
+)
 
 PREFIX = "safe:"
 DEPTH = 50
@@ -42,7 +53,10 @@ PLAIN |= {"timedelta", "Decimal", "dataclass"}  # what its serializer makes of J
 
 
 class CasemateExecutor(RemotePythonExecutor):  # type: ignore[misc]
-    """One sandbox, made at first use. *timeout_s* bounds each step, *options* are those of ``Sandbox.create``."""
+    """One sandbox, made at first use. *timeout_s* bounds each step, *options* are those of ``Sandbox.create``.
+
+    Where its interpreter or the sandbox is lost, the next step has the agent's tools and variables again.
+    """
 
     def __init__(
         self,
@@ -57,6 +71,9 @@ class CasemateExecutor(RemotePythonExecutor):  # type: ignore[misc]
         super().__init__(additional_imports or [], logger or AgentLogger(level=LogLevel.ERROR), allow_pickle=False)
         self._interpreter = Interpreter(image, timeout_s=timeout_s, sandbox=sandbox, **options)
         self._timeout_s = timeout_s
+        self._tools: dict[str, Tool] = {}
+        self._variables: dict[str, Any] = {}
+        self._is_lost = False  # what was sent is not there any more
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +84,37 @@ class CasemateExecutor(RemotePythonExecutor):  # type: ignore[misc]
     def cleanup(self) -> None:
         """End the sandbox; an agent that is closed calls this, too."""
         self._interpreter.close()
+        self._is_lost = True
+
+    def send_variables(self, variables: dict[str, Any]) -> None:
+        self._variables = dict(variables)
+        self._send(lambda: RemotePythonExecutor.send_variables(self, variables))
+
+    def send_tools(self, tools: dict[str, Tool]) -> None:
+        self._tools = dict(tools)
+        self._send(lambda: RemotePythonExecutor.send_tools(self, tools))
+
+    def _send(self, act: Callable[[], None]) -> None:
+        """What can't be sent because the interpreter is lost is sent to the next one, before its first step."""
+        if self._is_lost:
+            return
+        try:
+            act()
+        except AgentError:
+            if not self._is_lost:
+                raise
+
+    def __call__(self, code_action: str) -> CodeOutput:
+        if self._is_lost:
+            super().send_variables(self._variables)
+            super().send_tools(self._tools)
+            self._is_lost = False
+        return self.run_code_raise_errors(code_action)
+
+    def _patch_final_answer_with_exception(self, final_answer_tool: Tool) -> None:
+        # Its tools are sent at each run of an agent, and what is wrapped twice has source code that can't run.
+        if not hasattr(final_answer_tool, "_forward"):
+            super()._patch_final_answer_with_exception(final_answer_tool)
 
     def install_packages(self, additional_imports: list[str]) -> list[str]:
         """Only looks whether they are there: a sandbox has no network to install anything from."""
@@ -93,15 +141,30 @@ class CasemateExecutor(RemotePythonExecutor):  # type: ignore[misc]
     def _run(self, code: str) -> Execution:
         try:
             sandbox = self._interpreter.sandbox
-            execution = sandbox.run_code(code, self._timeout_s, max_output_bytes=TEXT_BYTES)
         except CasemateError as error:
             raise self._failed(f"error ({error.code}): {error}") from error
+        try:
+            execution = sandbox.run_code(code, self._timeout_s, max_output_bytes=TEXT_BYTES)
+        except CasemateError as error:
+            lost = self._interpreter.forgotten(sandbox, error)
+            self._is_lost = self._is_lost or lost is not None
+            raise self._failed(lost or f"error ({error.code}): {error}") from error
+        self._is_lost = self._is_lost or _loses(execution.end)
         if isinstance(execution.end, SandboxDied):
             self._interpreter.close()
         return execution
 
     def _failed(self, message: str) -> AgentError:
         return AgentError(message, self.logger)
+
+
+def _loses(end: CodeEnd) -> bool:
+    """Whether its interpreter's names are gone."""
+    match end:
+        case CodeTimedOut(state_kept=kept) | Interrupted(state_kept=kept):
+            return not kept
+        case _:
+            return isinstance(end, CodeOutOfMemory | ContextDied | SandboxDied)
 
 
 def _answer_of(value: str) -> Any:

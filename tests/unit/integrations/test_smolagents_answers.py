@@ -13,7 +13,9 @@ import pytest
 
 smolagents = pytest.importorskip("smolagents")
 
-from casemate.integrations.smolagents import _answer_of  # noqa: E402
+from smolagents.tools import get_tools_definition_code  # noqa: E402
+
+from casemate.integrations.smolagents import CasemateExecutor, _answer_of  # noqa: E402
 
 
 class Harm:
@@ -48,3 +50,12 @@ def test_plain_answers_come_as_they_were() -> None:
 def test_what_is_none_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="JSON"):
         _answer_of(value)
+
+
+def test_final_answer_is_sent_as_often_as_an_agent_runs() -> None:
+    executor, tool = CasemateExecutor(), smolagents.FinalAnswerTool()
+    for _ in range(3):
+        executor._patch_final_answer_with_exception(tool)
+        source = get_tools_definition_code({tool.name: tool})
+        assert "allow_pickle_setting" not in source  # a name that only smolagents' own closure has
+        assert "ALLOW_PICKLE = False" in source
