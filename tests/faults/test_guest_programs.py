@@ -55,6 +55,7 @@ def test_a_folder_in_memory_has_an_end(sandbox: Sandbox, place: str) -> None:
     assert sandbox.commands.run("echo more").stdout == "more\n"
 
 
+@pytest.mark.slow
 def test_memory_that_no_killed_program_gives_back(sandbox: Sandbox) -> None:
     """Files on tmpfs stay when their writer dies, and what the agent itself writes counts against no limit."""
     assert sandbox.commands.run("head -c 2G /dev/zero > /tmp/big", timeout_s=60).end == Exited(1)
@@ -87,6 +88,7 @@ def test_a_full_disk_is_the_programs_and_the_writers_to_hear_of(sandbox: Sandbox
     assert sandbox.files.write("more", bytes(1 << 20)) == 1 << 20
 
 
+@pytest.mark.slow
 def test_a_quarter_of_a_gibibyte_of_output_leaves_the_daemon_flat(sandbox: Sandbox, daemon: Daemon) -> None:
     script = "import os\nb = bytes(range(256)) * 4096\nfor n in range(256): os.write(1, b)"
     before = resident_bytes(daemon.pid)

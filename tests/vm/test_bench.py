@@ -48,6 +48,7 @@ WITHOUT_FLOOR = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.vm
 @pytest.mark.timeout(600)
 def test_every_row_is_measured_beside_its_floor(daemon: Daemon, tmp_path: Path, no_trace: None) -> None:

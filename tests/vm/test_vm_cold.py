@@ -15,6 +15,7 @@ def said(sandbox: Sandbox, script: str) -> str:
     return sandbox.commands.run(["sh", "-c", script], check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_booted_from_its_disk_it_has_its_files_and_lives_on(daemon: Daemon, no_trace: None) -> None:
     with Sandbox.create(env={"WHO": "me"}, on_idle="keep") as sandbox:
         said(sandbox, f"{COUNT} echo kept > kept; echo gone > /tmp/gone")

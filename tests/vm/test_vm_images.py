@@ -64,6 +64,7 @@ def build_on_first_use(image: str) -> None:
     assert not Sandbox.list()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_an_image_goes_out_comes_in_and_is_built_on_first_use(daemon: Daemon, tmp_path: Path, no_trace: None) -> None:
     tar = tmp_path / "python.tar"

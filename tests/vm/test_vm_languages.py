@@ -80,6 +80,7 @@ def test_languages_that_are_not_there(lasting: Sandbox) -> None:
         lasting.contexts.create("fortran")
 
 
+@pytest.mark.slow
 def test_a_kernel_from_a_registry(lasting: Sandbox) -> None:
     if sys.version_info[:2] != (3, 11):
         pytest.skip("the wheels of this Python are not those of the image's 3.11")
