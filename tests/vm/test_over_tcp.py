@@ -93,6 +93,7 @@ def test_a_key_opens_its_tenants_sandboxes_and_no_others(
                         bodies = {
                             "code": {"code": "1"},
                             "complete": {"code": "1", "cursor": 1},
+                            "inspect": {"code": "1", "cursor": 1},
                             "signal": {"signal": "TERM"},
                             "keep-alive": {"for_s": 1},
                             "snapshot": {"name": "theirs"},

@@ -26,16 +26,16 @@ def state(sandbox: Sandbox) -> tuple[str, str | None]:
 def test_idle_means_without_work(daemon: Daemon, no_trace: None) -> None:
     """All at once. Killed: the idle one, the one whose terminal is silent. Not killed: who works, who is kept alive."""
     boxes = {
-        name: Sandbox.create(idle_timeout_s=6, park_after_s=park)  # not less: six are made before the first is used
+        name: Sandbox.create(idle_timeout_s=15, park_after_s=park)  # not less: six are made before the first is used
         for name, park in [("idle", 0.5), ("silent", None), ("exec", 0.5), ("busy", 0.5), ("kept", 0.5), ("talk", None)]
     }
     try:
         with boxes["exec"].commands.start(["sleep", "60"], detach=True):
             pass
         boxes["busy"].commands.run(BUSY)
-        boxes["kept"].keep_alive(30)
+        boxes["kept"].keep_alive(120)
         with boxes["silent"].commands.terminal(), boxes["talk"].commands.terminal() as talked:
-            until, ended = fair_clock() + 60, set[str]()
+            until, ended = fair_clock() + 90, set[str]()
             while not ended >= {"idle", "silent"} and fair_clock() < until:
                 talked.feed(b"#")
                 time.sleep(0.4)
