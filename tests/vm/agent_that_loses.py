@@ -23,7 +23,7 @@ def double(number: int) -> int:
 
 def kill() -> None:
     (sandbox,) = Sandbox.list()
-    sandbox.kill()
+    Sandbox.connect(sandbox.id).kill()
 
 
 def steps() -> Iterator[str]:
