@@ -3,6 +3,7 @@
 # make test-kvm  the contract on Firecracker with a Linux guest, where KVM runs one
 # make frameworks  the examples of four agent frameworks, with the real libraries
 # make check   lint, types, import contracts, spelling      make fix    what can be mended by itself
+# make corpus  other people's examples in sandboxes, cell by cell beside a plain Jupyter (docs/corpus.md; some 45 min)
 # make soak    all slow tests with machines, and every point of every sweep of faults, three times over
 #              (make test takes a sample of both, another one each time)
 # make bench   the figures, each beside its floor           make help   this list
@@ -18,7 +19,7 @@ WORKERS ?= $(shell echo $$(($$(nproc) < 4 ? $$(nproc) : 4)))
 SUDO   := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-kvm frameworks images check fix bench soak help clean
+.PHONY: demo test test-kvm frameworks corpus images check fix bench soak help clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -79,6 +80,12 @@ frameworks: images
 	@echo 'Installing the agent frameworks into .venv …'
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[openai-agents,langchain,pydantic-ai,smolagents]'
 	$(BIN)/pytest tests/vm/test_vm_frameworks.py tests/unit/integrations
+
+# All anew; with WORDS=… only what has one of them in its name. What stopped half-way goes on without --again
+corpus: images
+	$(BIN)/python -m tests.corpus plain --again $(WORDS)
+	$(BIN)/python -m tests.corpus ours --again $(WORDS)
+	$(BIN)/python -m tests.corpus table $(WORDS)
 
 soak: images
 	CASEMATE_SOAK=1 $(BIN)/pytest tests/faults tests/vm

@@ -1,0 +1,1 @@
+"""Other people's examples, run in a sandbox and by a plain Jupyter, compared cell by cell: ``docs/corpus.md``."""
