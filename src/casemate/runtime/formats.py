@@ -1,6 +1,7 @@
 """An object as a MIME bundle, by the methods and printers that Jupyter's front ends know."""
 
 import sys
+import warnings
 from functools import partial
 from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
@@ -65,12 +66,19 @@ def bundle(value: Any, limits: Limits, printers: Printers) -> Optional[Bundle]:
     if plots.is_figure(value) and plots.CHART not in data:
         from .charts import as_chart  # late: most contexts show none
 
-        asked.add(data, metadata, plots.CHART, "the chart", lambda: as_chart(value))
+        asked.add(data, metadata, plots.CHART, "the chart", lambda: _quietly(as_chart, value))
     if tables.is_table(value) and tables.MIME not in data:
-        asked.add(data, metadata, tables.MIME, "the table", lambda: tables.as_table(value, limits))
+        asked.add(data, metadata, tables.MIME, "the table", lambda: _quietly(tables.as_table, value, limits))
     if "text/plain" not in data:
         data["text/plain"] = printers.text(value)
     return data, metadata
+
+
+def _quietly(make: Callable[..., Any], *given: Any) -> Any:
+    """What we read of a value beside what the user asked to see is nothing to warn the user of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make(*given)
 
 
 class _Asked:

@@ -227,6 +227,18 @@ class TestTables:
         wide = shared_context.run("pd.DataFrame([range(50)])")
         assert only(wide.results)["data"]["text/html"].count("<td>") == 21  # one of them …
 
+    def test_reading_it_warns_nobody(self, shared_context: ContextBench) -> None:
+        code = (
+            "import pandas as pd, warnings\n"
+            "class Warns(list):\n"
+            "    def __str__(self): warnings.warn('read'); return 'x'\n"
+            "    __repr__ = list.__repr__\n"
+            "pd.DataFrame({'a': [Warns()]})"
+        )
+        seen = shared_context.run(code)
+        assert seen.stderr == ""
+        assert only(seen.results)["data"][TABLE]["rows"] == [["x"]]
+
     def test_types_and_values(self, shared_context: ContextBench) -> None:
         code = (
             "import pandas as pd, numpy as np, datetime\n"
