@@ -144,7 +144,7 @@ def test_the_places_of_an_error_in_both_forms() -> None:
 
 def picture(width: int, height: int) -> dict[str, object]:
     head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + struct.pack(">II", width, height)
-    data = {"image/png": base64.b64encode(head).decode() + "\n", "text/plain": ["<Fig", "ure>"]}
+    data = {"image/png": base64.b64encode(head).decode() + "\n", "text/plain": ["<Figure", ">"]}
     return {"output_type": "display_data", "data": data, "metadata": {}}
 
 
